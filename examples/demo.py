@@ -1,0 +1,64 @@
+"""python -m examples.demo: two people out of two photographs, in one picture. A first program of your own."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from export.wheels import demo_photos
+from realisid_trt import Engine, Person, RealisIDError
+from realisid_trt.__main__ import timing_table
+from realisid_trt.conditions import location_mask, pose_image
+from realisid_trt.drawing import side_by_side, with_boxes
+from realisid_trt.picture import to_pil
+
+PROMPT = "two friends hiking, golden hour"
+PLACES = ((0.06, 0.15, 0.5, 0.59), (0.52, 0.22, 0.94, 0.64))  # of the picture's width and height
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--engine", default="engines/miniature")
+    parser.add_argument("--out", type=Path, default=Path("out"))
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    photos = demo_photos(options.out / "photos")
+    engine = Engine.load(options.engine)
+    side = engine.model.default_size
+    identities = [engine.embed(photo) for photo in photos]
+    for photo, identity in zip(photos, identities, strict=True):
+        print(f"{photo.name}: face found at ({', '.join(f'{v:.0f}' for v in identity.box)}) px")
+
+    persons = [
+        Person(identity, box=[fraction * side for fraction in place])
+        for identity, place in zip(identities, PLACES, strict=True)
+    ]
+    with tqdm(total=engine.config.num_inference_steps, desc="denoising", unit="step") as bar:
+        result = engine.generate(PROMPT, persons, seed=7, progress=lambda *_: bar.update())
+
+    [picture] = result.images
+    boxes = with_boxes(picture, [person.box for person in result.persons])
+    picture.save(options.out / "demo.png")
+    boxes.save(options.out / "demo-boxes.png")
+    style = engine.config.pose_style
+    drawings = [to_pil(pose_image(identity.landmarks, 256, style).transpose(1, 2, 0)) for identity in identities]
+    masks = [Image.fromarray((location_mask(p.box, side, side)[0] * 255).astype("uint8")) for p in result.persons]
+    side_by_side([*drawings, *masks, boxes], 256).save(options.out / "demo-conditions.png")
+
+    print("\n".join(timing_table(result.timings, result.rows)))
+    print(f"{options.out}/: demo.png, demo-boxes.png and, as the networks saw it, demo-conditions.png")
+    print("(The miniature's weights are random: everything runs for real, and the picture is noise in its taste.)")
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except RealisIDError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)

@@ -1,0 +1,313 @@
+"""One flat-signature wrapper per network of the engine: what is traced, with its inputs and outputs in spec order.
+
+The UNet is cut where the ControlNets' residuals enter: diffusers adds them to the skips after the last down block and
+to the mid block's output, so the encoder half (conv_in, down blocks, mid block) never sees them. Time and condition
+embeddings are networks of their own: they do not change over the steps, and no per-step graph holds a sinusoid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import Checkpoint
+
+BRANCHES = ("local", "global")
+
+
+@dataclass(frozen=True)
+class Size:
+    """A dynamic dimension: `factor` times a unit.
+
+    Units: "rows", "timesteps" (rows of the time networks), and "height", "width" in cells of the coarsest level.
+    """
+
+    unit: str
+    factor: int = 1
+
+
+@dataclass(frozen=True)
+class Tap:
+    """An input or output of a network. dtype None: the precision of the network."""
+
+    name: str
+    shape: tuple[int | Size, ...]
+    dtype: torch.dtype | None = None
+
+
+@dataclass(frozen=True)
+class Network:
+    """What is exported as one file.
+
+    component:  the checkpoint folders whose weights it holds (for the build's cache key).
+    module:     makes the torch module with this flat signature, in a given dtype.
+    """
+
+    name: str
+    components: tuple[str, ...]
+    inputs: tuple[Tap, ...]
+    outputs: tuple[Tap, ...]
+    module: Callable[[torch.dtype], nn.Module]
+
+
+ROWS = Size("rows")
+
+
+def networks(checkpoint: Checkpoint) -> dict[str, Network]:
+    """Every network of an engine, by name, in the order in which the runtime meets them. DESIGN §5."""
+    c = checkpoint
+    coarsest = 2 ** (c.levels - 1)
+    height, width = Size("height", coarsest), Size("width", coarsest)
+    canvas = c.sample_size
+    skip_names = [f"skip_{i}" for i in range(len(c.residuals) - 1)] + ["skip_mid"]
+    residual_names = [name.replace("skip", "residual") for name in skip_names]
+
+    def maps(names: list[str], on_canvas: bool) -> tuple[Tap, ...]:
+        return tuple(
+            Tap(name, (ROWS, channels, *((canvas >> level,) * 2 if on_canvas else _at(level, coarsest))))
+            for name, (channels, level) in zip(names, c.residuals, strict=True)
+        )
+
+    emb = Tap("emb", (ROWS, c.emb_dim))
+    prompt_embeds = Tap("prompt_embeds", (ROWS, c.max_length, c.cross_attention_dim))
+    id_tokens = Tap("id_tokens", (ROWS, c.num_id_tokens, c.cross_attention_dim))
+    latents = Tap("latents", (ROWS, c.latent_channels, height, width))
+    canvas_latents = Tap("latents", (ROWS, c.latent_channels, canvas, canvas))
+    timesteps = Size("timesteps")
+    time_inputs = (Tap("timestep", (timesteps,), torch.float32),)
+    if c.has_added_conditions:
+        time_inputs += (Tap("pooled", (timesteps, c.pooled_dim)), Tap("time_ids", (timesteps, 6), torch.float32))
+    time_outputs = (Tap("emb", (timesteps, c.emb_dim)),)
+
+    found: list[Network] = []
+    for name in c.text_encoder_names:
+        hidden, pooled = c.text_encoder_dims(name)
+        found.append(
+            Network(
+                name,
+                (name,),
+                (Tap("input_ids", (ROWS, c.max_length), torch.int64),),
+                (Tap("hidden_states", (ROWS, c.max_length, hidden)), Tap("pooled", (ROWS, pooled))),
+                lambda dtype, name=name: TextEncoder(c.load_text_encoder(name, dtype), c.has_added_conditions),
+            )
+        )
+    found.append(
+        Network(
+            "id_encoder",
+            ("image_encoder", "id_projection"),
+            (Tap("id_pixels", (ROWS, 3, c.image_size, c.image_size)),),
+            (id_tokens,),
+            lambda dtype: IdEncoder(c.load_image_encoder(dtype), c.load_id_projection(dtype)),
+        )
+    )
+    conditions = {
+        "local": (
+            Tap("pose_image", (ROWS, 3, canvas * c.vae_scale_factor, canvas * c.vae_scale_factor)),
+            (canvas, canvas),
+        ),
+        "global": (
+            Tap("location_mask", (ROWS, 1, *(Size(s.unit, s.factor * c.vae_scale_factor) for s in (height, width)))),
+            (height, width),
+        ),
+    }
+    for branch in BRANCHES:
+        source, size = conditions[branch]
+        condition = Tap("condition", (ROWS, c.residuals[0][0], *size))
+        component = (f"controlnet_{branch}",)
+        load = _loader(c.load_controlnet, branch)
+        found += [
+            Network(f"{branch}_condition", component, (source,), (condition,), _wrap(Condition, load)),
+            Network(f"{branch}_time", component, time_inputs, time_outputs, _wrap(TimeEmbedding, load)),
+            Network(
+                f"{branch}_branch",
+                component,
+                (canvas_latents if branch == "local" else latents, emb, id_tokens, condition),
+                maps(residual_names, branch == "local"),
+                _wrap(Branch, load),
+            ),
+        ]
+    skips = maps(skip_names, False)
+    found += [
+        Network("unet_time", ("unet",), time_inputs, time_outputs, _wrap(TimeEmbedding, c.load_unet)),
+        Network("unet_encoder", ("unet",), (latents, emb, prompt_embeds), skips, _wrap(UNetEncoder, c.load_unet)),
+        Network(
+            "unet_decoder",
+            ("unet",),
+            (*skips, emb, prompt_embeds),
+            (Tap("noise_pred", latents.shape),),
+            _wrap(UNetDecoder, c.load_unet),
+        ),
+        Network(
+            "vae_decoder",
+            ("vae",),
+            (latents,),
+            (Tap("image", (ROWS, 3, *(Size(s.unit, s.factor * c.vae_scale_factor) for s in (height, width)))),),
+            _wrap(VaeDecoder, c.load_vae),
+        ),
+    ]
+    return {network.name: network for network in found}
+
+
+def _at(level: int, coarsest: int) -> tuple[Size, Size]:
+    return Size("height", coarsest >> level), Size("width", coarsest >> level)
+
+
+def _loader(load: Callable[[str, torch.dtype], nn.Module], name: str) -> Callable[[torch.dtype], nn.Module]:
+    return lambda dtype: load(name, dtype)
+
+
+def _wrap(wrapper: type[nn.Module], load: Callable[[torch.dtype], nn.Module]) -> Callable[[torch.dtype], nn.Module]:
+    return lambda dtype: wrapper(load(dtype)).eval()
+
+
+class TextEncoder(nn.Module):
+    """input_ids (R, T) int64 → hidden states (R, T, D), pooled (R, P).
+
+    SDXL conditions on the penultimate layer of both encoders, SD 1.5 on the last one behind its LayerNorm.
+    """
+
+    def __init__(self, encoder: nn.Module, penultimate: bool) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.penultimate = penultimate
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        out = self.encoder(input_ids, output_hidden_states=self.penultimate)
+        hidden_states = out.hidden_states[-2] if self.penultimate else out.last_hidden_state
+        return hidden_states, out.text_embeds if hasattr(out, "text_embeds") else out.pooler_output
+
+
+class IdEncoder(nn.Module):
+    """id_pixels (R, 3, S, S), normalised → id_tokens (R, T, D): p_id, from the image encoder's penultimate layer."""
+
+    def __init__(self, image_encoder: nn.Module, id_projection: nn.Module) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.id_projection = id_projection
+
+    def forward(self, id_pixels: Tensor) -> Tensor:
+        out = self.image_encoder(id_pixels, output_hidden_states=True)
+        return self.id_projection(out.hidden_states[-2])
+
+
+class Condition(nn.Module):
+    """pose_image or location_mask (R, C, H, W) in [0, 1] → Z(c; Θ_z1) at latent size, Eqs. (3) and (6)."""
+
+    def __init__(self, controlnet: nn.Module) -> None:
+        super().__init__()
+        self.embedding = controlnet.controlnet_cond_embedding
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.embedding(image)
+
+
+class TimeEmbedding(nn.Module):
+    """timestep (K,), pooled (K, P), time_ids (K, 6) → emb (K, E): time + added conditions, before the first SiLU."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.time_proj, self.time_embedding = model.time_proj, model.time_embedding
+        self.add_time_proj = getattr(model, "add_time_proj", None)
+        self.add_embedding = getattr(model, "add_embedding", None)
+
+    def forward(self, timestep: Tensor, pooled: Tensor | None = None, time_ids: Tensor | None = None) -> Tensor:
+        # The sinusoids are float32 whatever the weights: diffusers casts them afterwards too.
+        dtype = self.time_embedding.linear_1.weight.dtype
+        emb = self.time_embedding(self.time_proj(timestep).to(dtype))
+        if self.add_embedding is None:
+            return emb
+        sinusoids = self.add_time_proj(time_ids.flatten()).reshape(time_ids.shape[0], -1).to(dtype)
+        return emb + self.add_embedding(torch.cat([pooled, sinusoids], dim=-1))
+
+
+class Branch(nn.Module):
+    """i_t of one branch, Eqs. (5) and (6), with Z(c) precomputed: latents, emb, id_tokens, condition → residuals."""
+
+    def __init__(self, controlnet: nn.Module) -> None:
+        super().__init__()
+        _drop(controlnet, "controlnet_cond_embedding", "time_embedding", "add_embedding")
+        self.controlnet = controlnet
+
+    def forward(self, latents: Tensor, emb: Tensor, id_tokens: Tensor, condition: Tensor) -> tuple[Tensor, ...]:
+        net = self.controlnet
+        *skips, mid = _encode(net, net.conv_in(latents) + condition, emb, id_tokens)
+        residuals = [zero(skip) for zero, skip in zip(net.controlnet_down_blocks, skips, strict=True)]
+        return *residuals, net.controlnet_mid_block(mid)
+
+
+class UNetEncoder(nn.Module):
+    """latents, emb, prompt_embeds → the skips and the mid block's output."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        _drop(unet, "up_blocks", "conv_norm_out", "conv_out", "time_embedding", "add_embedding")
+        self.unet = unet
+
+    def forward(self, latents: Tensor, emb: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, ...]:
+        return _encode(self.unet, self.unet.conv_in(latents), emb, prompt_embeds)
+
+
+class UNetDecoder(nn.Module):
+    """Merged skips, merged mid, emb, prompt_embeds → noise_pred. The last input but two is the mid block's output."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        _drop(unet, "conv_in", "down_blocks", "mid_block", "time_embedding", "add_embedding")
+        self.unet = unet
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        *skips, hidden, emb, prompt_embeds = inputs
+        unet = self.unet
+        for block in unet.up_blocks:
+            count = len(block.resnets)
+            own, skips = tuple(skips[-count:]), skips[:-count]
+            text = {"encoder_hidden_states": prompt_embeds} if getattr(block, "has_cross_attention", False) else {}
+            hidden = block(hidden_states=hidden, temb=emb, res_hidden_states_tuple=own, **text)
+        if unet.conv_norm_out is not None:
+            hidden = unet.conv_act(unet.conv_norm_out(hidden))
+        return unet.conv_out(hidden)
+
+
+class VaeDecoder(nn.Module):
+    """latents as the sampler leaves them → image (R, 3, H, W), about [-1, 1]; the VAE's scaling is undone here."""
+
+    def __init__(self, vae: nn.Module) -> None:
+        super().__init__()
+        config = vae.config
+        scale, shift = 1 / config.scaling_factor, torch.tensor(getattr(config, "shift_factor", None) or 0.0)
+        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
+        if mean is not None and std is not None:
+            scale, shift = torch.tensor(std) * scale, torch.tensor(mean)
+        dtype = next(vae.parameters()).dtype
+        self.register_buffer("scale", torch.as_tensor(scale, dtype=dtype).reshape(1, -1, 1, 1), persistent=False)
+        self.register_buffer("shift", shift.to(dtype).reshape(1, -1, 1, 1), persistent=False)
+        self.post_quant_conv, self.decoder = vae.post_quant_conv, vae.decoder
+
+    def forward(self, latents: Tensor) -> Tensor:
+        latents = latents * self.scale + self.shift
+        if self.post_quant_conv is not None:
+            latents = self.post_quant_conv(latents)
+        return self.decoder(latents)
+
+
+def _encode(net: nn.Module, hidden: Tensor, emb: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+    """conv_in's output → the skips of every down block, and the mid block's output."""
+    skips = [hidden]
+    for block in net.down_blocks:
+        text = {"encoder_hidden_states": tokens} if getattr(block, "has_cross_attention", False) else {}
+        hidden, outputs = block(hidden_states=hidden, temb=emb, **text)
+        skips += outputs
+    if net.mid_block is not None:
+        text = {"encoder_hidden_states": tokens} if getattr(net.mid_block, "has_cross_attention", False) else {}
+        hidden = net.mid_block(hidden, emb, **text)
+    return *skips, hidden
+
+
+def _drop(module: nn.Module, *names: str) -> None:
+    """Frees the halves of a model that this network does not hold."""
+    for name in names:
+        if getattr(module, name, None) is not None:
+            setattr(module, name, None)

@@ -1,0 +1,140 @@
+"""A torch module → an ONNX file: traced, stripped, checked."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor, nn
+
+from realisid_trt.errors import BuildError
+
+from .networks import Network, Size, Tap
+from .variants import Limits, Variant
+
+EMBED_BELOW_BYTES = 2**30  # larger weights go beside the graph: a protobuf ends at 2 GiB
+
+
+def port(tap: Tap, variant: Variant, limits: Limits) -> dict[str, object]:
+    """The manifest's words for an input or output."""
+    shape: list[object] = []
+    for size in tap.shape:
+        if isinstance(size, Size):
+            least, most = (bound * size.factor for bound in limits.of(size.unit))
+            shape.append({"axis": size.unit, "min": least, "max": most, "multiple": size.factor})
+        else:
+            shape.append(size)
+    return {"name": tap.name, "dtype": str(tap.dtype or variant.dtype).removeprefix("torch."), "shape": shape}
+
+
+def example(taps: tuple[Tap, ...], units: Mapping[str, int], dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, ...]:
+    """Random inputs of sensible size, drawn in float64 so that every precision sees the same numbers.
+
+    units: the size of each unit: {"rows": 2, "timesteps": 3, "height": 3, "width": 2}.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    inputs = []
+    for tap in taps:
+        shape = [units[size.unit] * size.factor if isinstance(size, Size) else size for size in tap.shape]
+        if tap.name == "input_ids":
+            inputs.append(torch.randint(0, 256, shape, generator=generator))
+            continue
+        values = torch.randn(shape, generator=generator, dtype=torch.float64)
+        if tap.name == "timestep":
+            values = (values.abs() * 300).clamp(0, 999).floor()
+        elif tap.name == "time_ids":
+            values = (values.abs() * 512).floor()
+        elif tap.name == "location_mask":
+            values = (values > 0).double()
+        elif tap.name == "pose_image":
+            values = values.clamp(0, 1)
+        inputs.append(values.to(tap.dtype or dtype))
+    return tuple(inputs)
+
+
+def to_onnx(network: Network, module: nn.Module, variant: Variant, limits: Limits, path: Path) -> None:
+    """Writes `path` (and `path.data` when the weights are large). Raises BuildError, with the exporter's own words."""
+    inputs = example(network.inputs, {"rows": 2, "timesteps": 2, "height": 3, "width": 4}, variant.dtype)
+    specs = tuple(_dynamic(tap, limits) for tap in network.inputs)
+    weights_bytes = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
+    external = weights_bytes >= EMBED_BELOW_BYTES
+    variadic = module.forward.__code__.co_flags & 0x04  # *inputs: torch.export wants their specs as one tuple
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                module,
+                inputs,
+                dynamo=True,
+                input_names=[tap.name for tap in network.inputs],
+                output_names=[tap.name for tap in network.outputs],
+                dynamic_shapes=(specs,) if variadic else specs,
+                opset_version=variant.opset,
+                external_data=external,
+                verbose=False,
+            )
+            program.save(str(path), external_data=external)
+        _strip(path)
+        onnx.checker.check_model(str(path), full_check=not external)
+    except Exception as error:
+        raise BuildError(f"{network.name} cannot be exported as {variant.name}: {_last_line(error)}") from error
+
+
+_DIMS: dict[tuple[str, int, int], torch.export.Dim] = {}
+
+
+def _dynamic(tap: Tap, limits: Limits) -> dict[int, object]:
+    dims: dict[int, object] = {}
+    for axis, size in enumerate(tap.shape):
+        if isinstance(size, Size):
+            least, most = limits.of(size.unit)
+            unit = _DIMS.setdefault((size.unit, least, most), torch.export.Dim(size.unit, min=least, max=most))
+            dims[axis] = unit if size.factor == 1 else unit * size.factor
+    return dims
+
+
+def _strip(path: Path) -> None:
+    """Removes what the exporter writes about the machine it ran on: stack traces, file names, module paths."""
+    model = onnx.load(str(path), load_external_data=False)
+    model.doc_string = ""
+    for holder in (
+        model,
+        model.graph,
+        *model.graph.node,
+        *model.graph.value_info,
+        *model.graph.input,
+        *model.graph.output,
+    ):
+        del holder.metadata_props[:]
+        holder.doc_string = ""
+    for tensor in model.graph.initializer:
+        del tensor.metadata_props[:]
+    partial = path.with_name(f"{path.name}.{os.getpid()}")
+    onnx.save(model, str(partial))
+    os.replace(partial, path)
+
+
+def _last_line(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's remarks about packages it does not find are no news for our users."""
+    noisy = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in noisy]
+    for logger in noisy:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(noisy, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,15 @@
+"""RealisID as a deployment SDK: pictures of given persons, each at a given place, pose and expression.
+
+from realisid_trt import Engine, Person
+engine = Engine.load("engines/miniature")
+result = engine.generate("two friends hiking", [Person("alice.jpg", box=(…)), Person("bob.jpg", box=(…))], seed=7)
+result.images[0].save("out.png")
+"""
+
+from .engine import Engine
+from .errors import RealisIDError
+from .identity import Identity
+from .request import Person, Request, Result
+
+__version__ = "0.1.0"
+__all__ = ["Engine", "Identity", "Person", "RealisIDError", "Request", "Result", "__version__"]

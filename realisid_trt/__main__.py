@@ -1,0 +1,334 @@
+"""python -m realisid_trt generate | inspect | embed | doctor."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .errors import RealisIDError, RealisIDWarning, RequestError
+
+DEFAULT_ENGINE = "engines/miniature"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 failed, 2 bad usage."""
+    options = _parser().parse_args(arguments)
+    warnings.showwarning = _show_warning
+    command: Callable[[argparse.Namespace], tuple[dict[str, Any], list[str], int]] = options.command
+    try:
+        result, lines, status = command(options)
+    except RealisIDError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("stopped.", file=sys.stderr)
+        return 1
+    print("\n".join(lines), file=sys.stderr if options.json else sys.stdout)
+    if options.json:
+        print(json.dumps(result))
+    return status
+
+
+def generate(options: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
+    from tqdm import tqdm
+
+    from .drawing import with_boxes
+    from .engine import Engine
+
+    paths = output_paths(options.out, options.num_images)
+    boxes_paths = output_paths(options.draw_boxes, options.num_images) if options.draw_boxes else []
+    persons = [parse_person(text) for text in options.person]
+    engine = Engine.load(options.engine, options.backend, options.device)
+    given = {key: getattr(options, key) for key in _GENERATE if getattr(options, key) is not None}
+    if options.subject_conditioning_ratio is not None:
+        given["subject_conditioning_ratio"] = _ratio(options.subject_conditioning_ratio)
+    with tqdm(desc="denoising", unit="step") as bar:
+
+        def progress(step: int, total: int) -> None:
+            bar.total = total
+            bar.update(step - bar.n)
+
+        result = engine.generate(options.prompt, persons, progress=progress, **given)
+    for image, path in zip(result.images, paths, strict=True):
+        save(image, path)
+    for image, path in zip(result.images, boxes_paths, strict=False):
+        save(with_boxes(image, [person.box for person in result.persons]), path)
+    lines = [f"{path} (seed {result.seed + i})" for i, path in enumerate(paths)]
+    lines += [f"person {i + 1} at {person.box}" for i, person in enumerate(result.persons)]
+    lines += [f"note: {note}" for person in result.persons for note in person.notes]
+    lines += ["", *timing_table(result.timings, result.rows), f"{result.backend}"]
+    summary = {
+        "out": [str(path) for path in paths],
+        "seed": result.seed,
+        "persons": [
+            {"box": person.box, "mask_source": person.mask_source, "notes": person.notes} for person in result.persons
+        ],
+        "timings_ms": result.timings,
+        "step_ms": result.step_ms,
+        "rows": result.rows,
+        "backend": result.backend,
+    }
+    return summary, lines, 0
+
+
+def embed(options: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
+    from .engine import Engine
+
+    if options.out.suffix != ".safetensors":
+        raise RequestError(f"--out {options.out} does not end in .safetensors, which is what an identity is stored as.")
+    writable(options.out)
+    engine = Engine.load(options.engine, options.backend, options.device)
+    box = None if options.box is None else parse_box(options.box, "--box")
+    identity = engine.embed(options.photo, face=options.face, box=box)
+    identity.save(options.out)
+    lines = [
+        f"{options.out}: {len(identity.id_tokens)} ID tokens of the face at "
+        f"({', '.join(f'{v:.0f}' for v in identity.box)}) px, background removed by {identity.mask_source}",
+        *(f"note: {note}" for note in identity.notes),
+    ]
+    summary = {
+        "out": str(options.out),
+        "box": identity.box,
+        "photo_size": identity.photo_size,
+        "mask_source": identity.mask_source,
+        "id_encoder_key": identity.id_encoder_key,
+        "notes": identity.notes,
+    }
+    return summary, lines, 0
+
+
+def inspect(options: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
+    from .inspection import inspect_engine, inspect_photo
+
+    target = options.target if options.target is not None else options.engine
+    if not os.path.exists(target) or os.path.isdir(target):
+        return *inspect_engine(target), 0
+    out = options.out or Path(target).with_name(Path(target).stem + "-found.png")
+    writable(out)
+    result, lines, sheet = inspect_photo(target, options.engine, options.face)
+    save(sheet, out)
+    return result | {"out": str(out)}, [*lines, f"{out}: what was found"], 0
+
+
+def doctor(options: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
+    from .doctor import examine
+
+    return examine(options.engine)
+
+
+def parse_person(text: str) -> Any:
+    """photo.jpg@x0,y0,x1,y1,pose=other.jpg,face=0 → Person. The photo may be a stored identity (.safetensors)."""
+    from .request import Person
+
+    photo, at, rest = text.rpartition("@")
+    if not at:
+        photo, rest = text, ""
+    numbers: list[str] = []
+    named: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            numbers.append(part)
+        elif key == "pose":
+            named["pose"] = value
+        elif key == "face" and value.isdigit():
+            named["face"] = int(value)
+        else:
+            raise RequestError(
+                f"--person {text}: {part!r} is not understood. Write photo.jpg@x0,y0,x1,y1 and, if wanted, "
+                ",pose=other.jpg and ,face=0 behind it."
+            )
+    if numbers:
+        named["box"] = parse_box(",".join(numbers), f"--person {text}")
+    return Person(photo, **named)
+
+
+def parse_box(text: str, where: str) -> tuple[float, float, float, float]:
+    try:
+        x0, y0, x1, y1 = (float(number) for number in text.split(","))
+    except ValueError:
+        raise RequestError(f"{where}: box {text!r} is not x0,y0,x1,y1: four numbers in pixels.") from None
+    return x0, y0, x1, y1
+
+
+def output_paths(out: Path, count: int) -> list[Path]:
+    """out.png, or out-0.png, out-1.png, … for several pictures. Raises RequestError if they could not be saved."""
+    from PIL import Image
+
+    if out.suffix.lower() not in Image.registered_extensions():
+        raise RequestError(f"{out}: {out.suffix or 'no ending'} is not a picture format. Use .png, .jpg or .webp.")
+    writable(out)
+    return [out] if count == 1 else [out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(count)]
+
+
+def writable(path: Path) -> None:
+    """Makes the folder of a file to be written, before the long work. Raises RequestError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RequestError(f"{path.parent} cannot be made ({error.strerror}). Choose another place.") from None
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise RequestError(f"{path} cannot be written. Choose another place.")
+
+
+def save(image: Any, path: Path) -> None:
+    """Writes a picture, whole or not at all."""
+    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        image.save(partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise RealisIDError(
+            f"{path} could not be written ({error}). Free some space, or choose another place."
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def timing_table(timings: Any, rows: Any) -> list[str]:
+    """One line per stage: milliseconds, and rows where a network ran."""
+    lines = [f"{'stage':<24}{'ms':>10}{'rows':>8}"]
+    for stage, ms in timings.items():
+        count = rows.get(stage.removeprefix("denoise."), "") if stage.startswith("denoise.") else ""
+        lines.append(f"{'  ' if '.' in stage else ''}{stage:<{22 if '.' in stage else 24}}{ms:>10.1f}{count:>8}")
+    return lines
+
+
+def _ratio(text: str) -> float | None:
+    if text == "none":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise RequestError(
+            f"--subject-conditioning-ratio is {text!r}, expected a number from 0 to 1, or none."
+        ) from None
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    if issubclass(category, RealisIDWarning):
+        print(f"note: {message}", file=sys.stderr)
+
+
+_GENERATE = (
+    "negative_prompt",
+    "num_images",
+    "seed",
+    "num_inference_steps",
+    "guidance_scale",
+    "id_guidance_scale",
+    "local_scale",
+    "global_scale",
+    "height",
+    "width",
+)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m realisid_trt",
+        description="Pictures of given persons, from a built engine.",
+        epilog="Each command has its own --help, with examples.",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Callable[..., Any], summary: str, examples: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"examples:\n{examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(command=run)
+        sub.add_argument("--json", action="store_true", help="the last line of stdout is one JSON object")
+        sub.add_argument(
+            "--engine", default=DEFAULT_ENGINE, metavar="DIR", help="engine directory (default: %(default)s)"
+        )
+        return sub
+
+    def machine(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--backend", default="auto", help="default: the first that was built and is installed")
+        sub.add_argument("--device", help="cpu, or cpu:N for N threads")
+
+    sub = command(
+        "generate",
+        generate,
+        "Make pictures of the given persons.",
+        """  python -m realisid_trt generate --prompt "two friends hiking" --seed 7 --out out.png \\
+      --person alice.jpg@160,180,416,436 --person bob.jpg@600,200,800,400,pose=laughing.jpg
+  python -m realisid_trt generate --prompt "a portrait" --person alice.safetensors@300,200,700,600 --out out.png
+  python -m realisid_trt generate --prompt "an empty beach" --num-images 4 --out beach.png""",
+    )
+    sub.add_argument("--prompt", required=True)
+    sub.add_argument("--negative-prompt", help="default: none, as the checkpoint says")
+    sub.add_argument(
+        "--person",
+        action="append",
+        default=[],
+        metavar="PHOTO@X0,Y0,X1,Y1[,pose=PHOTO][,face=N]",
+        help="may be repeated; PHOTO may be a stored identity; without a box (one person): as in the photo",
+    )
+    sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="several pictures: FILE-0, FILE-1, …")
+    sub.add_argument("--draw-boxes", type=Path, metavar="FILE", help="the picture again, with everybody's box")
+    sub.add_argument("--seed", type=int, help="default: drawn, and printed")
+    sub.add_argument("--num-images", type=int, default=1)
+    sub.add_argument("--steps", dest="num_inference_steps", type=int, metavar="S")
+    sub.add_argument("--guidance-scale", type=float, metavar="λt")
+    sub.add_argument("--id-guidance-scale", type=float, metavar="λi")
+    sub.add_argument("--subject-conditioning-ratio", metavar="α", help="0 to 1, or none to switch the delay off")
+    sub.add_argument("--local-scale", type=float)
+    sub.add_argument("--global-scale", type=float)
+    sub.add_argument("--height", type=int, metavar="PX")
+    sub.add_argument("--width", type=int, metavar="PX")
+    machine(sub)
+
+    sub = command(
+        "inspect",
+        inspect,
+        "Show what an engine holds, or what is found in a photo.",
+        """  python -m realisid_trt inspect engines/miniature
+  python -m realisid_trt inspect group.jpg --face 2 --out found.png""",
+    )
+    sub.add_argument("target", nargs="?", help="engine directory or photo (default: --engine)")
+    sub.add_argument("--face", type=int, metavar="N", help="of a photo: which face, counted from the left")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="of a photo: where to draw (default: PHOTO-found.png)")
+
+    sub = command(
+        "embed",
+        embed,
+        "Store the identity of a photo, to be used in its place.",
+        "  python -m realisid_trt embed alice.jpg --out alice.safetensors",
+    )
+    sub.add_argument("photo", help="a photo with one face, or one that is clearly the largest")
+    sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="ends in .safetensors")
+    sub.add_argument("--face", type=int, metavar="N", help="which face, counted from the left")
+    sub.add_argument("--box", metavar="X0,Y0,X1,Y1", help="the face in pixels of the photo, instead of finding it")
+    machine(sub)
+
+    command(
+        "doctor",
+        doctor,
+        "What this machine can run, what is missing, and the command that mends it.",
+        "  python -m realisid_trt doctor\n  python -m realisid_trt doctor --engine engines/NAME --json",
+    )
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

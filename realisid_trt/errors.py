@@ -1,0 +1,82 @@
+"""Every exception a user can meet.
+
+Each message says what happened, what was expected and what to do. Nothing here is raised for our own mistakes: those
+are asserts. The command line prints the message without a traceback and exits with the class's `exit_status`.
+"""
+
+from __future__ import annotations
+
+
+class RealisIDError(Exception):
+    """The base of all of them: `except RealisIDError` catches what a caller can mend."""
+
+    exit_status = 1
+
+
+class RequestError(RealisIDError, ValueError):
+    """An argument of a call or a flag of a command is wrong."""
+
+    exit_status = 2
+
+
+class PhotoError(RealisIDError, ValueError):
+    """A reference photo that cannot be used.
+
+    code: stable word for programs ("no_face", "many_faces", "corrupt", …); the text is for people.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class BoxError(RequestError):
+    """A face box that cannot be honoured."""
+
+
+class ShapeError(RequestError):
+    """An array, a batch or a picture size that the engine was not built for."""
+
+
+class CheckpointError(RealisIDError):
+    """A checkpoint folder that is incomplete, surplus, contradictory or in a refused format."""
+
+
+class EngineError(RealisIDError):
+    """An engine directory that cannot be used. Its subclasses say why."""
+
+
+class EngineMissing(EngineError):
+    """There is no engine directory, or it holds nothing for the asked backend."""
+
+
+class EngineDamaged(EngineError):
+    """A file of the engine directory is missing or altered, or its manifest was edited."""
+
+
+class EngineMismatch(EngineError):
+    """The engine was built for another format, version, architecture or machine."""
+
+
+class BackendError(RealisIDError):
+    """A backend is not installed, or failed while it ran."""
+
+
+class NumericsError(RealisIDError):
+    """NaN or infinity where a number was expected."""
+
+
+class BuildError(RealisIDError):
+    """A step of the build failed; the engine that was there before is untouched."""
+
+
+class ParityError(BuildError):
+    """An exported network does not compute what the torch module computes."""
+
+
+class DiskError(BuildError):
+    """Not enough free disk space, or the disk refused a write."""
+
+
+class RealisIDWarning(UserWarning):
+    """Something was done that the caller may not expect: a prompt was cut, a face was chosen, a fallback ran."""

@@ -1,0 +1,275 @@
+"""The engine directory: read, check, explain.
+
+`manifest.json` lists every file with its hash, every network with its inputs and outputs, and every constant of the
+model. It is checked before anything else is opened: what follows can trust it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .config import RealisIDConfig
+from .ddim import DDIM
+from .errors import EngineDamaged, EngineMismatch, EngineMissing, ShapeError
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+CONSTANTS = "constants.safetensors"
+REBUILD = "Build it again: python -m export.build --checkpoint … --out {path}"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A dynamic dimension: its name and the sizes it may take."""
+
+    name: str
+    min: int
+    max: int
+    multiple: int = 1
+
+    def admits(self, size: int) -> bool:
+        return self.min <= size <= self.max and size % self.multiple == 0
+
+    def __str__(self) -> str:
+        step = f" in steps of {self.multiple}" if self.multiple > 1 else ""
+        return f"{self.name} in {self.min}..{self.max}{step}"
+
+
+@dataclass(frozen=True)
+class Port:
+    """An input or output of a network: name, dtype, and a fixed or dynamic size per dimension."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | Axis, ...]
+
+    @classmethod
+    def from_dict(cls, port: Mapping[str, Any]) -> Port:
+        shape = tuple(
+            size if isinstance(size, int) else Axis(size["axis"], size["min"], size["max"], size.get("multiple", 1))
+            for size in port["shape"]
+        )
+        return cls(port["name"], port["dtype"], shape)
+
+    def __str__(self) -> str:
+        return "(" + ", ".join(size.name if isinstance(size, Axis) else str(size) for size in self.shape) + ")"
+
+    def check(self, shape: tuple[int, ...], network: str) -> None:
+        """Raises ShapeError, in words, if an array of this shape cannot be fed."""
+        fits = len(shape) == len(self.shape) and all(
+            expected.admits(size) if isinstance(expected, Axis) else expected == size
+            for size, expected in zip(shape, self.shape, strict=True)
+        )
+        if fits:
+            return
+        ranges = ", ".join(str(size) for size in self.shape if isinstance(size, Axis))
+        raise ShapeError(
+            f"{network} input {self.name} is {shape}, expected {self}{' with ' + ranges if ranges else ''}. "
+            "Use a smaller batch or another picture size, or rebuild the engine for it."
+        )
+
+
+@dataclass(frozen=True)
+class NetworkBuild:
+    """One network as one backend runs it."""
+
+    name: str
+    file: str
+    precision: str
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises ShapeError if inputs of these shapes cannot be fed; inputs not named are not checked."""
+        for port in self.inputs:
+            if port.name in shapes:
+                port.check(shapes[port.name], self.name)
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Where a tokenizer lies and how CLIP pads."""
+
+    file: str
+    max_length: int
+    pad_id: int
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the runtime must know of the checkpoint; shapes are the network's own, nothing is assumed.
+
+    sample_size:       side of the UNet's training latents, and of the local branch's canvas, in latent cells.
+    vae_scale_factor:  f, px per latent cell.
+    levels:            L, resolutions inside the UNet.
+    residual_levels:   level of each skip of the UNet, the mid block last.
+    pooled_dim:        width of the pooled text embedding; 0 for a model without added conditions.
+    id_encoder_key:    hash of the image encoder and projection: identities of another encoder are refused.
+    """
+
+    sample_size: int
+    latent_channels: int
+    vae_scale_factor: int
+    levels: int
+    residual_levels: tuple[int, ...]
+    cross_attention_dim: int
+    pooled_dim: int
+    tokenizers: Mapping[str, Tokenizer]
+    num_id_tokens: int
+    image_size: int
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    id_encoder_key: str
+
+    @classmethod
+    def from_dict(cls, model: Mapping[str, Any]) -> Model:
+        values = dict(model)
+        values["tokenizers"] = {name: Tokenizer(**tokenizer) for name, tokenizer in model["tokenizers"].items()}
+        for key in ("residual_levels", "image_mean", "image_std"):
+            values[key] = tuple(model[key])
+        return cls(**values)
+
+    @property
+    def default_size(self) -> int:
+        """Side in px of the picture the UNet was trained on."""
+        return self.sample_size * self.vae_scale_factor
+
+
+class Manifest:
+    """The checked `manifest.json` of an engine directory.
+
+    Read with `Manifest.read`; then `check_files` before a file is opened. Raises EngineMissing, EngineDamaged or
+    EngineMismatch with the sentence that says which, and the command that mends it.
+    """
+
+    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+        self.path = path
+        self.values = values
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Manifest:
+        """The manifest of an engine directory: format and seal verified, files not yet."""
+        folder = find_engine(Path(path))
+        rebuild = REBUILD.format(path=path)
+        try:
+            values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise EngineDamaged(f"{folder / MANIFEST} cannot be read as JSON ({error}). {rebuild}") from None
+        if not isinstance(values, dict) or values.get("format") != FORMAT:
+            found = values.get("format") if isinstance(values, dict) else type(values).__name__
+            raise EngineMismatch(
+                f"{folder} has engine format {found!r}; this realisid_trt reads format {FORMAT}. {rebuild}"
+            )
+        edited = [name for name, digest in seal(values).items() if values.get("seal", {}).get(name) != digest]
+        edited += sorted(set(values.get("seal", {})) - set(seal(values)))
+        if edited:
+            raise EngineDamaged(
+                f"{folder / MANIFEST} was edited after the build: {', '.join(edited[:5])}"
+                f"{f' and {len(edited) - 5} more' if len(edited) > 5 else ''} no longer match its seal. "
+                f"An engine is what was built and verified; to change it, change the checkpoint. {rebuild}"
+            )
+        return cls(folder, values)
+
+    @cached_property
+    def config(self) -> RealisIDConfig:
+        return RealisIDConfig.from_dict(self.values["realisid_config"], str(self.path / MANIFEST))
+
+    @cached_property
+    def model(self) -> Model:
+        return Model.from_dict(self.values["model"])
+
+    @cached_property
+    def constants(self) -> dict[str, np.ndarray[Any, Any]]:
+        """`null_id_tokens` (T, D) float32 and `alphas_cumprod` (T,) float64."""
+        from safetensors.numpy import load_file
+
+        return dict(load_file(self.path / CONSTANTS))
+
+    @cached_property
+    def ddim(self) -> DDIM:
+        return DDIM(alphas_cumprod=self.constants["alphas_cumprod"], **self.values["scheduler"])
+
+    @property
+    def backends(self) -> Mapping[str, Any]:
+        """What was built: backend → versions, precision, architecture."""
+        return self.values["backends"]  # type: ignore[no-any-return]
+
+    def networks(self, backend: str) -> dict[str, NetworkBuild]:
+        """Every network as `backend` runs it. Raises EngineMissing if it was not built for that backend."""
+        if backend not in self.backends:
+            raise EngineMissing(
+                f"{self.path} holds nothing for backend {backend}; it was built for {', '.join(self.backends)}. "
+                f"Build that too: python -m export.build --checkpoint … --backend {backend} --out {self.path}"
+            )
+        return {
+            name: NetworkBuild(
+                name,
+                build["file"],
+                build["precision"],
+                tuple(map(Port.from_dict, build["inputs"])),
+                tuple(map(Port.from_dict, build["outputs"])),
+            )
+            for name, network in self.values["networks"].items()
+            for build in [network["builds"][backend]]
+        }
+
+    def check_files(self) -> None:
+        """Every listed file is there and is what was built. Hashes are remembered by path, size, mtime and inode."""
+        from .verified import VerifiedFiles
+
+        rebuild = REBUILD.format(path=self.path)
+        with VerifiedFiles() as verified:
+            for name, listed in self.values["files"].items():
+                file = self.path / name
+                try:
+                    size = file.stat().st_size
+                    digest = verified.sha256(file) if size == listed["bytes"] else None
+                except OSError as error:
+                    raise EngineDamaged(f"{file} is missing or unreadable ({error.strerror}). {rebuild}") from None
+                if size != listed["bytes"]:
+                    raise EngineDamaged(f"{file} is {size} bytes; the build wrote {listed['bytes']}. {rebuild}")
+                if digest != listed["sha256"]:
+                    raise EngineDamaged(
+                        f"{file} was altered after the build: its sha256 is {str(digest)[:12]}…, the manifest "
+                        f"says {listed['sha256'][:12]}…. {rebuild}"
+                    )
+
+
+def find_engine(path: Path) -> Path:
+    """The engine directory at `path`, or the previous one if a build was killed between its two renames."""
+    if (path / MANIFEST).is_file():
+        return path
+    previous = path.with_name(path.name + ".old")
+    if not path.exists() and (previous / MANIFEST).is_file():
+        return previous
+    if not path.is_dir():
+        raise EngineMissing(
+            f"{path}: no such engine directory. Build one: python -m export.build --checkpoint … --out {path}"
+        )
+    raise EngineMissing(f"{path} holds no {MANIFEST}, so it is not an engine directory. {REBUILD.format(path=path)}")
+
+
+def seal(values: Mapping[str, Any]) -> dict[str, str]:
+    """Digest of every section and every key of a section: so that a reader can name what was edited."""
+    digests = {}
+    for section, content in values.items():
+        if section == "seal":
+            continue
+        entries: Iterable[tuple[str, Any]]
+        if isinstance(content, dict) and content:
+            entries = ((f"{section}.{key}", value) for key, value in content.items())
+        else:
+            entries = [(section, content)]
+        for name, value in entries:
+            text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+            digests[name] = hashlib.sha256(f"{name}={text}".encode()).hexdigest()[:16]
+    return digests

@@ -1,0 +1,170 @@
+"""Which rows each step must evaluate, and nothing more. DESIGN §2, "The row rule".
+
+The UNet and the branches are evaluated in rows: one picture under one text, with or without the ID. Two rows with the
+same inputs are one row; a row whose coefficient in Eq. (8) is zero is none. Everything here is exact, nothing is
+approximated, and nothing here knows a tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+T = TypeVar("T")
+NONE, TEXT, FULL = range(3)  # the rows of Eq. (8): nothing, text, text + ID
+
+
+def steps_without_id(num_inference_steps: int, subject_conditioning_ratio: float | None) -> int:
+    """How many steps, from the first, run without the ID: those with i <= (1 - α)·S. FastComposer's rule.
+
+    subject_conditioning_ratio: α in [0, 1], or None for no delay.
+    """
+    if subject_conditioning_ratio is None:
+        return 0
+    last = (1 - subject_conditioning_ratio) * num_inference_steps  # double arithmetic: α = 0.8 gives 5.99…, 6 steps
+    return sum(i <= last for i in range(num_inference_steps))
+
+
+def guidance_weights(guidance_scale: float, id_guidance_scale: float, with_id: bool) -> tuple[float, float, float]:
+    """The coefficients of the three rows in Eq. (8); they sum to 1.
+
+    guidance_scale    λt      c_none = 1 - λt
+    id_guidance_scale λi      c_text = λt - λi',  c_full = λi',  with λi' = 0 before the switch and without persons
+    """
+    id_scale = id_guidance_scale if with_id else 0.0
+    return 1.0 - guidance_scale, guidance_scale - id_scale, id_scale
+
+
+@dataclass(frozen=True)
+class PictureRows:
+    """What the plan must know of one picture at one step.
+
+    texts:   index of the text of the none row, and of the text and full rows, in the batch's list of distinct texts.
+    persons: index of each person in the batch's list of persons, in the order given.
+    weights: coefficients of the none, text and full row, from `guidance_weights`.
+    """
+
+    texts: tuple[int, int]
+    persons: tuple[int, ...]
+    weights: tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class DecoderRow:
+    """One row of the UNet decoder: its picture, its kind (NONE, TEXT, FULL) and the text it is conditioned on."""
+
+    picture: int
+    kind: int
+    text: int
+
+
+@dataclass(frozen=True)
+class EncoderRow:
+    """One row of the UNet encoder: the ID does not reach it."""
+
+    picture: int
+    text: int
+
+
+@dataclass(frozen=True)
+class BranchRow:
+    """One row of both branches: a person of a picture, with the ID or the null ID.
+
+    pooled_text: the text whose pooled embedding the branches see, or None for zeros.
+    """
+
+    picture: int
+    person: int
+    with_id: bool
+    pooled_text: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class RowPlan:
+    """The rows of one step for a batch of pictures, and who reads whom.
+
+    encoder_of:  (R,) int32. The encoder row that decoder row r continues.
+    branches_of: (R, N) int32. The branch rows whose residuals decoder row r receives, -1 where it has fewer than N.
+    decoder_of:  (B, 3) int32. The decoder row of each picture's none, text and full prediction, -1 where it has none.
+    weights:     (B, 3) float64. Their coefficients in Eq. (8).
+    """
+
+    encoder: tuple[EncoderRow, ...]
+    decoder: tuple[DecoderRow, ...]
+    branch: tuple[BranchRow, ...]
+    encoder_of: NDArray[np.int32]
+    branches_of: NDArray[np.int32]
+    decoder_of: NDArray[np.int32]
+    weights: NDArray[np.float64]
+
+
+def plan_rows(pictures: Sequence[PictureRows], per_row_pooled: bool, share: bool = True) -> RowPlan:
+    """The fewest rows that give every picture its prediction.
+
+    per_row_pooled: the branches see their row's pooled text (`branch_pooled_text: "per_row"`), so that the none and
+                    text rows cannot share branch rows.
+    share:          False evaluates three full rows for every picture, as a naive pipeline does. For measurements.
+    """
+    decoder: list[DecoderRow] = []
+    encoder = _Distinct[EncoderRow](share)
+    branch = _Distinct[BranchRow](share)
+    encoder_of: list[int] = []
+    branches_of: list[list[int]] = []
+    decoder_of = np.full((len(pictures), 3), -1, np.int32)
+    for b, picture in enumerate(pictures):
+        for kind in (NONE, TEXT, FULL):
+            if share and picture.weights[kind] == 0:
+                continue
+            text = picture.texts[0 if kind == NONE else 1]
+            decoder_of[b, kind] = len(decoder)
+            decoder.append(DecoderRow(b, kind, text))
+            encoder_of.append(encoder.add(EncoderRow(b, text)))
+            pooled_text = text if per_row_pooled else None
+            branches_of.append(
+                [branch.add(BranchRow(b, person, kind == FULL, pooled_text)) for person in picture.persons]
+            )
+    most = max(map(len, branches_of), default=0)
+    return RowPlan(
+        encoder=tuple(encoder.items),
+        decoder=tuple(decoder),
+        branch=tuple(branch.items),
+        encoder_of=np.array(encoder_of, np.int32),
+        branches_of=np.array([row + [-1] * (most - len(row)) for row in branches_of], np.int32).reshape(
+            len(decoder), most
+        ),
+        decoder_of=decoder_of,
+        weights=np.array([picture.weights for picture in pictures], np.float64).reshape(-1, 3),
+    )
+
+
+class _Distinct(Generic[T]):
+    """A list in which equal items stand once; with share=False every item is new."""
+
+    def __init__(self, share: bool) -> None:
+        self.items: list[T] = []
+        self._index: dict[T, int] = {}
+        self._share = share
+
+    def add(self, item: T) -> int:
+        if self._share and item in self._index:
+            return self._index[item]
+        self._index[item] = len(self.items)
+        self.items.append(item)
+        return self._index[item]
+
+
+def phases(plans: Iterable[object]) -> list[range]:
+    """Runs of consecutive steps that share one plan (compared by identity)."""
+    runs: list[range] = []
+    last: object = None
+    for step, plan in enumerate(plans):
+        if runs and plan is last:
+            runs[-1] = range(runs[-1].start, step + 1)
+        else:
+            runs.append(range(step, step + 1))
+        last = plan
+    return runs

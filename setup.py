@@ -1,0 +1,51 @@
+"""realisid_trt: packaging. The version stands in realisid_trt/__init__.py."""
+
+import re
+from pathlib import Path
+
+from setuptools import setup
+
+here = Path(__file__).parent
+version = re.search(r'__version__ = "(.+)"', (here / "realisid_trt/__init__.py").read_text(encoding="utf-8"))[1]
+
+ORT = "onnxruntime>=1.23"  # opset 20 and IR 10 on a CPU
+CUDA = ["cuda-core>=1.2,<2", "cuda-bindings>=13,<14"]
+
+setup(
+    name="realisid_trt",
+    version=version,
+    description="TensorRT deployment SDK for RealisID: pictures of given persons, each at a given place and pose",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=["realisid_trt", "realisid_trt.backends", "realisid_trt.kernels", "export"],
+    package_dir={"realisid_trt.kernels": "kernels"},
+    package_data={"realisid_trt": ["py.typed"]},
+    install_requires=[
+        "numpy>=2",
+        "pillow>=11",
+        "opencv-python-headless>=4.13,<6",  # 4.12 forces numpy<2.3
+        "tokenizers>=0.21",
+        "safetensors>=0.5",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "cpu": [ORT],
+        "gpu": ["onnxruntime-gpu>=1.23", *CUDA],
+        "tensorrt": ["tensorrt>=10.13,<12", *CUDA],
+        "tensorrt-rtx": ["tensorrt_rtx>=1.7,<2", *CUDA],
+        "mediapipe": ["mediapipe>=1.0,<2"],  # brings opencv-contrib, which overwrites opencv-python-headless
+        "export": [
+            ORT,
+            "torch>=2.13,<2.14",  # the dynamo exporter's graphs change with every release
+            "diffusers>=0.42,<0.43",  # networks.py cuts its UNet and ControlNet
+            "transformers>=5.23,<6",
+            "onnx>=1.23,<2",
+            "onnxscript>=0.7,<0.8",
+            "polygraphy>=0.53",
+            "tflite>=2.18",
+        ],
+        "dev": ["pytest>=9", "ruff>=0.17,<0.18", "mypy>=2.4,<3", "matplotlib>=3.10"],
+    },
+)

@@ -1,0 +1,280 @@
+"""The build: resumable, atomic, verified, and honest about what went wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from export.build import Options, build, main
+from export.staging import Staging, check_space, exchange, open_staging
+from realisid_trt import Engine
+from realisid_trt.errors import BuildError, CheckpointError, DiskError, ParityError, RequestError
+from realisid_trt.manifest import MANIFEST, Manifest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def own(checkpoint_dir: Path, engine_copy: Path, tmp_path: Path) -> Options:
+    """A checkpoint and an engine of one's own, the engine fresh."""
+    checkpoint = Path(shutil.copytree(checkpoint_dir, tmp_path / "checkpoint"))
+    return Options(checkpoint=checkpoint, out=engine_copy)
+
+
+def change_weights(checkpoint: Path, component: str) -> None:
+    """Scales one tensor of a component: another checkpoint with the same shapes."""
+    [file] = (checkpoint / component).glob("*.safetensors")
+    weights = load_file(file)
+    name = min(key for key, value in weights.items() if value.ndim > 1)
+    weights[name] = weights[name] * 1.25
+    save_file(weights, file, metadata={"format": "pt"})
+
+
+def manifest_of(engine: Path) -> dict[str, Any]:
+    return json.loads((engine / MANIFEST).read_text())  # type: ignore[no-any-return]
+
+
+def test_the_same_build_again_builds_nothing(own: Options) -> None:
+    before = manifest_of(own.out)  # type: ignore[arg-type]
+    result = build(own)
+    assert result["complete"] and result["built"] == [] and len(result["reused"]) == 13 + 4
+    assert manifest_of(own.out) == before | {"name": before["name"]}  # type: ignore[arg-type]
+
+
+def test_only_what_is_stale_is_built_again(own: Options) -> None:
+    assert own.checkpoint is not None and own.out is not None
+    before = Manifest.read(own.out).values
+    change_weights(own.checkpoint, "text_encoder_2")
+    result = build(own)
+    assert result["built"] == ["text_encoder_2:opset20-fp32"]
+    after = Manifest.read(own.out).values
+    changed = {name for name, listed in after["files"].items() if listed != before["files"][name]}
+    assert changed == {"onnx/opset20-fp32/text_encoder_2.onnx"}
+    assert result["verified"]["ratio"] < 4
+
+
+def test_another_configuration_is_another_manifest_and_nothing_more(
+    own: Options, with_config: Callable[..., Path], engine_dir: Path
+) -> None:
+    """The tests' shortcut for configurations writes what the build writes."""
+    assert own.checkpoint is not None and own.out is not None
+    config = json.loads((own.checkpoint / "realisid_config.json").read_text())
+    changes = {"overlap": "priority", "relocate_mode": "area", "branch_pooled_text": "per_row"}
+    (own.checkpoint / "realisid_config.json").write_text(json.dumps(config | changes))
+    scheduler_file = own.checkpoint / "scheduler" / "scheduler_config.json"
+    scheduler = json.loads(scheduler_file.read_text())
+    scheduler_file.write_text(json.dumps(scheduler | {"prediction_type": "v_prediction"}))
+    assert build(own)["built"] == []
+    ours = manifest_of(with_config(engine_dir, scheduler={"prediction_type": "v_prediction"}, **changes))
+    theirs = manifest_of(own.out)
+    assert ours["realisid_config"] == theirs["realisid_config"] and ours["scheduler"] == theirs["scheduler"]
+    assert {k for k in ours if ours[k] != theirs[k]} <= {"name", "seal", "verified", "files"}
+    assert ours["files"].keys() == theirs["files"].keys()
+
+
+def test_killed_at_any_moment(own: Options) -> None:
+    """Ten kills at random moments; after each the engine is the old one or the new one, whole; resuming finishes it."""
+    assert own.checkpoint is not None and own.out is not None
+    old = manifest_of(own.out)["files"]
+    for component in ("vae", "text_encoder"):
+        change_weights(own.checkpoint, component)
+    command = [sys.executable, "-m", "export.build", "--checkpoint", str(own.checkpoint), "--out", str(own.out)]
+    moments = random.Random(0)
+    seen = []
+    for _ in range(10):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + moments.uniform(0.5, 16)
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        manifest = Manifest.read(own.out)
+        manifest.check_files()
+        seen.append(manifest.values["files"])
+    build(own)
+    final = Manifest.read(own.out)
+    final.check_files()
+    new = final.values["files"]
+    assert new != old and all(files in (old, new) for files in seen)
+    assert not [p for p in own.out.parent.iterdir() if "building" in p.name or p.name.endswith(".old")]
+    Engine.load(own.out).generate("a beach", num_inference_steps=1)
+
+
+def test_exchange_without_the_system_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where two names cannot be swapped in one step: NAME.old, from which load and build recover."""
+    monkeypatch.setattr("export.staging._swap", lambda a, b: False)
+    new, old = tmp_path / "new", tmp_path / "engine"
+    for folder in (new, old):
+        folder.mkdir()
+        (folder / MANIFEST).write_text(folder.name)
+    exchange(new, old)
+    assert (old / MANIFEST).read_text() == "new" and sorted(p.name for p in tmp_path.iterdir()) == ["engine"]
+    os.rename(old, tmp_path / "engine.old")  # killed between the renames
+    with open_staging(old):
+        assert (old / MANIFEST).read_text() == "new"
+
+
+def test_two_builds_of_one_engine(own: Options) -> None:
+    assert own.out is not None
+    with open_staging(own.out), pytest.raises(BuildError, match="another build of .* is running"):
+        build(own)
+
+
+def test_an_altered_engine_is_not_built_upon(own: Options) -> None:
+    assert own.out is not None
+    file = own.out / "onnx/opset20-fp32/text_encoder.onnx"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with open_staging(own.out) as staging:
+        assert staging._kept == {}
+
+
+def test_a_network_that_computes_something_else(own: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One weight of the exported graph is wrong by a thousandth: refused, and the old engine still stands."""
+    import onnx
+    from onnx import numpy_helper
+
+    from export import exporters
+    from export.to_onnx import to_onnx
+
+    assert own.checkpoint is not None and own.out is not None
+
+    def sabotage(network: Any, module: Any, variant: Any, limits: Any, path: Path) -> None:
+        to_onnx(network, module, variant, limits, path)
+        model = onnx.load(str(path))
+        tensor = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+        tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1.001, tensor.name))
+        onnx.save(model, str(path))
+
+    monkeypatch.setattr(exporters, "to_onnx", sabotage)
+    with (
+        Staging(own.out).workspace("test") as folder,
+        pytest.raises(
+            ParityError, match=r"text_encoder \(opset20-fp32\) output hidden_states errs .* times what torch errs"
+        ),
+    ):
+        exporters.export_network(
+            (own.checkpoint, None, None), "text_encoder", exporters.Variant(20, "fp32"), own.limits, folder, True
+        )
+    Engine.load(own.out)
+
+
+def test_an_engine_that_computes_something_else(own: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every network right and the runtime wrong: the whole is compared too, before anything is published."""
+    assert own.checkpoint is not None and own.out is not None
+    monkeypatch.setattr("realisid_trt.engine.guidance_weights", lambda t, i, on: (-6.5, 2.51, 4.99))
+    change_weights(own.checkpoint, "text_encoder_2")
+    before = manifest_of(own.out)
+    with pytest.raises(ParityError, match="the whole engine errs .* the reference in float32 errs"):
+        build(own)
+    assert manifest_of(own.out) == before
+
+
+def test_one_network_at_a_time(own: Options, tmp_path: Path) -> None:
+    assert own.checkpoint is not None
+    fresh = Options(checkpoint=own.checkpoint, out=tmp_path / "fresh", only=("text_encoder",))
+    said: list[str] = []
+    result = build(fresh, said.append)
+    assert not result["complete"] and len(result["missing"]) == 12 and not (tmp_path / "fresh").exists()
+    assert any("12 networks are still missing" in line for line in said)
+    assert build(fresh)["built"] == []  # it stands in the staging folder
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"only": ("unet",)}, RequestError, "--only unet: no such network. Known: text_encoder, "),
+        ({"backends": ("magic",)}, RequestError, "--backend magic is unknown. Known: onnxruntime"),
+        ({"backends": ("tensorrt-rtx",)}, BuildError, "does not build TensorRT plans yet"),
+        ({"checkpoint": Path("nowhere")}, CheckpointError, "does not exist, expected a checkpoint's folder"),
+        ({"face_parser": Path("nowhere.onnx")}, BuildError, "nowhere.onnx cannot be read"),
+        ({"face_landmarker": Path("nowhere.task")}, BuildError, "nowhere.task cannot be read"),
+    ],
+)
+def test_bad_options(own: Options, change: dict[str, Any], error: type[Exception], message: str) -> None:
+    import dataclasses
+
+    before = manifest_of(own.out)  # type: ignore[arg-type]
+    with pytest.raises(error, match=message):
+        build(dataclasses.replace(own, **change))
+    assert manifest_of(own.out) == before  # type: ignore[arg-type]
+
+
+def test_an_out_that_is_something_else(own: Options, tmp_path: Path) -> None:
+    import dataclasses
+
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "alice.jpg").write_text("mine")
+    with pytest.raises(BuildError, match="photos exists and is no engine directory. Choose another --out"):
+        build(dataclasses.replace(own, out=tmp_path / "photos"))
+    assert (tmp_path / "photos" / "alice.jpg").read_text() == "mine"
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(DiskError, match="cannot be written"):
+        build(dataclasses.replace(own, out=tmp_path / "file" / "engine"))
+
+
+def test_too_little_disk(own: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(".")
+    monkeypatch.setattr("export.staging.shutil.disk_usage", lambda path: usage._replace(free=10**6))
+    with pytest.raises(DiskError, match=r"the build needs about \d+\.\d GB and .* has 0\.0 GB free. Free some space"):
+        build(own)
+    check_space(Path("/nowhere/at/all"), 0)
+
+
+def test_a_full_disk_while_writing(own: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert own.checkpoint is not None and own.out is not None
+    change_weights(own.checkpoint, "text_encoder_2")
+    monkeypatch.setattr("export.staging.os.replace", full)
+    with pytest.raises(DiskError, match="is full. Free some space and run the same command again"):
+        build(own)
+    monkeypatch.undo()
+    Manifest.read(own.out).check_files()
+
+
+def test_fp16_on_a_cpu_says_what_runs(own: Options) -> None:
+    import dataclasses
+
+    said: list[str] = []
+    build(dataclasses.replace(own, precision="fp16"), said.append)
+    assert "ONNX Runtime on a CPU runs float32: --fp16 changes nothing for backend onnxruntime." in said
+
+
+def test_the_command(own: Options, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--checkpoint", str(own.checkpoint), "--out", str(own.out), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["complete"]
+    assert main(["--checkpoint", str(own.checkpoint), "--out", str(own.out), "--jobs", "0"]) == 2
+    assert "--jobs is 0, expected at least 1" in capsys.readouterr().err
+    assert main(["--checkpoint", "nowhere", "--out", str(own.out)]) == 1
+    for arguments in (["--jobs", "many"], ["--fp16", "--bf16"], ["--speed"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0 and "examples:" in capsys.readouterr().out
+
+
+def test_no_path_of_the_building_machine_in_the_engine(engine_dir: Path) -> None:
+    """An engine is given away: nothing in it says where it was built."""
+    for file in engine_dir.rglob("*"):
+        if file.is_file():
+            content = file.read_bytes()
+            assert str(ROOT).encode() not in content and str(Path.home()).encode() + b"/" not in content, file

@@ -1,0 +1,126 @@
+"""The networks: cut where the design says, equal to diffusers' own forward, and other families load too."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from export.build import Options, build
+from export.checkpoint import Checkpoint
+from export.miniature import make_checkpoint
+from export.networks import networks
+from export.to_onnx import example, to_onnx
+from export.variants import Limits, Variant
+from export.verify import flops_per_row, parity_shapes, verify
+
+
+@pytest.fixture(scope="module")
+def checkpoint(checkpoint_dir: Path) -> Checkpoint:
+    return Checkpoint.open(checkpoint_dir)
+
+
+def test_the_networks_of_the_design(checkpoint: Checkpoint) -> None:
+    found = networks(checkpoint)
+    assert list(found) == [
+        "text_encoder", "text_encoder_2", "id_encoder", "local_condition", "local_time", "local_branch",
+        "global_condition", "global_time", "global_branch", "unet_time", "unet_encoder", "unet_decoder", "vae_decoder",
+    ]  # fmt: skip
+    names = {name: ([t.name for t in n.inputs], [t.name for t in n.outputs]) for name, n in found.items()}
+    assert names["unet_time"] == (["timestep", "pooled", "time_ids"], ["emb"])
+    assert names["local_branch"][0] == ["latents", "emb", "id_tokens", "condition"]
+    assert len(names["local_branch"][1]) == len(names["unet_encoder"][1]) == 10
+    assert names["unet_decoder"] == ([*names["unet_encoder"][1], "emb", "prompt_embeds"], ["noise_pred"])
+
+
+@torch.no_grad()
+def test_the_split_unet_is_the_unet(checkpoint: Checkpoint) -> None:
+    """Encoder, then residuals, then decoder: bit for bit diffusers' forward with additional residuals."""
+    found = networks(checkpoint)
+    units = {"rows": 2, "timesteps": 2, "height": 3, "width": 4}
+    latents, emb, text = example(found["unet_encoder"].inputs, units, torch.float32)
+    timestep, pooled, time_ids = example(found["unet_time"].inputs, units, torch.float32)
+    emb = found["unet_time"].module(torch.float32)(timestep, pooled, time_ids)
+    skips = found["unet_encoder"].module(torch.float32)(latents, emb, text)
+    residuals = [torch.randn(s.shape, generator=torch.Generator().manual_seed(i)) for i, s in enumerate(skips)]
+    merged = [skip + residual for skip, residual in zip(skips, residuals, strict=True)]
+    ours = found["unet_decoder"].module(torch.float32)(*merged, emb, text)
+    theirs = checkpoint.load_unet()(
+        latents, timestep, text, added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids},
+        down_block_additional_residuals=residuals[:-1], mid_block_additional_residual=residuals[-1],
+    ).sample  # fmt: skip
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("branch", ["local", "global"])
+def test_the_branch_with_its_condition_outside_is_the_controlnet(checkpoint: Checkpoint, branch: str) -> None:
+    found = networks(checkpoint)
+    units = {"rows": 2, "timesteps": 2, "height": 8, "width": 8}
+    latents, _, tokens, _ = example(found[f"{branch}_branch"].inputs, units, torch.float32)
+    timestep, pooled, time_ids = example(found[f"{branch}_time"].inputs, units, torch.float32)
+    [image] = example(found[f"{branch}_condition"].inputs, units, torch.float32)
+    emb = found[f"{branch}_time"].module(torch.float32)(timestep, pooled, time_ids)
+    condition = found[f"{branch}_condition"].module(torch.float32)(image)
+    ours = found[f"{branch}_branch"].module(torch.float32)(latents, emb, tokens, condition)
+    down, mid = checkpoint.load_controlnet(branch)(
+        latents, timestep, tokens, controlnet_cond=image,
+        added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids}, return_dict=False,
+    )  # fmt: skip
+    for a, b in zip(ours, [*down, mid], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_flops_are_counted(checkpoint: Checkpoint) -> None:
+    """Twice the products of a convolution, from its shape."""
+    found = networks(checkpoint)["global_condition"]
+    module = found.module(torch.float32)
+    side, expected = checkpoint.sample_size * checkpoint.vae_scale_factor, 0
+    for convolution in [m for m in module.modules() if isinstance(m, torch.nn.Conv2d)]:
+        side //= convolution.stride[0]
+        expected += 2 * side * side * convolution.weight.numel()
+    cells = checkpoint.sample_size // 4
+    assert flops_per_row(found, module, {"height": cells, "width": cells}) == expected
+
+
+def test_half_precision_opset_23(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """The graphs that GPU backends read: native Attention and GroupNormalization, half weights, same parity rule."""
+    import onnx
+
+    found = networks(checkpoint)["local_branch"]
+    variant, limits = Variant(23, "fp16"), Limits()
+    module = found.module(variant.dtype)
+    to_onnx(found, module, variant, limits, tmp_path / "branch.onnx")
+    graph = onnx.load(str(tmp_path / "branch.onnx")).graph
+    kinds = {node.op_type for node in graph.node}
+    assert {"Attention", "GroupNormalization"} <= kinds and "Softmax" not in kinds
+    wide = [t.name for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) > 1]
+    assert wide == []
+    assert verify(found, module, tmp_path / "branch.onnx", variant, limits).ratio < 4
+
+
+def test_shapes_tried_differ_in_every_dynamic_dimension() -> None:
+    small, large = parity_shapes(Limits(), small=True)
+    assert all(small[unit] != large[unit] for unit in small) and large["height"] != large["width"]
+
+
+def test_stable_diffusion_1_5_topology(tmp_path: Path) -> None:
+    """One text encoder, no added conditions, four levels, thirteen residuals: built, verified and run all the same."""
+    from realisid_trt import Engine, Person
+
+    make_checkpoint(tmp_path / "sd15", family="sd15")
+    result = build(Options(checkpoint=tmp_path / "sd15", out=tmp_path / "engine"))
+    assert result["verified"]["ratio"] <= 4
+    engine = Engine.load(tmp_path / "engine")
+    assert len(engine.model.residual_levels) == 13 and engine.model.levels == 4 and engine.model.pooled_dim == 0
+    assert list(engine.model.tokenizers) == ["text_encoder"]
+    side = engine.model.default_size
+    person = Person(
+        id_tokens=np.zeros((engine.model.num_id_tokens, engine.model.cross_attention_dim)),
+        box=(0, 0, side / 2, side / 2),
+        pose_image=np.zeros((3, side, side)),
+    )
+    picture = engine.generate("a beach", [person], num_inference_steps=2).images[0]
+    assert picture.size == (side, side)

@@ -1,0 +1,144 @@
+"""Bad input ends in a typed error whose text says what was expected; no network has run by then."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from realisid_trt import Engine, Identity, Person, Request
+from realisid_trt.errors import (
+    BoxError,
+    EngineMismatch,
+    NumericsError,
+    PhotoError,
+    RequestError,
+    ShapeError,
+)
+from tests.realisid_trt.test_engine import people
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"num_inference_steps": 0}, RequestError, "num_inference_steps is 0, expected 1 to 1000"),
+        ({"num_inference_steps": 1001}, RequestError, "the schedule has 1000 timesteps"),
+        ({"num_images": 0}, RequestError, "num_images is 0, expected a whole number of at least 1"),
+        ({"num_images": 1.5}, RequestError, "num_images is 1.5"),
+        ({"num_images": 60}, ShapeError, "unet_encoder input latents is .*rows in 1..96"),
+        ({"seed": -1}, RequestError, "seed is -1, expected a whole number from 0"),
+        ({"seed": "seven"}, RequestError, "seed is 'seven'"),
+        ({"guidance_scale": math.nan}, RequestError, "guidance_scale is nan, expected a finite number"),
+        ({"id_guidance_scale": "5"}, RequestError, "id_guidance_scale is '5'"),
+        ({"local_scale": None}, RequestError, "local_scale is None"),
+        ({"global_scale": math.inf}, RequestError, "global_scale is inf"),
+        (
+            {"subject_conditioning_ratio": 1.2},
+            RequestError,
+            "expected a number from 0 to 1, or None to switch the delay off",
+        ),
+        ({"height": 100}, ShapeError, "height is 100, expected a multiple of 16 px"),
+        ({"width": -128}, ShapeError, "width is -128, expected a multiple of 16 px"),
+        ({"width": "wide"}, ShapeError, "width is 'wide'"),
+        ({"height": 16}, ShapeError, "unet_encoder input latents is .*height in 8..256 in steps of 4"),
+        ({"width": 4096}, ShapeError, "Use a smaller batch or another picture size, or rebuild"),
+        ({"latents": np.zeros((1, 4, 8, 8))}, ShapeError, r"latents is \(1, 4, 8, 8\), expected \(1, 4, 32, 32\)"),
+        ({"latents": np.full((1, 4, 32, 32), np.nan)}, NumericsError, "latents holds 4096 NaN or infinite of 4096"),
+        ({"output": "jpeg"}, RequestError, 'output is \'jpeg\', expected "pil", "np" or "latents"'),
+        ({"negative_prompt": 7}, RequestError, "negative_prompt is int, expected one string"),
+    ],
+)
+def test_arguments(engine: Engine, options: dict[str, Any], error: type[Exception], message: str) -> None:
+    engine.backend.reset_usage()
+    with pytest.raises(error, match=message):
+        engine.generate("a beach", **options)
+    assert not {"unet_encoder", "unet_decoder"} & set(engine.backend.usage.rows)
+
+
+@pytest.mark.parametrize("prompt", [None, ["a", "b"], 3])
+def test_a_prompt_is_one_string(engine: Engine, prompt: Any) -> None:
+    with pytest.raises(RequestError, match="prompt is .*, expected one string. Make a Request per prompt"):
+        engine.generate(prompt)
+
+
+def test_persons_that_contradict_themselves() -> None:
+    tokens = np.zeros((65, 64))
+    with pytest.raises(RequestError, match="exactly one of photo, identity and id_tokens; got none of them"):
+        Person()
+    with pytest.raises(RequestError, match="got photo and id_tokens"):
+        Person("alice.jpg", id_tokens=tokens)
+    with pytest.raises(RequestError, match="at most one of pose, landmarks and pose_image; got pose and landmarks"):
+        Person("alice.jpg", pose="bob.jpg", landmarks=np.zeros((478, 2)))
+    with pytest.raises(RequestError, match="knows no photo: give box= and one of pose="):
+        Person(id_tokens=tokens)
+    with pytest.raises(RequestError, match="face is 'left', expected a whole number"):
+        Person("alice.jpg", face="left")  # type: ignore[arg-type]
+
+
+def test_persons_that_the_engine_cannot_place(engine: Engine, photos: Any) -> None:
+    def refuse(persons: Any, error: type[Exception], message: str) -> None:
+        with pytest.raises(error, match=message):
+            engine.generate("a beach", persons)
+
+    good = people(engine, 1)[0]
+    drawing, tokens = good.pose_image, good.id_tokens
+    assert drawing is not None
+    refuse(people(engine, 9), RequestError, "9 persons were asked for; an engine takes 0 to 8")
+    refuse(["alice.jpg"], RequestError, r"not a list of Person. Write \[Person")
+    refuse(good, RequestError, "not a list of Person")
+    refuse([Person(photos.hopper), good], BoxError, "person 1 has no box. With several persons everybody needs one")
+    refuse([Person(photos.hopper, box=(5, 5, 9, 9))], BoxError, "4 px wide; at the coarsest level one cell is 16 px")
+    refuse([Person(photos.hopper, box=(50, 50, 20, 90))], BoxError, "has no area")
+    refuse([Person("nowhere.jpg", box=(0, 0, 64, 64))], PhotoError, "nowhere.jpg")
+    refuse(
+        [Person(photos.hopper, box=(0, 0, 64, 64), face=3)], PhotoError, "face=3 was asked for, but 1 face was found"
+    )
+    refuse([Person(photos.hopper, box=(0, 0, 64, 64), pose="nowhere.jpg")], PhotoError, "nowhere.jpg")
+    box = (0, 0, 64, 64)
+    refuse([Person(id_tokens=tokens[:5], box=box, pose_image=drawing)], RequestError,
+           r"id_tokens of person 1 has shape \(5, 64\), expected \(65, 64\)")  # fmt: skip
+    refuse([Person(id_tokens=tokens * np.nan, box=box, pose_image=drawing)], RequestError, "holds NaN or infinity")
+    refuse([Person(id_tokens=[["x"]], box=box, pose_image=drawing)], RequestError, "is not an array of numbers")
+    refuse([Person(id_tokens=tokens, box=box, pose_image=drawing[:, :64])], RequestError,
+           r"pose_image of person 1 has shape \(3, 64, 128\), expected \(3, 128, 128\)")  # fmt: skip
+    refuse(
+        [Person(id_tokens=tokens, box=box, pose_image=drawing * 255)], RequestError, r"expected \[0, 1\]. Divide by 255"
+    )
+    refuse([Person(id_tokens=tokens, box=box, landmarks=np.zeros((68, 2)))], RequestError,
+           r"landmarks of person 1 has shape \(68, 2\), expected \(478, 2\)")  # fmt: skip
+
+
+def test_batches(engine: Engine) -> None:
+    for requests in ([], ["a beach"], "a beach"):
+        with pytest.raises(RequestError, match="requests is empty or not a list of Request"):
+            engine.generate_batch(requests)  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match="rows in 1..96"):
+        engine.generate_batch([Request("a", people(engine, 8), num_images=7, subject_conditioning_ratio=None)])
+
+
+def test_identities_of_another_encoder_and_files_that_are_none(engine: Engine, photos: Any, tmp_path: Path) -> None:
+    identity = engine.embed(photos.hopper)
+    other = Identity(identity.id_tokens, identity.landmarks, identity.box, identity.photo_size, "0" * 64, "hull+person")
+    with pytest.raises(
+        EngineMismatch, match="the identity of person 1 was made by another ID encoder .*Embed the photo again"
+    ):
+        engine.generate("a beach", [Person(other)])
+    wrong = tmp_path / "wrong.safetensors"
+    wrong.write_bytes(b"not a safetensors file")
+    with pytest.raises(PhotoError, match="cannot be read as a stored identity"):
+        engine.generate("a beach", [Person(wrong, box=(0, 0, 64, 64))])
+    from safetensors.numpy import save_file
+
+    save_file({"x": np.zeros(3)}, wrong)
+    with pytest.raises(PhotoError, match="is not a stored identity .* Make one: python -m realisid_trt embed"):
+        engine.generate("a beach", [Person(wrong, box=(0, 0, 64, 64))])
+    with pytest.raises(RequestError, match="box is 'left', expected four finite numbers"):
+        engine.embed(photos.hopper, box="left")  # type: ignore[arg-type]
+
+
+def test_an_overflow_is_reported_not_painted(engine: Engine) -> None:
+    with pytest.raises(NumericsError, match="the final latents holds .* NaN or infinite"):
+        engine.generate("a beach", people(engine, 1), local_scale=1e38, num_inference_steps=2)

@@ -1,0 +1,193 @@
+"""python -m realisid_trt: what it writes, what it prints, how it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from realisid_trt.__main__ import main, parse_person
+from realisid_trt.errors import RequestError
+from realisid_trt.identity import Identity
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    try:
+        status = main([str(argument) for argument in arguments])
+    except SystemExit as exit_:  # argparse
+        status = int(exit_.code or 0)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_generate_two_persons(capsys: Any, engine_dir: Path, photos: Any, tmp_path: Path) -> None:
+    out, boxes = tmp_path / "new folder" / "out.png", tmp_path / "boxes.png"
+    status, printed, err = call(
+        capsys, "generate", "--engine", engine_dir, "--prompt", "two friends hiking", "--seed", 7, "--steps", 2,
+        "--person", f"{photos.astronaut}@4,16,60,72",
+        "--person", f"{photos.hopper}@66,20,124,78,pose={photos.astronaut}",
+        "--out", out, "--draw-boxes", boxes, "--json",
+    )  # fmt: skip
+    assert status == 0
+    result = json.loads(printed.splitlines()[-1])
+    assert result["seed"] == 7 and [p["box"] for p in result["persons"]] == [[4, 16, 60, 72], [68, 20, 128, 80]]
+    assert result["rows"]["unet_decoder"] and result["timings_ms"]["denoise"] > 0
+    assert "denoising" in err and "unet_decoder" in err  # the bar, and the table, which --json moves to stderr
+    picture, drawn = Image.open(out), Image.open(boxes)
+    assert picture.size == drawn.size == (128, 128)
+    assert drawn.getpixel((68, 40)) == (70, 160, 255) and picture.getpixel((68, 40)) != (70, 160, 255)
+
+
+def test_generate_several_pictures(capsys: Any, engine_dir: Path, tmp_path: Path) -> None:
+    status, printed, _ = call(
+        capsys, "generate", "--engine", engine_dir, "--prompt", "a beach", "--num-images", 2, "--steps", 1,
+        "--subject-conditioning-ratio", "none", "--out", tmp_path / "beach.jpg",
+    )  # fmt: skip
+    assert status == 0 and sorted(p.name for p in tmp_path.iterdir()) == ["beach-0.jpg", "beach-1.jpg"]
+    assert "beach-1.jpg (seed " in printed
+
+
+def test_embed_then_generate(capsys: Any, engine_dir: Path, photos: Any, tmp_path: Path) -> None:
+    stored = tmp_path / "hopper.safetensors"
+    status, printed, _ = call(capsys, "embed", "--engine", engine_dir, photos.hopper, "--out", stored)
+    assert status == 0 and "65 ID tokens" in printed
+    assert Identity.load(stored).id_tokens.shape == (65, 64)
+    arguments = ["generate", "--engine", engine_dir, "--prompt", "x", "--steps", 1, "--seed", 1, "--out"]
+    assert call(capsys, *arguments, tmp_path / "a.png", "--person", f"{stored}@10,10,90,90")[0] == 0
+    assert call(capsys, *arguments, tmp_path / "b.png", "--person", f"{photos.hopper}@10,10,90,90")[0] == 0
+    assert Image.open(tmp_path / "a.png").tobytes() == Image.open(tmp_path / "b.png").tobytes()
+
+
+def test_inspect_an_engine(capsys: Any, engine_dir: Path) -> None:
+    status, printed, _ = call(capsys, "inspect", engine_dir, "--json")
+    values = json.loads(printed.splitlines()[-1])
+    assert status == 0 and set(values["networks"]) >= {"unet_encoder", "unet_decoder", "local_branch", "vae_decoder"}
+    status, printed, _ = call(capsys, "inspect", "--engine", engine_dir)
+    assert status == 0
+    for word in (
+        "every hash verified",
+        "unet_decoder",
+        "float32",
+        "parity",
+        "GFLOP/row",
+        "rows in 1..96",
+        "overlap=sum",
+    ):
+        assert word in printed
+
+
+def test_inspect_a_photo(capsys: Any, engine_dir: Path, photos: Any, tmp_path: Path) -> None:
+    out = tmp_path / "found.png"
+    status, printed, _ = call(capsys, "inspect", "--engine", engine_dir, photos.hopper, "--out", out, "--json")
+    result = json.loads(printed.splitlines()[-1])
+    assert status == 0 and len(result["faces"]) == 1 and result["mask_source"] == "hull+person"
+    sheet = Image.open(out)
+    assert sheet.height == 512 and sheet.width > 3 * 400  # photo, crop, drawing
+
+
+def test_inspect_a_group_shows_the_numbers_to_choose_from(
+    capsys: Any, engine_dir: Path, photos: Any, tmp_path: Path
+) -> None:
+    one = Image.open(photos.hopper).convert("RGB")
+    group = Image.new("RGB", (one.width * 2, one.height))
+    group.paste(one, (0, 0))
+    group.paste(one, (one.width, 0))
+    group.save(tmp_path / "group.png")
+    status, printed, _ = call(capsys, "inspect", "--engine", engine_dir, tmp_path / "group.png", "--json")
+    result = json.loads(printed.splitlines()[-1])
+    assert status == 0 and len(result["faces"]) == 2 and "face=0…1" in result["why"]
+    assert (tmp_path / "group-found.png").is_file()
+    status, printed, _ = call(capsys, "inspect", "--engine", engine_dir, tmp_path / "group.png", "--face", 1, "--json")
+    assert json.loads(printed.splitlines()[-1])["chosen"]["box"][0] > one.width
+
+
+def test_doctor(capsys: Any, engine_dir: Path, tmp_path: Path) -> None:
+    status, printed, _ = call(capsys, "doctor", "--engine", engine_dir)
+    assert status == 0 and "This machine can make pictures." in printed and "backend onnxruntime" in printed
+    status, printed, _ = call(capsys, "doctor", "--engine", tmp_path / "nowhere", "--json")
+    result = json.loads(printed.splitlines()[-1])
+    assert status == 1 and not result["healthy"]
+    assert any(f["state"] == "missing" and "python -m export.build" in f["detail"] for f in result["findings"])
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a.jpg", ("a.jpg", None, None, None)),
+        ("a.jpg@1,2,3,4", ("a.jpg", (1, 2, 3, 4), None, None)),
+        ("me@home.jpg@1,2,3.5,4,pose=b c.jpg,face=1", ("me@home.jpg", (1, 2, 3.5, 4), "b c.jpg", 1)),
+        ("a.jpg@pose=b.jpg", ("a.jpg", None, "b.jpg", None)),
+    ],
+)
+def test_persons_on_the_command_line(text: str, expected: tuple[Any, ...]) -> None:
+    person = parse_person(text)
+    assert (person.photo, person.box, person.pose, person.face) == expected
+
+
+@pytest.mark.parametrize(
+    "text", ["a.jpg@1,2,3", "a.jpg@1,2,x,4", "a.jpg@1,2,3,4,5", "a.jpg@1,2,3,4,mood=sad", "a.jpg@face=left"]
+)
+def test_persons_that_are_not_understood(text: str) -> None:
+    with pytest.raises(RequestError, match="--person a.jpg@"):
+        parse_person(text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["generate"], 2, "--prompt"),
+        (["generate", "--prompt", "x", "--out", "o.png", "--engine", "nowhere"], 1, "no such engine directory"),
+        (["generate", "--prompt", "x", "--out", "o.psd2"], 2, "is not a picture format. Use .png, .jpg or .webp"),
+        (["generate", "--prompt", "x", "--out", "noending"], 2, "no ending"),
+        (["generate", "--prompt", "x", "--out", "/proc/nowhere/o.png"], 2, "cannot be made"),
+        (["generate", "--prompt", "x", "--out", "o.png", "--person", "a.jpg@1,2"], 2, "four numbers in pixels"),
+        (["generate", "--prompt", "x", "--out", "o.png", "--steps", "many"], 2, "invalid int value"),
+        (["generate", "--prompt", "x", "--out", "o.png", "--steps", "0"], 2, "num_inference_steps is 0"),
+        (["generate", "--prompt", "x", "--out", "o.png", "--height", "99"], 2, "multiple of 16 px"),
+        (["generate", "--prompt", "x", "--out", "o.png", "--subject-conditioning-ratio", "off"], 2, "or none"),
+        (
+            ["generate", "--prompt", "x", "--out", "o.png", "--backend", "magic"],
+            1,
+            "is unknown. Known: auto, onnxruntime",
+        ),
+        (["generate", "--prompt", "x", "--out", "o.png", "--person", "nowhere.jpg@0,0,64,64"], 1, "nowhere.jpg"),
+        (["generate", "--prompt", "x", "--out", "o.png", "--person", "{hopper}@0,0,4,4"], 2, "the face would vanish"),
+        (["embed", "nowhere.jpg", "--out", "a.safetensors"], 1, "nowhere.jpg"),
+        (["embed", "{hopper}", "--out", "a.txt"], 2, "does not end in .safetensors"),
+        (["embed", "{hopper}", "--out", "a.safetensors", "--box", "1,2"], 2, "four numbers in pixels"),
+        (["embed", "{hopper}", "--out", "a.safetensors", "--face", "4"], 1, "face=4 was asked for"),
+        (["inspect", "nowhere"], 1, "no such engine directory"),
+        (["inspect", __file__], 1, "not a picture that can be read"),
+        (["dance"], 2, "invalid choice"),
+        ([], 2, "COMMAND"),
+    ],
+)
+def test_bad_usage_ends_in_one_sentence(
+    capsys: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, engine_dir: Path, photos: Any,
+    arguments: list[str], status: int, message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    given = [argument.format(hopper=photos.hopper) if argument.startswith("{") else argument for argument in arguments]
+    if given and "--engine" not in given and given[0] in ("generate", "embed", "inspect"):
+        given += ["--engine", str(engine_dir)]
+    ended, _, err = call(capsys, *given)
+    assert ended == status and message in err and "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []  # nothing half-written
+
+
+def test_help_ends_in_examples(capsys: Any) -> None:
+    for command in ("generate", "inspect", "embed", "doctor"):
+        status, printed, _ = call(capsys, command, "--help")
+        assert status == 0 and "examples:\n  python -m realisid_trt" in printed
+
+
+def test_the_module_runs(engine_dir: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "realisid_trt", "inspect", str(engine_dir / "nowhere")], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr

@@ -1,0 +1,306 @@
+"""What a caller sees of an engine: rows, batches, seeds, scales, outputs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from realisid_trt import Engine, Person, Request
+from realisid_trt.errors import RealisIDWarning
+from tests.realisid_trt.truth import PROMPT, Scene, checkpoint_with, errors
+
+STEP_NETWORKS = ("unet_encoder", "unet_decoder", "local_branch", "global_branch")
+
+
+def people(engine: Engine, count: int, seed: int = 0) -> list[Person]:
+    """`count` persons of random ID and pose on a row of boxes."""
+    rng, model, side = np.random.default_rng(seed), engine.model, engine.model.default_size
+    return [
+        Person(
+            id_tokens=rng.standard_normal((model.num_id_tokens, model.cross_attention_dim)),
+            box=(side * i / 10, side * i / 12, side * (i / 10 + 0.4), side * (i / 12 + 0.4)),
+            pose_image=(rng.random((3, side, side)) > 0.8).astype(np.float32),
+        )
+        for i in range(count)
+    ]
+
+
+def latents_of(engine: Engine, persons: list[Person], **options: Any) -> np.ndarray:
+    options = {"seed": 1, "num_inference_steps": 3, "subject_conditioning_ratio": None, **options}
+    return engine.generate(PROMPT, persons, output="latents", **options).latents
+
+
+def close(a: np.ndarray, b: np.ndarray) -> bool:
+    """Equal to rounding: the networks' sums run in another order when a batch has another size."""
+    return bool(np.abs(a - b).max() <= 2e-4 * np.abs(a).max())
+
+
+@pytest.mark.parametrize("persons", [1, 2, 3, 4])
+def test_rows_over_thirty_steps_are_the_table_of_the_design(engine: Engine, persons: int) -> None:
+    rows = engine.generate(PROMPT, people(engine, persons), num_inference_steps=30, output="latents", seed=0).rows
+    before, after = 10, 20
+    assert {name: rows[name] for name in STEP_NETWORKS} == {
+        "unet_encoder": 2 * (before + after),
+        "unet_decoder": 2 * before + 3 * after,
+        "local_branch": persons * before + 2 * persons * after,
+        "global_branch": persons * before + 2 * persons * after,
+    }
+    assert {name: rows[name] for name in ("local_condition", "global_condition")} == dict.fromkeys(
+        ("local_condition", "global_condition"), persons
+    )
+    assert (rows["unet_time"], rows["local_time"], rows["global_time"]) == (60, 30, 30)
+
+
+def test_rows_of_the_per_row_branches(engine_dir: Path, with_config: Callable[..., Path]) -> None:
+    engine = Engine.load(with_config(engine_dir, branch_pooled_text="per_row"))
+    rows = engine.generate(PROMPT, people(engine, 2), num_inference_steps=30, output="latents", seed=0).rows
+    assert rows["local_branch"] == rows["global_branch"] == 10 * 4 + 20 * 6
+
+
+@pytest.mark.parametrize(
+    ("scales", "rows_per_step"),
+    [
+        ({"guidance_scale": 5.0, "id_guidance_scale": 5.0}, (2, 2, 4)),  # λi = λt: none + full
+        ({"guidance_scale": 1.0, "id_guidance_scale": 5.0}, (1, 2, 4)),  # λt = 1: text + full, one encoder row
+        ({"guidance_scale": 7.5, "id_guidance_scale": 0.0}, (2, 2, 2)),  # λi = 0: none + text
+        ({"guidance_scale": 1.0, "id_guidance_scale": 1.0}, (1, 1, 2)),  # full alone
+    ],
+)
+def test_rows_without_weight_are_saved_and_the_result_is_right(
+    engine: Engine, checkpoint_dir: Path, scales: dict[str, float], rows_per_step: tuple[int, int, int]
+) -> None:
+    side = engine.model.default_size
+    scene = Scene.make(engine, "apart", side, side)
+    settings = {"num_inference_steps": 4, "subject_conditioning_ratio": None, **scales}
+    result = engine.generate(PROMPT, scene.persons(engine), latents=scene.latents, output="latents", **settings)
+    encoder, decoder, branch = (result.rows[name] for name in ("unet_encoder", "unet_decoder", "local_branch"))
+    assert (encoder, decoder, branch) == tuple(4 * n for n in rows_per_step)
+    ours, plain = errors(engine, checkpoint_with(checkpoint_dir), scene, **settings)
+    assert ours <= 4 * plain
+
+
+def test_without_persons_no_branch_runs(engine: Engine) -> None:
+    result = engine.generate("an empty beach", num_inference_steps=2, seed=0)
+    assert not {"local_branch", "global_branch", "local_condition", "id_encoder"} & set(result.rows)
+    assert result.images[0].size == (engine.model.default_size,) * 2
+
+
+def test_permuted_persons_make_the_same_picture_to_rounding(engine_dir: Path, with_config: Callable[..., Path]) -> None:
+    """The branch rows change places in their batch and the sums their order: equal to rounding, not to the bit."""
+    for overlap in ("sum", "average"):
+        engine = Engine.load(with_config(engine_dir, overlap=overlap))
+        persons = people(engine, 3)
+        assert close(latents_of(engine, persons), latents_of(engine, persons[::-1]))
+    engine = Engine.load(with_config(engine_dir, overlap="priority"))
+    assert not close(latents_of(engine, people(engine, 3)), latents_of(engine, people(engine, 3)[::-1]))
+
+
+def test_a_request_alone_and_in_a_batch_of_four(engine: Engine) -> None:
+    """Different prompts, seeds, scales, delays and numbers of persons, 0 to 8, in one pass."""
+    requests = [
+        Request("a garden", people(engine, 2), seed=3),
+        Request("a street at night", (), seed=4, guidance_scale=3.0),
+        Request("a garden", people(engine, 8, 1), negative_prompt="rain", seed=5, subject_conditioning_ratio=0.5),
+        Request(
+            "snow", people(engine, 1, 2), seed=6, num_images=2, id_guidance_scale=2.0, local_scale=0.5, global_scale=2.0
+        ),
+    ]
+    together = engine.generate_batch(requests, num_inference_steps=4, output="latents")
+    for request, result in zip(requests, together, strict=True):
+        [alone] = engine.generate_batch([request], num_inference_steps=4, output="latents")
+        assert result.latents.shape == alone.latents.shape and result.seed == alone.seed == request.seed
+        assert close(result.latents, alone.latents)
+        assert len(result.persons) == len(request.persons)
+
+
+def test_several_pictures_are_those_of_the_next_seeds(engine: Engine) -> None:
+    persons = people(engine, 1)
+    both = latents_of(engine, persons, seed=8, num_images=2)
+    assert close(both[:1], latents_of(engine, persons, seed=8))
+    assert close(both[1:], latents_of(engine, persons, seed=9))
+    assert not close(both[:1], both[1:])
+
+
+def test_the_same_seed_in_two_processes(engine_dir: Path, engine: Engine) -> None:
+    script = (
+        "import sys, hashlib; from realisid_trt import Engine; e = Engine.load(sys.argv[1]);"
+        "r = e.generate('a beach', seed=11, num_inference_steps=3);"
+        "print(hashlib.sha256(r.images[0].tobytes()).hexdigest())"
+    )
+    digests = {
+        subprocess.run(
+            [sys.executable, "-c", script, str(engine_dir)], capture_output=True, text=True, check=True
+        ).stdout
+        for _ in range(2)
+    }
+    assert len(digests) == 1
+
+
+def test_a_drawn_seed_is_returned_and_repeats(engine: Engine) -> None:
+    first = engine.generate(PROMPT, num_inference_steps=2, output="latents")
+    again = engine.generate(PROMPT, num_inference_steps=2, output="latents", seed=first.seed)
+    np.testing.assert_array_equal(first.latents, again.latents)
+    assert first.seed != engine.generate(PROMPT, num_inference_steps=2, output="latents").seed
+
+
+def test_given_latents_override_the_noise_and_stay_untouched(engine: Engine) -> None:
+    cells = engine.model.sample_size
+    noise = np.random.default_rng(0).standard_normal((1, 4, cells, cells)).astype(np.float32)
+    before = noise.copy()
+    a = latents_of(engine, [], latents=noise)
+    assert not close(a, latents_of(engine, [], seed=1))
+    np.testing.assert_array_equal(noise, before)
+
+
+def test_persons_pose_place_prompt_and_scales_are_seen(engine: Engine) -> None:
+    """Nothing a caller can say is ignored."""
+    persons = people(engine, 1)
+    base = latents_of(engine, persons)
+    other = people(engine, 1, seed=1)[0]
+    p = persons[0]
+    changed = {
+        "identity": [Person(id_tokens=other.id_tokens, box=p.box, pose_image=p.pose_image)],
+        "pose": [Person(id_tokens=p.id_tokens, box=p.box, pose_image=other.pose_image)],
+        "place": [Person(id_tokens=p.id_tokens, box=[v + 24 for v in p.box], pose_image=p.pose_image)],  # type: ignore[union-attr]
+    }
+    for what, given in changed.items():
+        assert not close(base, latents_of(engine, given)), what
+    for option in (
+        {"negative_prompt": "rain"}, {"negative_prompt": ""}, {"guidance_scale": 3.0}, {"id_guidance_scale": 1.0},
+        {"subject_conditioning_ratio": 0.5}, {"local_scale": 0.2}, {"global_scale": 0.2},
+    ):  # fmt: skip
+        assert not close(base, latents_of(engine, persons, **option)), option
+    assert not close(base, engine.generate("snow", persons, output="latents", seed=1, num_inference_steps=3,
+                                           subject_conditioning_ratio=None).latents)  # fmt: skip
+
+
+def test_null_id_as_id_makes_the_full_row_the_text_row(engine: Engine) -> None:
+    """Then λi has no effect, whatever it is."""
+    person = people(engine, 1)[0]
+    null = Person(id_tokens=engine.manifest.constants["null_id_tokens"], box=person.box, pose_image=person.pose_image)
+    a, b = (latents_of(engine, [null], id_guidance_scale=scale) for scale in (0.0, 5.0))
+    assert close(a, b)
+
+
+def test_the_delay_is_zero_id_guidance_until_the_switch(engine: Engine) -> None:
+    persons = people(engine, 1)
+    delayed = latents_of(engine, persons, num_inference_steps=4, subject_conditioning_ratio=0.25)  # i <= 3: all four
+    assert close(delayed, latents_of(engine, persons, num_inference_steps=4, id_guidance_scale=0.0))
+
+
+def test_outputs(engine: Engine) -> None:
+    steps: list[tuple[int, int]] = []
+    pil = engine.generate(PROMPT, seed=2, num_inference_steps=2, progress=lambda *step: steps.append(step))
+    arrays = engine.generate(PROMPT, seed=2, num_inference_steps=2, output="np")
+    latents = engine.generate(PROMPT, seed=2, num_inference_steps=2, output="latents")
+    side = engine.model.default_size
+    assert pil.images[0].size == (side, side) and pil.images[0].mode == "RGB"
+    assert arrays.images[0].shape == (side, side, 3) and arrays.images[0].dtype == np.float32
+    assert arrays.images[0].min() >= 0 and arrays.images[0].max() <= 1
+    np.testing.assert_array_equal(np.asarray(pil.images[0]), (arrays.images[0] * 255).round().astype(np.uint8))
+    assert latents.images == [] and "vae_decoder" not in latents.rows
+    np.testing.assert_array_equal(latents.latents, pil.latents)
+    assert steps == [(1, 2), (2, 2)] and len(pil.step_ms) == 2
+    stages = ("persons", "text", "time", "conditions", "denoise", "vae")
+    assert tuple(key for key in pil.timings if "." not in key) == stages
+    inside = sum(ms for key, ms in pil.timings.items() if key.startswith("denoise."))
+    assert 0.5 * pil.timings["denoise"] < inside <= pil.timings["denoise"]
+    assert pil.backend == "onnxruntime on cpu"
+
+
+def test_oblong_pictures(engine: Engine) -> None:
+    side = engine.model.default_size
+    result = engine.generate(
+        PROMPT, people(engine, 2), height=side * 3 // 4, width=side * 5 // 4, num_inference_steps=2
+    )
+    assert result.images[0].size == (side * 5 // 4, side * 3 // 4)
+
+
+def test_photos_poses_and_stored_identities(engine: Engine, photos: Any, tmp_path: Path) -> None:
+    """photo → Identity → file → picture: the same picture as from the photo; and the caches answer."""
+    boxes = [(4, 16, 60, 72), (66, 20, 124, 78)]
+    options: dict[str, Any] = {"num_inference_steps": 2, "seed": 3, "output": "latents"}
+    first = engine.generate(
+        PROMPT,
+        [Person(photos.astronaut, box=boxes[0]), Person(str(photos.hopper), box=boxes[1], pose=photos.astronaut)],
+        **options,
+    )
+    assert first.rows["id_encoder"] == 2 and [p.mask_source for p in first.persons] == ["hull+person"] * 2
+    hopper = engine.embed(photos.hopper)
+    hopper.save(tmp_path / "hopper.safetensors")
+    again = engine.generate(
+        PROMPT,
+        [Person(photos.astronaut.read_bytes(), box=boxes[0]),
+         Person(tmp_path / "hopper.safetensors", box=boxes[1], pose=engine.embed(photos.astronaut))],
+        **options,
+    )  # fmt: skip
+    np.testing.assert_array_equal(first.latents, again.latents)
+    assert "id_encoder" not in again.rows and "text_encoder" not in again.rows
+    assert again.timings["persons"] < first.timings["persons"]
+
+
+def test_without_a_box_the_face_stays_where_it_is_in_the_photo(engine: Engine, photos: Any) -> None:
+    identity, side = engine.embed(photos.astronaut), engine.model.default_size
+    [placed] = engine.generate(PROMPT, [Person(identity)], num_inference_steps=1, output="latents").persons
+    expected = np.array(identity.box) * side / 512
+    assert np.abs(np.array(placed.box) - expected).max() <= engine.model.vae_scale_factor
+
+
+def test_own_face_boxes_and_landmarks(engine: Engine, photos: Any) -> None:
+    """Drawn characters have no MTCNN box: the caller's is taken, and the landmarks, if given."""
+    found = engine.embed(photos.hopper)
+    boxed = engine.embed(photos.hopper, box=found.box)
+    assert np.abs(boxed.landmarks - found.landmarks).max() < 0.05
+    own = engine.embed(photos.hopper, box=found.box, landmarks=found.landmarks)
+    np.testing.assert_array_equal(own.landmarks, found.landmarks)
+    drawn = engine.generate(PROMPT, [Person(found, box=(10, 10, 80, 80), landmarks=found.landmarks)],
+                            num_inference_steps=1, seed=0, output="latents")  # fmt: skip
+    plain = engine.generate(
+        PROMPT, [Person(found, box=(10, 10, 80, 80))], num_inference_steps=1, seed=0, output="latents"
+    )
+    np.testing.assert_array_equal(drawn.latents, plain.latents)
+
+
+def test_long_prompts_are_cut_with_a_warning_that_says_what(engine: Engine) -> None:
+    long = "a red house and a green tree " * 30 + "the very last words"
+    with pytest.warns(RealisIDWarning, match="more than the 77 tokens .* cut off: .*the very last words"):
+        engine.generate(long, num_inference_steps=1, output="latents")
+
+
+def test_one_engine_from_two_threads(engine: Engine) -> None:
+    """Batches queue up; every thread gets its own picture."""
+    expected = {seed: latents_of(engine, people(engine, 1), seed=seed) for seed in (1, 2)}
+    found: dict[int, np.ndarray] = {}
+    threads = [
+        threading.Thread(target=lambda s=seed: found.update({s: latents_of(engine, people(engine, 1), seed=s)}))  # type: ignore[misc]
+        for seed in expected
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed, latents in expected.items():
+        np.testing.assert_array_equal(found[seed], latents)
+
+
+def test_threads_of_the_device(engine_dir: Path) -> None:
+    one = Engine.load(engine_dir, device="cpu:1")
+    assert one.backend.device == "cpu:1"
+    assert close(latents_of(one, people(one, 1)), latents_of(Engine.load(engine_dir), people(one, 1)))
+
+
+def test_caches_forget_the_oldest() -> None:
+    from realisid_trt.recent import Recent
+
+    made: list[int] = []
+    recent: Recent[int] = Recent(2)
+    for key in (1, 2, 1, 3, 1, 2):
+        recent.get(key, lambda key=key: made.append(key) or key)  # type: ignore[misc]
+    assert made == [1, 2, 3, 2]

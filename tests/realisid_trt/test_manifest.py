@@ -1,0 +1,160 @@
+"""The engine directory: whole, unaltered, and of this format, or refused with the sentence that says so."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from realisid_trt import Engine
+from realisid_trt.errors import BackendError, EngineDamaged, EngineMismatch, EngineMissing, RequestError, ShapeError
+from realisid_trt.manifest import MANIFEST, Axis, Manifest, Port, seal
+from realisid_trt.verified import VerifiedFiles
+
+
+def edit(folder: Path, change: Any, reseal: bool = False) -> None:
+    values = json.loads((folder / MANIFEST).read_text())
+    change(values)
+    if reseal:
+        values["seal"] = seal(values)
+    (folder / MANIFEST).write_text(json.dumps(values))
+
+
+def listed_files(folder: Path) -> list[str]:
+    return list(json.loads((folder / MANIFEST).read_text())["files"])
+
+
+def test_every_file_of_the_engine_is_listed(engine_dir: Path) -> None:
+    there = {p.relative_to(engine_dir).as_posix() for p in engine_dir.rglob("*") if p.is_file()}
+    assert there - set(listed_files(engine_dir)) == {MANIFEST, "build.json"}
+
+
+def test_a_changed_byte_anywhere_is_refused(engine_copy: Path) -> None:
+    """In the first, a middle and the last byte of every listed file, whatever the clock says of it."""
+    Manifest.read(engine_copy).check_files()
+    for name in listed_files(engine_copy):
+        file = engine_copy / name
+        content, stat = file.read_bytes(), file.stat()
+        for position in (0, len(content) // 2, len(content) - 1):
+            altered = bytearray(content)
+            altered[position] ^= 1
+            file.write_bytes(altered)
+            os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as someone who hides it would
+            with pytest.raises(
+                EngineDamaged, match=rf"{file.name} was altered after the build: its sha256 is .* Build it"
+            ):
+                Manifest.read(engine_copy).check_files()
+        file.write_bytes(content)
+    Manifest.read(engine_copy).check_files()
+
+
+def test_a_missing_and_a_truncated_file(engine_copy: Path) -> None:
+    file = engine_copy / listed_files(engine_copy)[0]
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    with pytest.raises(
+        EngineDamaged, match=rf"{file.name} is {len(content) - 1} bytes; the build wrote {len(content)}"
+    ):
+        Engine.load(engine_copy)
+    file.unlink()
+    with pytest.raises(EngineDamaged, match=rf"{file.name} is missing .* python -m export.build"):
+        Engine.load(engine_copy)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda m: m["realisid_config"].update(overlap="average"), "realisid_config.overlap"),
+        (lambda m: m["model"].update(vae_scale_factor=8), "model.vae_scale_factor"),
+        (lambda m: m["networks"]["unet_decoder"]["builds"]["onnxruntime"].update(precision="float16"),
+         "networks.unet_decoder"),
+        (lambda m: m["files"].pop("constants.safetensors"), "files.constants.safetensors"),
+        (lambda m: m["files"].update({"extra.onnx": {"bytes": 1, "sha256": ""}}), "files.extra.onnx"),
+        (lambda m: m["backends"].update(tensorrt={}), "backends.tensorrt"),
+        (lambda m: m.update(name="another"), "name"),
+        (lambda m: m.pop("scheduler"), "scheduler.timestep_spacing"),
+        (lambda m: m.pop("seal"), "format, name"),
+    ],
+)  # fmt: skip
+def test_an_edited_manifest_is_named(engine_copy: Path, change: Any, named: str) -> None:
+    edit(engine_copy, change)
+    with pytest.raises(EngineDamaged, match=rf"was edited after the build: .*{named}.* no longer match its seal"):
+        Engine.load(engine_copy)
+
+
+def test_another_format_is_a_mismatch(engine_copy: Path) -> None:
+    edit(engine_copy, lambda m: m.update(format=99), reseal=True)
+    with pytest.raises(EngineMismatch, match="has engine format 99; this realisid_trt reads format 1. Build it again"):
+        Engine.load(engine_copy)
+
+
+def test_a_manifest_that_is_no_json(engine_copy: Path) -> None:
+    (engine_copy / MANIFEST).write_text("{")
+    with pytest.raises(EngineDamaged, match="cannot be read as JSON"):
+        Engine.load(engine_copy)
+
+
+def test_no_engine_there(tmp_path: Path) -> None:
+    with pytest.raises(EngineMissing, match="no such engine directory. Build one: python -m export.build"):
+        Engine.load(tmp_path / "nowhere")
+    with pytest.raises(EngineMissing, match="holds no manifest.json"):
+        Engine.load(tmp_path)
+
+
+def test_a_build_killed_between_its_renames_is_recovered(engine_copy: Path) -> None:
+    os.rename(engine_copy, engine_copy.with_name("engine.old"))
+    assert Manifest.read(engine_copy).path == engine_copy.with_name("engine.old")
+
+
+def test_backends_that_are_not_there(engine_copy: Path) -> None:
+    with pytest.raises(BackendError, match="backend 'cuda-fast' is unknown. Known: auto, onnxruntime"):
+        Engine.load(engine_copy, backend="cuda-fast")
+    with pytest.raises(RequestError, match="device 'gpu' is unknown .* Use cpu, or cpu:N"):
+        Engine.load(engine_copy, device="gpu")
+
+    def rename(values: Any) -> None:
+        values["backends"]["tensorrt"] = values["backends"].pop("onnxruntime")
+
+    edit(engine_copy, rename, reseal=True)
+    with pytest.raises(BackendError, match="was built for tensorrt; none of them is installed here"):
+        Engine.load(engine_copy)
+    with pytest.raises(EngineMissing, match="was built for tensorrt, not for onnxruntime. Build that too"):
+        Engine.load(engine_copy, backend="onnxruntime")
+
+
+def test_hashes_are_remembered_and_forgotten_when_a_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "file"
+    file.write_bytes(b"one")
+    with VerifiedFiles() as verified:
+        first = verified.sha256(file)
+    read: list[Path] = []
+    monkeypatch.setattr("realisid_trt.verified.file_sha256", lambda path: read.append(path) or "new")
+    with VerifiedFiles() as verified:
+        assert verified.sha256(file) == first and not read
+    file.write_bytes(b"two")
+    with VerifiedFiles() as verified:
+        assert verified.sha256(file) == "new" and read == [file]
+
+
+def test_a_cache_that_cannot_be_used_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").write_text("a file where the folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    file = tmp_path / "file"
+    file.write_bytes(b"one")
+    with VerifiedFiles() as verified:
+        assert len(verified.sha256(file)) == 64
+
+
+def test_ports_explain_what_they_expect() -> None:
+    port = Port("prompt_embeds", "float32", (Axis("rows", 1, 12), 77, Axis("width", 8, 64, 4)))
+    port.check((12, 77, 64), "unet_decoder")
+    expected = r"input prompt_embeds is .*expected \(rows, 77, width\) with rows in 1..12, width in 8..64 in steps of 4"
+    for shape in ((13, 77, 64), (1, 76, 64), (1, 77, 10), (1, 77), (0, 77, 64)):
+        with pytest.raises(ShapeError, match=expected):
+            port.check(shape, "unet_decoder")

@@ -1,0 +1,101 @@
+"""The same picture from the engine and from the reference: persons, settings, errors."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from export.checkpoint import Checkpoint
+from export.reference import Reference, ReferencePerson
+from realisid_trt import Engine, Person
+from realisid_trt.ddim import initial_noise
+
+PROMPT, NEGATIVE = "a photo of friends at the beach", "blurry, dark"
+
+# x0, y0 as fractions of width and height, the side as a fraction of the longer edge; 1/7 is the paper's hardest face.
+PLACES: dict[str, list[tuple[float, float, float]]] = {
+    "nobody": [],
+    "one": [(0.1, 0.15, 0.5)],
+    "small": [(0.5, 0.4, 1 / 7)],
+    "apart": [(0.02, 0.1, 0.38), (0.55, 0.3, 0.4)],
+    "overlapping": [(0.1, 0.1, 0.5), (0.35, 0.3, 0.45)],
+    "crowd": [(0.05, 0.05, 0.45), (0.3, 0.3, 0.5), (0.6, 0.1, 1 / 7)],
+}
+
+
+def checkpoint_with(path: Path, scheduler: dict[str, Any] | None = None, **config: Any) -> Checkpoint:
+    """The checkpoint under another configuration: the reference's counterpart of the fixture `with_config`."""
+    checkpoint = Checkpoint.open(path)
+    return dataclasses.replace(
+        checkpoint,
+        config=dataclasses.replace(checkpoint.config, **config),
+        scheduler_config={**checkpoint.scheduler_config, **(scheduler or {})},
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Scene:
+    """Persons made of random pixels and drawings, and the noise to start from."""
+
+    boxes: list[tuple[float, float, float, float]]
+    id_pixels: np.ndarray
+    pose_images: np.ndarray
+    latents: np.ndarray
+
+    @classmethod
+    def make(cls, engine: Engine, place: str, height: int, width: int, seed: int = 0) -> Scene:
+        model, count = engine.model, len(PLACES[place])
+        rng = np.random.default_rng(seed)
+        edge, side = max(height, width), model.default_size
+        shape = (1, model.latent_channels, height // model.vae_scale_factor, width // model.vae_scale_factor)
+        return cls(
+            [(width * x, height * y, width * x + edge * s, height * y + edge * s) for x, y, s in PLACES[place]],
+            rng.standard_normal((count, 3, model.image_size, model.image_size), dtype=np.float32),
+            (rng.random((count, 3, side, side)) > 0.8).astype(np.float32),
+            initial_noise(seed, shape),
+        )
+
+    def persons(self, engine: Engine) -> list[Person]:
+        if not self.boxes:
+            return []
+        tokens = engine.backend.run("id_encoder", {"id_pixels": engine.backend.put(self.id_pixels)})["id_tokens"]
+        return [
+            Person(id_tokens=t, box=box, pose_image=drawing)
+            for t, box, drawing in zip(tokens, self.boxes, self.pose_images, strict=True)
+        ]
+
+    def reference_persons(self) -> list[ReferencePerson]:
+        return [
+            ReferencePerson(pose_image=torch.from_numpy(drawing), box=box, id_pixels=torch.from_numpy(pixels))
+            for pixels, box, drawing in zip(self.id_pixels, self.boxes, self.pose_images, strict=True)
+        ]
+
+
+def errors(engine: Engine, checkpoint: Checkpoint, scene: Scene, **settings: Any) -> tuple[float, float]:
+    """RMS error of the engine's and of the float32 reference's final latents against float64, relative to their RMS."""
+    ours = engine.generate(
+        PROMPT, scene.persons(engine), negative_prompt=NEGATIVE, latents=scene.latents, output="latents",
+        height=scene.latents.shape[2] * engine.model.vae_scale_factor,
+        width=scene.latents.shape[3] * engine.model.vae_scale_factor,
+        **settings,
+    ).latents  # fmt: skip
+    return relative_errors(ours, checkpoint, scene, **settings)
+
+
+def relative_errors(ours: np.ndarray, checkpoint: Checkpoint, scene: Scene, **settings: Any) -> tuple[float, float]:
+    def reference(dtype: torch.dtype) -> np.ndarray:
+        z = Reference(checkpoint, dtype).generate(
+            PROMPT, scene.reference_persons(), torch.from_numpy(scene.latents), negative_prompt=NEGATIVE, **settings
+        )
+        return z.double().numpy()
+
+    truth = reference(torch.float64)
+    scale = float(np.sqrt(np.mean(truth**2)))
+    ours_error, torch_error = (
+        float(np.sqrt(np.mean((z - truth) ** 2))) / scale for z in (ours, reference(torch.float32))
+    )
+    return ours_error, torch_error
