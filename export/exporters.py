@@ -27,60 +27,55 @@ from .variants import Limits, Variant
 from .verify import flops_per_row, verify
 
 if TYPE_CHECKING:
-    from .build import Options
+    from .build import Job, Options
 
 
 def export_networks(
     staging: Staging,
     checkpoint: Checkpoint,
     options: Options,
-    todo: Sequence[tuple[str, str, dict[str, Any]]],
+    jobs: Sequence[Job],
     small_bytes: int,
     progress: bool = False,
 ) -> dict[str, Artifact]:
-    """Exports what is in `todo`: (artifact, key, {"name", "variant", "bytes"}). Returns the artifacts by name.
+    """Does the jobs, largest first. Returns the artifacts by name.
 
     Each is added to the staging folder as soon as it is verified, so that nothing is lost when the next one fails.
     """
-    if not todo:
+    if not jobs:
         return {}
-    largest = max(job["bytes"] for _, _, job in todo)
-    jobs = options.jobs or (min(2, os.cpu_count() or 1) if largest <= small_bytes else 1)
-    threads = max(1, (os.cpu_count() or 1) // jobs)
+    small = max(job.weights_bytes for job in jobs) <= small_bytes
+    workers = min(len(jobs), options.jobs or (min(2, os.cpu_count() or 1) if small else 1))
+    threads = max(1, (os.cpu_count() or 1) // workers)
     made: dict[str, Artifact] = {}
-    waiting: dict[Future[dict[str, Any]], tuple[str, str, Any]] = {}
-    bar = tqdm(total=len(todo), desc="networks", unit="network", disable=not progress)
-    pool = ProcessPoolExecutor(
-        min(jobs, len(todo)),
-        multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
-        initargs=(os.getpid(), threads),
-    )
+    waiting: dict[Future[dict[str, Any]], tuple[Job, Path]] = {}
+    bar = tqdm(total=len(jobs), desc="networks", unit="network", disable=not progress)
+    context = multiprocessing.get_context("spawn")  # torch's threads do not survive a fork
+    pool = ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(os.getpid(), threads))
     try:
-        for artifact, key, job in sorted(todo, key=lambda entry: -entry[2]["bytes"]):
-            workspace = staging.workspace(artifact.replace(":", "-"))
-            folder = workspace.__enter__()
+        for job in sorted(jobs, key=lambda job: -job.weights_bytes):
+            folder = staging.workspace(job.artifact.replace(":", "-"))
             where = (checkpoint.path, options.base_model, options.variant)
-            future = pool.submit(
-                export_network, where, job["name"], job["variant"], options.limits, folder, job["bytes"] <= small_bytes
-            )
-            waiting[future] = artifact, key, (workspace, folder)
+            arguments = (where, job.network, job.variant, options.limits, folder, job.weights_bytes <= small_bytes)
+            waiting[pool.submit(export_network, *arguments)] = job, folder
         while waiting:
             done, _ = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
-                artifact, key, (workspace, folder) = waiting.pop(future)
+                job, folder = waiting.pop(future)
                 info = future.result()
-                made[artifact] = staging.add(artifact, key, folder, info)
-                workspace.__exit__(None, None, None)
-                bar.set_postfix_str(f"{artifact} in {info['seconds']:.0f} s")
+                made[job.artifact] = staging.add(job.artifact, job.key, folder, info)
+                bar.set_postfix_str(f"{job.network} in {info['seconds']:.0f} s")
                 bar.update()
     except BrokenProcessPool:
-        names = ", ".join(sorted(artifact for artifact, *_ in waiting.values()))
+        names = ", ".join(sorted(job.network for job, _ in waiting.values()))
         raise BuildError(
             f"a process that exported one of {names} was killed; most often the system was out of memory. Close other "
             "programs or use --jobs 1, and run the same command again: what was finished is kept."
         ) from None
     finally:
+        if waiting:  # stopped or failed: nobody waits for the others
+            for process in multiprocessing.active_children():
+                process.terminate()
         pool.shutdown(wait=False, cancel_futures=True)
         bar.close()
     return made

@@ -57,7 +57,7 @@ ROWS = Size("rows")
 
 
 def networks(checkpoint: Checkpoint) -> dict[str, Network]:
-    """Every network of an engine, by name, in the order in which the runtime meets them. DESIGN §5."""
+    """Every network of an engine, by name, in the order in which the runtime meets them. DESIGN.md, "Networks"."""
     c = checkpoint
     coarsest = 2 ** (c.levels - 1)
     height, width = Size("height", coarsest), Size("width", coarsest)

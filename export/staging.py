@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from realisid_trt.errors import BuildError, DiskError, EngineError
 from realisid_trt.manifest import MANIFEST, Manifest
 from realisid_trt.verified import file_sha256
 
-RECORDS = "build.json"
+RECORDS, WORK = "build.json", ".work"
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class Staging:
         self.out = out
         self.folder = out.with_name(f".{out.name}.building")
         self.artifacts: dict[str, Artifact] = {}
-        self._kept: dict[str, Artifact] = {}  # of the engine that is there now
+        self.current: dict[str, Any] = {}  # manifest of the engine that is there now, if it is whole
+        self._kept: dict[str, Artifact] = {}  # its artifacts
 
     def find(self, name: str, key: str) -> Artifact | None:
         """The artifact, if it stands in the staging folder or in the old engine, whole and with this key."""
@@ -68,17 +69,13 @@ class Staging:
             return artifact
         return None
 
-    @contextlib.contextmanager
-    def workspace(self, name: str) -> Iterator[Path]:
-        """A folder of its own for making an artifact; what is left in it afterwards is thrown away."""
-        workspace = self.folder / ".work" / f"{name}.{os.getpid()}"
-        shutil.rmtree(workspace, ignore_errors=True)
+    def workspace(self, name: str) -> Path:
+        """An empty folder to make an artifact in. What a killed build leaves in one is thrown away by the next."""
+        workspace = self.folder / WORK / name
         with disk_errors(self.folder):
-            workspace.mkdir(parents=True)
-        try:
-            yield workspace
-        finally:
             shutil.rmtree(workspace, ignore_errors=True)
+            workspace.mkdir(parents=True)
+        return workspace
 
     def add(self, name: str, key: str, workspace: Path, info: dict[str, Any] | None = None) -> Artifact:
         """Moves every file of `workspace` to its place and remembers it."""
@@ -91,6 +88,7 @@ class Staging:
                 files[file] = {"bytes": source.stat().st_size, "sha256": file_sha256(source)}
                 (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(source, self.folder / file)
+            shutil.rmtree(workspace)
             artifact = Artifact(key, files, info or {})
             self._record(name, artifact)
         return artifact
@@ -106,6 +104,14 @@ class Staging:
             and file_sha256(folder / file) == listed["sha256"]
             for file, listed in artifact.files.items()
         )
+
+    def stands(self, manifest: Mapping[str, Any]) -> bool:
+        """Whether the engine that is there now is what this manifest describes; then the staging folder is removed."""
+        derived = ("seal", "verified")
+        same = all(self.current.get(key) == value for key, value in manifest.items() if key not in derived)
+        if same and self.current:
+            shutil.rmtree(self.folder)
+        return same and bool(self.current)
 
     def publish(self, manifest: dict[str, Any], names: list[str]) -> None:
         """Writes the manifest, drops what no longer belongs, and exchanges the folder with the engine directory."""
@@ -142,12 +148,14 @@ def open_staging(out: Path) -> Iterator[Staging]:
     with disk_errors(out.parent):
         staging.folder.mkdir(exist_ok=True)
     with _lock(out.with_name(f".{out.name}.lock"), out):
-        shutil.rmtree(staging.folder / ".work", ignore_errors=True)  # of a build that was killed
+        shutil.rmtree(staging.folder / WORK, ignore_errors=True)  # of a build that was killed
         staging.artifacts = _read_records(staging.folder)
         with contextlib.suppress(EngineError):  # an engine that was altered is not built upon
-            Manifest.read(out).check_files()
-            staging._kept = _read_records(out)
-        yield staging
+            manifest = Manifest.read(out)
+            manifest.check_files()
+            staging.current, staging._kept = dict(manifest.values), _read_records(out)
+        with disk_errors(out.parent, refusals=False):
+            yield staging
 
 
 def _read_records(folder: Path) -> dict[str, Artifact]:
@@ -233,9 +241,12 @@ def _link(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST)
+
+
 @contextlib.contextmanager
-def disk_errors(folder: Path) -> Iterator[None]:
-    """Turns what the disk refuses into a DiskError that says what to do."""
+def disk_errors(folder: Path, refusals: bool = True) -> Iterator[None]:
+    """Turns a full disk, and paths that cannot be written (`refusals`), into a DiskError that says what to do."""
     try:
         yield
     except OSError as error:
@@ -243,7 +254,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
             raise DiskError(
                 f"the disk of {folder} is full. Free some space and run the same command again: it goes on from there."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT):
+        if refusals and error.errno in _REFUSALS:
             raise DiskError(f"{folder} cannot be written ({error.strerror}). Choose another --out.") from error
         raise
 

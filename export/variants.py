@@ -45,3 +45,12 @@ class Limits:
 
     def of(self, unit: str) -> tuple[int, int]:
         return self.side if unit in ("height", "width") else getattr(self, unit)
+
+
+# backend → how its networks are exported
+VARIANTS = {"onnxruntime": Variant(opset=20, precision="fp32")}
+
+
+def artifact_name(network: str, variant: Variant) -> str:
+    """What a build calls one network in one variant."""
+    return f"{network}:{variant.name}"

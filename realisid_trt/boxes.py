@@ -1,4 +1,4 @@
-"""A box → squared, snapped, and its cells at every level. DESIGN: "Boxes"."""
+"""A box → squared, snapped, and its cells at every level. DESIGN.md, "Boxes"."""
 
 from __future__ import annotations
 

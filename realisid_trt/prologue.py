@@ -34,7 +34,7 @@ class Prologue:
         self._ddim = manifest.ddim
         self._null_id_tokens = manifest.constants["null_id_tokens"]
         self._prompts = Prompts(manifest.path, self._model.tokenizers)
-        self._texts = TextEncoders(backend, tuple(self._model.tokenizers))
+        self._texts = TextEncoders(backend, tuple(self._model.tokenizers), self._model.pooled_dim)
         self._max_length = next(iter(self._model.tokenizers.values())).max_length
 
     def grid(self, height: int | None, width: int | None) -> Grid:

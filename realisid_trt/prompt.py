@@ -69,12 +69,12 @@ class TextEmbedding:
 class TextEncoders:
     """Token ids → embeddings, remembered by token ids."""
 
-    def __init__(self, backend: Backend, names: tuple[str, ...]) -> None:
-        self._backend, self._names = backend, names
+    def __init__(self, backend: Backend, names: tuple[str, ...], pooled_dim: int) -> None:
+        self._backend, self._names, self._pooled_dim = backend, names, pooled_dim
         self._known: Recent[TextEmbedding] = Recent()
 
     def embed(self, ids: TokenIds) -> TextEmbedding:
-        """The hidden states of every encoder side by side; the pooled embedding of the last one."""
+        """The hidden states of every encoder side by side; the pooled embedding of the last one, if the UNet reads it."""
         return self._known.get(ids, lambda: self._encode(ids))
 
     def _encode(self, ids: TokenIds) -> TextEmbedding:
@@ -83,4 +83,4 @@ class TextEncoders:
             outputs = self._backend.run(name, {"input_ids": self._backend.put(np.array([row], np.int64))})
             hidden_states.append(self._backend.get(outputs["hidden_states"])[0])
             pooled = self._backend.get(outputs["pooled"])[0]
-        return TextEmbedding(np.concatenate(hidden_states, axis=-1), pooled)
+        return TextEmbedding(np.concatenate(hidden_states, axis=-1), pooled[: self._pooled_dim])

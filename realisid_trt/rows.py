@@ -1,4 +1,4 @@
-"""Which rows each step must evaluate, and nothing more. DESIGN §2, "The row rule".
+"""Which rows each step must evaluate, and nothing more. DESIGN.md, "Rows".
 
 The UNet and the branches are evaluated in rows: one picture under one text, with or without the ID. Two rows with the
 same inputs are one row; a row whose coefficient in Eq. (8) is zero is none. Everything here is exact, nothing is
