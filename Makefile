@@ -2,9 +2,10 @@
 # make test    everything, on a CPU
 # Each makes its own virtual environment in .venv and installs what it needs.
 
-PYTHON ?= python3
-VENV   := .venv
-RUN    := $(VENV)/bin/python
+PYTHON      ?= python3
+TORCH_INDEX ?=
+VENV        := .venv
+RUN         := $(VENV)/bin/python
 
 .PHONY: demo test lint clean
 
@@ -23,9 +24,9 @@ lint: $(VENV)/.test
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# torch first, with its exact version: a plain `torch` would bring gigabytes of CUDA from PyPI.
+# torch first, from where its CPU build is: PyPI's own Linux wheel brings gigabytes of CUDA.
 $(VENV)/.demo: $(VENV)/bin/python setup.py
-	$(RUN) -m pip install -q torch==2.13.0
+	$(RUN) -m pip install -q $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	$(RUN) -m pip install -q -e '.[cpu,export]'
 	touch $@
 
@@ -34,4 +35,4 @@ $(VENV)/.test: $(VENV)/.demo
 	touch $@
 
 clean:
-	rm -rf $(VENV) build out *.egg-info engines/miniature engines/test-* engines/.*
+	rm -rf $(VENV) build out *.egg-info engines/miniature engines/test-* engines/.[!.]*

@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from export.wheels import demo_photos
 from realisid_trt import Engine, Person, RealisIDError
-from realisid_trt.__main__ import timing_table
 from realisid_trt.conditions import location_mask, pose_image
 from realisid_trt.drawing import side_by_side, with_boxes
 from realisid_trt.picture import to_pil
+from realisid_trt.stopwatch import timing_table
 
 PROMPT = "two friends hiking, golden hour"
 PLACES = ((0.06, 0.15, 0.5, 0.59), (0.52, 0.22, 0.94, 0.64))  # of the picture's width and height
@@ -50,7 +50,9 @@ def main() -> int:
     masks = [Image.fromarray((location_mask(p.box, side, side)[0] * 255).astype("uint8")) for p in result.persons]
     side_by_side([*drawings, *masks, boxes], 256).save(options.out / "demo-conditions.png")
 
-    print("\n".join(timing_table(result.timings, result.rows)))
+    table = "\n".join([*timing_table(result.timings, result.rows), result.backend])
+    (options.out / "demo.txt").write_text(table + "\n", encoding="utf-8")
+    print(table)
     print(f"{options.out}/: demo.png, demo-boxes.png and, as the networks saw it, demo-conditions.png")
     print("(The miniature's weights are random: everything runs for real, and the picture is noise in its taste.)")
     return 0

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from realisid_trt.errors import BuildError, RealisIDError, RequestError
+from realisid_trt.command_line import Outcome, reporter, run
+from realisid_trt.errors import BuildError, RequestError
+from realisid_trt.files import cache_folder
 from realisid_trt.manifest import MANIFEST, seal
-from realisid_trt.verified import cache_folder
 
-from .staging import Artifact, Staging, check_space, content_key, open_staging, write_json
-from .variants import VARIANTS, Limits, Variant, artifact_name
+from .files import check_space, target_folder, write_json
+from .forms import FORMS, Limits, artifact_name
+from .staging import Artifact, Staging, content_key, open_staging
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
+    from .networks import Network
+    from .workers import Job
 
 LATER = ("tensorrt", "tensorrt-rtx")
-SMALL_BYTES = 2**30  # weights up to this size are exported two at a time and compared in float64
+SMALL_BYTES = 2**30  # checkpoints up to this size are compared as a whole with the reference
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Options:
     precision:       of GPU backends: "fp32", "fp16" or "bf16". ONNX Runtime on a CPU runs float32 whatever is asked.
     backends:        which to build for.
     only:            networks to build now; the engine is complete when no network is missing.
+    batch, persons:  pictures of one batch, and persons of each, that the engine must hold.
+    resolution:      longest side of a picture, px; None: twice the model's own.
     jobs:            networks exported at a time; None: 2 for small checkpoints, else 1.
     face_landmarker: MediaPipe's face_landmarker.task, converted and used instead of the mesh of the wheel.
     face_parser:     BiSeNet face parsing as ONNX.
@@ -48,21 +53,12 @@ class Options:
     precision: str = "fp32"
     backends: tuple[str, ...] = ("onnxruntime",)
     only: tuple[str, ...] = ()
+    batch: int = 4
+    persons: int = 8
+    resolution: int | None = None
     jobs: int | None = None
     face_landmarker: Path | None = None
     face_parser: Path | None = None
-    limits: Limits = field(default_factory=Limits)
-
-
-@dataclass(frozen=True)
-class Job:
-    """One network to export: its artifact and key, and how many bytes of weights it reads."""
-
-    artifact: str
-    key: str
-    network: str
-    variant: Variant
-    weights_bytes: int
 
 
 Report = Callable[[str], None]
@@ -79,41 +75,42 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
     """
     start = time.perf_counter()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two exporting processes must not spin against each other
-    backends = _check_backends(options, report)
+    backends = _check(options, report)
     path = options.checkpoint or miniature_checkpoint(report)
-    out = options.out or Path("engines") / ("miniature" if options.checkpoint is None else path.resolve().name)
+    name = "miniature" if options.checkpoint is None else Path(os.path.realpath(path)).name
+    out = target_folder(options.out or Path("engines") / name)
 
     # Behind the cheap checks: these bring torch.
     from .checkpoint import Checkpoint
-    from .exporters import export_networks
+    from .describe import describe
     from .networks import networks
-    from .parts import describe, small_parts
+    from .small_parts import small_parts
+    from .workers import export_all
 
     checkpoint = Checkpoint.open(path, base_model=options.base_model, variant=options.variant)
     checkpoint.check_weights()
-    names = {name: network.components for name, network in networks(checkpoint).items()}
-    if unknown := sorted(set(options.only) - set(names)):
-        raise RequestError(f"--only {' '.join(unknown)}: no such network. Known: {', '.join(names)}.")
-    all_bytes = sum(map(checkpoint.weights_bytes, checkpoint.components))
-    check_space(out.parent, 2 * all_bytes * len({VARIANTS[name] for name in backends}) + 2**28)
+    known = networks(checkpoint)
+    if unknown := sorted(set(options.only) - set(known)):
+        raise RequestError(f"--only {' '.join(unknown)}: no such network. Known: {', '.join(known)}.")
 
     with open_staging(out) as staging:
-        made, jobs = _plan(staging, checkpoint, names, backends, options)
+        made, jobs = _plan(staging, checkpoint, known, backends, options)
         if made:
             report(f"{len(made)} of {len(made) + len(jobs)} networks stand from an earlier build")
         wanted = [job for job in jobs if not options.only or job.network in options.only]
-        made |= export_networks(staging, checkpoint, options, wanted, SMALL_BYTES, progress)
+        check_space(out.parent, 2 * sum(job.bytes for job in wanted) + 2**26)
+        made |= export_all(staging, wanted, options.jobs, progress)
         built = [job.artifact for job in wanted]
         if missing := [job.artifact for job in jobs if job.artifact not in made]:
             report(f"{len(missing)} networks are still missing; the engine stays as it is. Finish without --only.")
             return {"out": str(out), "complete": False, "built": built, "missing": missing}
         made |= small_parts(staging, checkpoint, options.face_landmarker, options.face_parser)
-        manifest = describe(checkpoint, made, list(names), backends)
+        manifest = describe(checkpoint, made, list(known), backends)
         if staging.stands(manifest):
             manifest = staging.current
             report(f"{out} is what this command builds; nothing to do")
         else:
-            _verify_whole(staging, checkpoint, manifest, all_bytes, report)
+            _verify_whole(staging, checkpoint, manifest, report)
             staging.publish(manifest, list(made))
     return {
         "out": str(out),
@@ -127,60 +124,75 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
 
 
 def miniature_checkpoint(report: Report) -> Path:
-    """The checkpoint built without --checkpoint: the miniature with random weights, made once."""
-    from .miniature import make_checkpoint
+    """The checkpoint built without --checkpoint: the miniature, random weights, made once per version of its maker."""
+    from .miniature import make_checkpoint, miniature_key
 
-    folder = cache_folder() / "checkpoints" / "miniature"
+    folder = cache_folder() / "checkpoints" / f"miniature-{miniature_key()[:12]}"
     if not (folder / "model_index.json").is_file():
         report(f"making the miniature checkpoint (random weights) in {folder}")
         make_checkpoint(folder, seed=0)
     return folder
 
 
-def _check_backends(options: Options, report: Report) -> tuple[str, ...]:
+def _check(options: Options, report: Report) -> tuple[str, ...]:
+    """The backends to build for, each once."""
     for name in options.backends:
         if name in LATER:
             raise BuildError(f"--backend {name}: this version builds no TensorRT plans yet. Use --backend onnxruntime.")
-        if name not in VARIANTS:
-            raise RequestError(f"--backend {name} is unknown. Known: {', '.join(VARIANTS)}.")
+        if name not in FORMS:
+            raise RequestError(f"--backend {name} is unknown. Known: {', '.join(FORMS)}.")
+    for flag in ("batch", "persons", "resolution", "jobs"):
+        value = getattr(options, flag)
+        if value is not None and value < (0 if flag == "persons" else 1):
+            raise RequestError(f"--{flag} is {value}, expected at least {0 if flag == 'persons' else 1}.")
     if options.precision != "fp32" and set(options.backends) == {"onnxruntime"}:
         report(f"ONNX Runtime on a CPU runs float32: --{options.precision} changes nothing for backend onnxruntime.")
     return tuple(dict.fromkeys(options.backends))
 
 
 def _plan(
-    staging: Staging,
-    checkpoint: Checkpoint,
-    components_of: dict[str, tuple[str, ...]],
-    backends: Sequence[str],
-    options: Options,
+    staging: Staging, checkpoint: Checkpoint, known: Mapping[str, Network], backends: Sequence[str], options: Options
 ) -> tuple[dict[str, Artifact], list[Job]]:
     """The networks that stand, by artifact, and the jobs that make the others."""
-    from .parts import sources, versions
+    from .describe import sources, versions
+    from .to_onnx import port
+    from .workers import Job
 
-    made, jobs = {}, {}
-    makers = sources("networks.py", "to_onnx.py", "variants.py", "verify.py")
+    limits = _limits(checkpoint, options)
+    makers = sources("networks.py", "to_onnx.py", "forms.py", "exact.py", "verify.py", "workers.py", "checkpoint")
+    source = checkpoint.path, options.base_model, options.variant
+    made, jobs = {}, []
     for backend in backends:
-        variant = VARIANTS[backend]
-        for name, components in components_of.items():
-            artifact = artifact_name(name, variant)
-            weights = {component: checkpoint.weights_key(component) for component in components}
-            key = content_key(name, variant.name, asdict(options.limits), weights, makers, versions())
+        form = FORMS[backend]
+        for name, network in known.items():
+            artifact = artifact_name(name, form)
+            # Shapes come from other components too: the canvas from the UNet, the tokens from the projection.
+            ports = [port(tap, form, limits) for tap in (*network.inputs, *network.outputs)]
+            weights = {component: checkpoint.weights_key(component) for component in network.components}
+            family = checkpoint.has_added_conditions  # which layer of a text encoder is read
+            key = content_key(name, form.name, ports, weights, family, makers, versions())
             if found := staging.find(artifact, key):
                 made[artifact] = found
             else:
-                size = sum(map(checkpoint.weights_bytes, components))
-                jobs[artifact] = Job(artifact, key, name, variant, size)
-    return made, list(jobs.values())
+                size = sum(map(checkpoint.weights_bytes, network.components))
+                jobs.append(Job(artifact, key, source, name, form, limits, size))
+    return made, jobs
 
 
-def _verify_whole(
-    staging: Staging, checkpoint: Checkpoint, manifest: dict[str, Any], all_bytes: int, report: Report
-) -> None:
+def _limits(checkpoint: Checkpoint, options: Options) -> Limits:
+    coarsest_px = checkpoint.vae_scale_factor << (checkpoint.levels - 1)
+    own_px = checkpoint.sample_size * checkpoint.vae_scale_factor
+    longest_px = options.resolution or 2 * own_px
+    if longest_px < own_px:
+        raise RequestError(f"--resolution is {longest_px} px, expected at least the model's own {own_px} px.")
+    return Limits.of_requests(options.batch, options.persons, longest_px // coarsest_px)
+
+
+def _verify_whole(staging: Staging, checkpoint: Checkpoint, manifest: dict[str, Any], report: Report) -> None:
     """The whole engine against the reference, before it is published; the figures go into the manifest."""
     manifest["verified"] = None
-    if all_bytes > SMALL_BYTES:
-        report("the whole engine was not compared with the reference: the checkpoint is too large for float64 here")
+    if sum(map(checkpoint.weights_bytes, checkpoint.components)) > SMALL_BYTES:
+        report("the whole engine was not compared with the reference: the checkpoint is too large for that here")
     else:
         from .verify_engine import verify_engine
 
@@ -196,30 +208,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for key in {"backends", "only"} & set(given):
         given[key] = tuple(given[key])
 
-    def report(line: str) -> None:
-        print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
+    def command() -> Outcome:
+        result = build(Options(**given), reporter(as_json), progress=True)
+        lines = []
+        if result["complete"]:
+            lines.append(
+                f"{result['out']}: {result['bytes'] / 1e6:.1f} MB, {len(result['built'])} networks built and "
+                f"{len(result['reused'])} parts reused in {result['seconds']} s"
+            )
+            if verified := result["verified"]:
+                lines.append(f"the whole engine errs {verified['ratio']:.2f} times as much as torch in float32")
+            lines.append(f"look at it: python -m realisid_trt inspect {result['out']}")
+        return Outcome(result, lines)
 
-    try:
-        if given.get("jobs", 1) < 1:
-            raise RequestError(f"--jobs is {given['jobs']}, expected at least 1.")
-        result = build(Options(**given), report, progress=True)
-    except RealisIDError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        print("stopped. The same command goes on where it stood.", file=sys.stderr)
-        return 1
-    if as_json:
-        print(json.dumps(result))
-    elif result["complete"]:
-        report(
-            f"{result['out']}: {result['bytes'] / 1e6:.1f} MB, {len(result['built'])} networks built and "
-            f"{len(result['reused'])} parts reused in {result['seconds']} s"
-        )
-        if verified := result["verified"]:
-            report(f"the whole engine errs {verified['ratio']:.2f} times as much as float32 torch, against float64")
-        report(f"look at it: python -m realisid_trt inspect {result['out']}")
-    return 0
+    return run(command, as_json)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -245,6 +247,9 @@ A build that was stopped goes on where it stood when the same command is given a
         )
     add("--backend", action="append", dest="backends", metavar="NAME", help="may be repeated (default: onnxruntime)")
     add("--only", nargs="+", metavar="NETWORK", help="build these networks only")
+    add("--batch", type=int, help="pictures of one batch that the engine must hold (default: 4)")
+    add("--persons", type=int, help="persons of each picture that it must hold (default: 8)")
+    add("--resolution", type=int, metavar="PX", help="longest side of a picture (default: twice the model's own)")
     add("--jobs", type=int, help="networks exported at a time (default: 2 for small checkpoints, else 1)")
     add("--face-landmarker", type=Path, metavar="FILE", help="MediaPipe's face_landmarker.task")
     add("--face-parser", type=Path, metavar="FILE", help="BiSeNet face parsing, as ONNX")

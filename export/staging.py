@@ -8,8 +8,6 @@ artifact has a key, a hash over everything that went into it.
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import errno
 import hashlib
 import json
 import os
@@ -19,9 +17,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from realisid_trt.errors import BuildError, DiskError, EngineError
+from realisid_trt.errors import BuildError, EngineError
+from realisid_trt.files import VerifiedFiles, file_sha256
 from realisid_trt.manifest import MANIFEST, Manifest
-from realisid_trt.verified import file_sha256
+
+from .files import disk_errors, exchange, sync, write_json
 
 RECORDS, WORK = "build.json", ".work"
 
@@ -46,7 +46,10 @@ def content_key(*parts: object) -> str:
 
 
 class Staging:
-    """The folder `.NAME.building` beside `NAME`. Use `open_staging`."""
+    """The folder `.NAME.building` beside `NAME`. Use `open_staging`.
+
+    out: the engine directory, from `target_folder`.
+    """
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -84,7 +87,7 @@ class Staging:
             for source in sorted(path for path in workspace.rglob("*") if path.is_file()):
                 file = source.relative_to(workspace).as_posix()
                 source.chmod(0o644)  # safetensors writes files that only their owner may read
-                _sync(source)
+                sync(source)
                 files[file] = {"bytes": source.stat().st_size, "sha256": file_sha256(source)}
                 (self.folder / file).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(source, self.folder / file)
@@ -98,12 +101,11 @@ class Staging:
         write_json(self.folder / RECORDS, {name: asdict(artifact) for name, artifact in self.artifacts.items()})
 
     def _is_whole(self, folder: Path, artifact: Artifact) -> bool:
-        return all(
-            (folder / file).is_file()
-            and (folder / file).stat().st_size == listed["bytes"]
-            and file_sha256(folder / file) == listed["sha256"]
-            for file, listed in artifact.files.items()
-        )
+        with VerifiedFiles() as verified:
+            return all(
+                (folder / file).is_file() and verified.sha256(folder / file) == listed["sha256"]
+                for file, listed in artifact.files.items()
+            )
 
     def stands(self, manifest: Mapping[str, Any]) -> bool:
         """Whether the engine that is there now is what this manifest describes; then the staging folder is removed."""
@@ -119,7 +121,7 @@ class Staging:
         with disk_errors(self.folder):
             write_json(self.folder / MANIFEST, manifest)
             for folder in {self.folder, *(path.parent for path in self.folder.rglob("*"))}:
-                _sync(folder)
+                sync(folder)
         exchange(self.folder, self.out)
 
     def prune(self, names: list[str]) -> None:
@@ -141,13 +143,13 @@ def open_staging(out: Path) -> Iterator[Staging]:
     """The staging folder of an engine directory, locked against a second build. Raises BuildError."""
     with disk_errors(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
-    _recover(out)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file())):
         raise BuildError(f"{out} exists and is no engine directory. Choose another --out, or move it away.")
     staging = Staging(out)
     with disk_errors(out.parent):
         staging.folder.mkdir(exist_ok=True)
     with _lock(out.with_name(f".{out.name}.lock"), out):
+        _recover(out)
         shutil.rmtree(staging.folder / WORK, ignore_errors=True)  # of a build that was killed
         staging.artifacts = _read_records(staging.folder)
         with contextlib.suppress(EngineError):  # an engine that was altered is not built upon
@@ -183,31 +185,6 @@ def _lock(path: Path, out: Path) -> Iterator[None]:
         yield
 
 
-def exchange(new: Path, old: Path) -> None:
-    """`new` becomes `old`; what was there is removed afterwards. One of the two is whole at its place at any moment."""
-    if not old.exists():
-        os.rename(new, old)
-    elif _swap(new, old):
-        shutil.rmtree(new)
-    else:
-        previous = old.with_name(old.name + ".old")
-        shutil.rmtree(previous, ignore_errors=True)
-        os.rename(old, previous)
-        os.rename(new, old)
-        shutil.rmtree(previous)
-    _sync(old.parent)
-
-
-def _swap(a: Path, b: Path) -> bool:
-    """Exchanges two names in one step where the system can (Linux renameat2)."""
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError):
-        return False
-    at_cwd, exchange_flag = -100, 2
-    return bool(renameat2(at_cwd, os.fsencode(a.absolute()), at_cwd, os.fsencode(b.absolute()), exchange_flag) == 0)
-
-
 def _recover(out: Path) -> None:
     """Undoes a build that was killed between its two renames."""
     previous = out.with_name(out.name + ".old")
@@ -218,54 +195,8 @@ def _recover(out: Path) -> None:
             shutil.rmtree(previous)
 
 
-def write_json(path: Path, value: object) -> None:
-    """Writes a JSON file, whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=1), encoding="utf-8")
-    _sync(partial)
-    os.replace(partial, path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without links
         shutil.copy2(source, target)
-
-
-_REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST)
-
-
-@contextlib.contextmanager
-def disk_errors(folder: Path, refusals: bool = True) -> Iterator[None]:
-    """Turns a full disk, and paths that cannot be written (`refusals`), into a DiskError that says what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DiskError(
-                f"the disk of {folder} is full. Free some space and run the same command again: it goes on from there."
-            ) from error
-        if refusals and error.errno in _REFUSALS:
-            raise DiskError(f"{folder} cannot be written ({error.strerror}). Choose another --out.") from error
-        raise
-
-
-def check_space(folder: Path, needed_bytes: int) -> None:
-    """Raises DiskError if the disk that holds `folder` has less than `needed_bytes` free."""
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes:
-        raise DiskError(
-            f"the build needs about {needed_bytes / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free. "
-            "Free some space, or choose --out on another disk."
-        )

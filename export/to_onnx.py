@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from realisid_trt.errors import BuildError
 
+from .forms import Limits, OnnxForm
 from .networks import Network, Size, Tap
-from .variants import Limits, Variant
 
 EMBED_BELOW_BYTES = 2**30  # larger weights go beside the graph: a protobuf ends at 2 GiB
 
 
-def port(tap: Tap, variant: Variant, limits: Limits) -> dict[str, object]:
+def port(tap: Tap, form: OnnxForm, limits: Limits) -> dict[str, object]:
     """The manifest's words for an input or output."""
     shape: list[object] = []
     for size in tap.shape:
@@ -30,7 +30,7 @@ def port(tap: Tap, variant: Variant, limits: Limits) -> dict[str, object]:
             shape.append({"axis": size.unit, "min": least, "max": most, "multiple": size.factor})
         else:
             shape.append(size)
-    return {"name": tap.name, "dtype": str(tap.dtype or variant.dtype).removeprefix("torch."), "shape": shape}
+    return {"name": tap.name, "dtype": str(tap.dtype or form.dtype).removeprefix("torch."), "shape": shape}
 
 
 def example(taps: tuple[Tap, ...], units: Mapping[str, int], dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, ...]:
@@ -58,9 +58,11 @@ def example(taps: tuple[Tap, ...], units: Mapping[str, int], dtype: torch.dtype,
     return tuple(inputs)
 
 
-def to_onnx(network: Network, module: nn.Module, variant: Variant, limits: Limits, path: Path) -> None:
+def to_onnx(network: Network, module: nn.Module, form: OnnxForm, limits: Limits, path: Path) -> None:
     """Writes `path` (and `path.data` when the weights are large). Raises BuildError, with the exporter's own words."""
-    inputs = example(network.inputs, {"rows": 2, "timesteps": 2, "height": 3, "width": 4}, variant.dtype)
+    least, most = limits.side
+    units = {"rows": 2, "timesteps": 2, "height": min(least + 1, most), "width": min(least + 2, most)}
+    inputs = example(network.inputs, units, form.dtype)
     specs = tuple(_dynamic(tap, limits) for tap in network.inputs)
     weights_bytes = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     external = weights_bytes >= EMBED_BELOW_BYTES
@@ -74,17 +76,20 @@ def to_onnx(network: Network, module: nn.Module, variant: Variant, limits: Limit
                 input_names=[tap.name for tap in network.inputs],
                 output_names=[tap.name for tap in network.outputs],
                 dynamic_shapes=(specs,) if variadic else specs,
-                opset_version=variant.opset,
+                opset_version=form.opset,
                 external_data=external,
                 verbose=False,
             )
             program.save(str(path), external_data=external)
         _strip(path)
         onnx.checker.check_model(str(path), full_check=not external)
+    except OSError:
+        raise  # the disk's, not the exporter's
     except Exception as error:
-        raise BuildError(f"{network.name} cannot be exported as {variant.name}: {_last_line(error)}") from error
+        raise BuildError(f"{network.name} cannot be exported as {form.name}: {_last_line(error)}") from error
 
 
+# torch wants one Dim object per name, also between inputs.
 _DIMS: dict[tuple[str, int, int], torch.export.Dim] = {}
 
 

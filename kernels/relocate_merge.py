@@ -46,6 +46,7 @@ def relocate_merge(
 
     Returns a list of (R, C, H, W) float32.
     """
+    assert overlap in ("sum", "average", "priority"), overlap
     merged = []
     for skip, local, whole, level in zip(skips, local_residuals, global_residuals, levels, strict=True):
         out = np.empty((len(encoder_of), *skip.shape[1:]), np.float32)

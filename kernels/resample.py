@@ -17,6 +17,7 @@ def resize_matrix(size_in: int, size_out: int, mode: str = "bilinear") -> NDArra
 
     The positions are worked out in double precision: this is the truth that float32 indices approximate.
     """
+    assert mode in ("bilinear", "area"), mode
     matrix = np.zeros((size_out, size_in))
     j = np.arange(size_out)
     if mode == "area":

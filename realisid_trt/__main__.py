@@ -3,52 +3,43 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
+import re
 import sys
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .errors import RealisIDError, RealisIDWarning, RequestError
+from .command_line import Outcome, ratio, run
+from .errors import RequestError
+from .files import whole_or_not
 
 DEFAULT_ENGINE = "engines/miniature"
+PHOTO_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed, 2 bad usage."""
     options = _parser().parse_args(arguments)
-    warnings.showwarning = _show_warning
-    command: Callable[[argparse.Namespace], tuple[dict[str, Any], list[str], int]] = options.command
-    try:
-        result, lines, status = command(options)
-    except RealisIDError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_status
-    except KeyboardInterrupt:
-        print("stopped.", file=sys.stderr)
-        return 1
-    print("\n".join(lines), file=sys.stderr if options.json else sys.stdout)
-    if options.json:
-        print(json.dumps(result))
-    return status
+    command: Callable[[argparse.Namespace], Outcome] = options.command
+    return run(lambda: command(options), options.json)
 
 
-def generate(options: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
+def generate(options: argparse.Namespace) -> Outcome:
     from tqdm import tqdm
 
     from .drawing import with_boxes
     from .engine import Engine
+    from .stopwatch import timing_table
 
-    paths = output_paths(options.out, options.num_images)
-    boxes_paths = output_paths(options.draw_boxes, options.num_images) if options.draw_boxes else []
+    paths = picture_paths(options.out, options.num_images)
+    boxes_paths = picture_paths(options.draw_boxes, options.num_images) if options.draw_boxes else []
     persons = [parse_person(text) for text in options.person]
-    engine = Engine.load(options.engine, options.backend, options.device)
     given = {key: getattr(options, key) for key in _GENERATE if getattr(options, key) is not None}
-    if options.subject_conditioning_ratio is not None:
-        given["subject_conditioning_ratio"] = _ratio(options.subject_conditioning_ratio)
+    if (alpha := options.subject_conditioning_ratio) is not None:
+        given["subject_conditioning_ratio"] = ratio(alpha, "--subject-conditioning-ratio")
+    engine = Engine.load(options.engine, options.backend, options.device)
     with tqdm(desc="denoising", unit="step") as bar:
 
         def progress(step: int, total: int) -> None:
@@ -57,43 +48,42 @@ def generate(options: argparse.Namespace) -> tuple[dict[str, Any], list[str], in
 
         result = engine.generate(options.prompt, persons, progress=progress, **given)
     for image, path in zip(result.images, paths, strict=True):
-        save(image, path)
+        save_picture(image, path)
     for image, path in zip(result.images, boxes_paths, strict=False):
-        save(with_boxes(image, [person.box for person in result.persons]), path)
+        save_picture(with_boxes(image, [person.box for person in result.persons]), path)
     lines = [f"{path} (seed {result.seed + i})" for i, path in enumerate(paths)]
-    lines += [f"person {i + 1} at {person.box}" for i, person in enumerate(result.persons)]
-    lines += [f"note: {note}" for person in result.persons for note in person.notes]
-    lines += ["", *timing_table(result.timings, result.rows), f"{result.backend}"]
-    summary = {
+    for number, person in enumerate(result.persons, start=1):
+        lines.append(f"person {number} at {person.box} px")
+        lines += [f"person {number}: {note}" for note in person.notes]
+    lines += ["", *timing_table(result.timings, result.rows), result.backend]
+    values = {
         "out": [str(path) for path in paths],
         "seed": result.seed,
-        "persons": [
-            {"box": person.box, "mask_source": person.mask_source, "notes": person.notes} for person in result.persons
-        ],
+        "persons": [{"box": p.box, "mask_source": p.mask_source, "notes": p.notes} for p in result.persons],
         "timings_ms": result.timings,
         "step_ms": result.step_ms,
         "rows": result.rows,
         "backend": result.backend,
     }
-    return summary, lines, 0
+    return Outcome(values, lines)
 
 
-def embed(options: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
+def embed(options: argparse.Namespace) -> Outcome:
     from .engine import Engine
 
     if options.out.suffix != ".safetensors":
         raise RequestError(f"--out {options.out} does not end in .safetensors, which is what an identity is stored as.")
-    writable(options.out)
-    engine = Engine.load(options.engine, options.backend, options.device)
+    check_writable(options.out)
     box = None if options.box is None else parse_box(options.box, "--box")
+    engine = Engine.load(options.engine, options.backend, options.device, networks=("id_encoder",))
     identity = engine.embed(options.photo, face=options.face, box=box)
     identity.save(options.out)
     lines = [
         f"{options.out}: {len(identity.id_tokens)} ID tokens of the face at "
         f"({', '.join(f'{v:.0f}' for v in identity.box)}) px, background removed by {identity.mask_source}",
-        *(f"note: {note}" for note in identity.notes),
+        *identity.notes,
     ]
-    summary = {
+    values = {
         "out": str(options.out),
         "box": identity.box,
         "photo_size": identity.photo_size,
@@ -101,23 +91,25 @@ def embed(options: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
         "id_encoder_key": identity.id_encoder_key,
         "notes": identity.notes,
     }
-    return summary, lines, 0
+    return Outcome(values, lines)
 
 
-def inspect(options: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
-    from .inspection import inspect_engine, inspect_photo
-
+def inspect(options: argparse.Namespace) -> Outcome:
     target = options.target if options.target is not None else options.engine
-    if not os.path.exists(target) or os.path.isdir(target):
-        return *inspect_engine(target), 0
+    if not os.path.isfile(target) and Path(target).suffix.lower() not in PHOTO_ENDINGS:
+        from .inspect_engine import inspect_engine
+
+        return inspect_engine(target)
+    from .inspect_photo import inspect_photo
+
     out = options.out or Path(target).with_name(Path(target).stem + "-found.png")
-    writable(out)
-    result, lines, sheet = inspect_photo(target, options.engine, options.face)
-    save(sheet, out)
-    return result | {"out": str(out)}, [*lines, f"{out}: what was found"], 0
+    [out] = picture_paths(out, 1)
+    outcome, sheet = inspect_photo(target, options.engine, options.face)
+    save_picture(sheet, out)
+    return Outcome(outcome.values | {"out": str(out)}, [*outcome.lines, f"{out}: what was found"], outcome.status)
 
 
-def doctor(options: argparse.Namespace) -> tuple[dict[str, Any], list[str], int]:
+def doctor(options: argparse.Namespace) -> Outcome:
     from .doctor import examine
 
     return examine(options.engine)
@@ -127,16 +119,16 @@ def parse_person(text: str) -> Any:
     """photo.jpg@x0,y0,x1,y1,pose=other.jpg,face=0 → Person. The photo may be a stored identity (.safetensors)."""
     from .request import Person
 
-    photo, at, rest = text.rpartition("@")
-    if not at:
-        photo, rest = text, ""
+    # The first @ behind which a number, pose= or face= stands: paths may hold others.
+    split = re.search(r"@(?=[-+.\d]|pose=|face=)", text)
+    photo, rest = (text[: split.start()], text[split.end() :]) if split else (text, "")
     numbers: list[str] = []
     named: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
         key, equals, value = part.partition("=")
         if not equals:
             numbers.append(part)
-        elif key == "pose":
+        elif key == "pose" and value:
             named["pose"] = value
         elif key == "face" and value.isdigit():
             named["face"] = int(value)
@@ -158,72 +150,31 @@ def parse_box(text: str, where: str) -> tuple[float, float, float, float]:
     return x0, y0, x1, y1
 
 
-def output_paths(out: Path, count: int) -> list[Path]:
+def picture_paths(out: Path, count: int) -> list[Path]:
     """out.png, or out-0.png, out-1.png, … for several pictures. Raises RequestError if they could not be saved."""
     from PIL import Image
 
-    if out.suffix.lower() not in Image.registered_extensions():
-        raise RequestError(f"{out}: {out.suffix or 'no ending'} is not a picture format. Use .png, .jpg or .webp.")
-    writable(out)
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
+        raise RequestError(f"{out}: {out.suffix or 'no ending'} is no picture format. Use .png, .jpg or .webp.")
+    check_writable(out)
     return [out] if count == 1 else [out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(count)]
 
 
-def writable(path: Path) -> None:
-    """Makes the folder of a file to be written, before the long work. Raises RequestError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RequestError(f"{path.parent} cannot be made ({error.strerror}). Choose another place.") from None
-    if path.is_dir() or not os.access(path.parent, os.W_OK):
+def check_writable(path: Path) -> None:
+    """Raises RequestError if a file could not be written there; makes nothing yet."""
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK):
         raise RequestError(f"{path} cannot be written. Choose another place.")
 
 
-def save(image: Any, path: Path) -> None:
-    """Writes a picture, whole or not at all."""
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
-    try:
+def save_picture(image: Any, path: Path) -> None:
+    with whole_or_not(path) as partial:
         image.save(partial)
-        os.replace(partial, path)
-    except OSError as error:
-        raise RealisIDError(
-            f"{path} could not be written ({error}). Free some space, or choose another place."
-        ) from None
-    finally:
-        partial.unlink(missing_ok=True)
 
 
-def timing_table(timings: Any, rows: Any) -> list[str]:
-    """One line per stage: milliseconds, and rows where a network ran."""
-    lines = [f"{'stage':<24}{'ms':>10}{'rows':>8}"]
-    for stage, ms in timings.items():
-        count = rows.get(stage.removeprefix("denoise."), "") if stage.startswith("denoise.") else ""
-        lines.append(f"{'  ' if '.' in stage else ''}{stage:<{22 if '.' in stage else 24}}{ms:>10.1f}{count:>8}")
-    return lines
-
-
-def _ratio(text: str) -> float | None:
-    if text == "none":
-        return None
-    try:
-        return float(text)
-    except ValueError:
-        raise RequestError(
-            f"--subject-conditioning-ratio is {text!r}, expected a number from 0 to 1, or none."
-        ) from None
-
-
-def _show_warning(
-    message: Warning | str,
-    category: type[Warning],
-    filename: str,
-    lineno: int,
-    file: Any = None,
-    line: str | None = None,
-) -> None:
-    if issubclass(category, RealisIDWarning):
-        print(f"note: {message}", file=sys.stderr)
-
-
+# Options of `generate` that Engine.generate takes by the same name.
 _GENERATE = (
     "negative_prompt",
     "num_images",
@@ -247,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Callable[..., Any], summary: str, examples: str) -> argparse.ArgumentParser:
+    def command(name: str, call: Callable[..., Outcome], summary: str, examples: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name,
             help=summary,
@@ -255,11 +206,9 @@ def _parser() -> argparse.ArgumentParser:
             epilog=f"examples:\n{examples}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        sub.set_defaults(command=run)
+        sub.set_defaults(command=call)
         sub.add_argument("--json", action="store_true", help="the last line of stdout is one JSON object")
-        sub.add_argument(
-            "--engine", default=DEFAULT_ENGINE, metavar="DIR", help="engine directory (default: %(default)s)"
-        )
+        sub.add_argument("--engine", default=DEFAULT_ENGINE, metavar="DIR", help="engine (default: %(default)s)")
         return sub
 
     def machine(sub: argparse.ArgumentParser) -> None:
@@ -318,7 +267,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("photo", help="a photo with one face, or one that is clearly the largest")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="ends in .safetensors")
     sub.add_argument("--face", type=int, metavar="N", help="which face, counted from the left")
-    sub.add_argument("--box", metavar="X0,Y0,X1,Y1", help="the face in pixels of the photo, instead of finding it")
+    sub.add_argument("--box", metavar="X0,Y0,X1,Y1", help="the face in px of the upright photo, instead of finding it")
     machine(sub)
 
     command(

@@ -14,22 +14,22 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .errors import BoxError, RequestError, ShapeError
+from .mesh import (
+    INNER_LIPS,
+    JAW,
+    LEFT_BROW,
+    LEFT_EYE,
+    LEFT_IRIS,
+    NOSE_BASE,
+    NOSE_RIDGE,
+    NUM_LANDMARKS,
+    OUTER_LIPS,
+    RIGHT_BROW,
+    RIGHT_EYE,
+    RIGHT_IRIS,
+)
 
 Color = tuple[int, int, int]  # RGB, 0..255
-NUM_LANDMARKS = 478
-
-# Indices of MediaPipe's face mesh (Apache-2.0), as ordered paths along its FACEMESH_* edges. Left and right are the
-# person's own; the right eye stands on the left of an unmirrored photo.
-JAW = (21, 162, 127, 234, 93, 132, 58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397, 288, 361, 323,
-       454, 356, 389, 251)  # fmt: skip
-RIGHT_BROW = ((70, 63, 105, 66, 107), (46, 53, 52, 65, 55))  # upper, lower edge
-LEFT_BROW = ((300, 293, 334, 296, 336), (276, 283, 282, 295, 285))
-RIGHT_EYE = (33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246)
-LEFT_EYE = (263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466)
-NOSE_RIDGE, NOSE_BASE = (168, 6, 197, 195, 5, 4), (98, 97, 2, 326, 327)
-OUTER_LIPS = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
-INNER_LIPS = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191)
-RIGHT_IRIS, LEFT_IRIS = (468, 469, 470, 471, 472), (473, 474, 475, 476, 477)  # centre, then four points of the rim
 
 
 @dataclass(frozen=True)

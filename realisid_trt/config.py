@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .checks import is_finite, is_whole
 from .errors import CheckpointError
 
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -49,8 +50,13 @@ class RealisIDConfig:
     force_zeros_for_empty_prompt: bool = True
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], source: str = "realisid_config.json") -> RealisIDConfig:
-        """The checked config. Raises CheckpointError for a missing, unknown or impossible key."""
+    def from_dict(
+        cls, values: Mapping[str, Any], source: str = "realisid_config.json", advice: str = "Correct the file."
+    ) -> RealisIDConfig:
+        """The checked config. Raises CheckpointError for a missing, unknown or impossible key.
+
+        source, advice: for its message: where the values stand, and what to do.
+        """
         fields = {field.name: field for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(fields))
         if unknown:
@@ -64,41 +70,31 @@ class RealisIDConfig:
                 "trained without pooled text, \"per_row\" if they saw the UNet's own (as InstantID's do)."
             )
         config = cls(**values)
-        config._check(source)
+        if refused := config._refused():
+            key, expected = refused
+            raise CheckpointError(f"{source}: {key} is {values[key]!r}, expected {expected}. {advice}")
         return config
 
-    def _check(self, source: str) -> None:
-        def refuse(key: str, expected: str) -> CheckpointError:
-            return CheckpointError(f"{source}: {key} is {getattr(self, key)!r}, expected {expected}. Correct the file.")
-
-        def number(key: str) -> bool:
-            value = getattr(self, key)
-            return isinstance(value, (int, float)) and not isinstance(value, bool)
-
+    def _refused(self) -> tuple[str, str] | None:
+        """The first key whose value is impossible, and what is expected instead."""
         for key, options in OPTIONS.items():
             if getattr(self, key) not in options:
-                raise refuse(key, "one of " + ", ".join(options))
-        if self.subject_conditioning_ratio is not None and not (
-            number("subject_conditioning_ratio") and 0 <= self.subject_conditioning_ratio <= 1
-        ):
-            raise refuse("subject_conditioning_ratio", "a number from 0 to 1, or null to switch the delay off")
+                return key, f"one of {', '.join(options)}"
+        ratio = self.subject_conditioning_ratio
+        if ratio is not None and not (is_finite(ratio) and 0 <= ratio <= 1):
+            return "subject_conditioning_ratio", "a number from 0 to 1, or null to switch the delay off"
         for key in ("guidance_scale", "id_guidance_scale"):
-            if not number(key):
-                raise refuse(key, "a number")
-        if not (number("face_margin") and 0.5 <= self.face_margin <= 4):
-            raise refuse("face_margin", "a number from 0.5 to 4")
-        if (
-            not isinstance(self.num_inference_steps, int)
-            or isinstance(self.num_inference_steps, bool)
-            or self.num_inference_steps < 1
-        ):
-            raise refuse("num_inference_steps", "a whole number of at least 1")
-        if self.box_snap is not None and (
-            not isinstance(self.box_snap, int) or isinstance(self.box_snap, bool) or self.box_snap < 1
-        ):
-            raise refuse("box_snap", "a whole number of pixels: the VAE's scale factor f, or 4f")
+            if not is_finite(getattr(self, key)):
+                return key, "a finite number"
+        if not (is_finite(self.face_margin) and 0.5 <= self.face_margin <= 4):
+            return "face_margin", "a number from 0.5 to 4"
+        if not (is_whole(self.num_inference_steps) and self.num_inference_steps >= 1):
+            return "num_inference_steps", "a whole number of at least 1"
+        if self.box_snap is not None and not (is_whole(self.box_snap) and self.box_snap >= 1):
+            return "box_snap", "a whole number of pixels: the VAE's scale factor f, or 4f"
         if not isinstance(self.force_zeros_for_empty_prompt, bool):
-            raise refuse("force_zeros_for_empty_prompt", "true or false")
+            return "force_zeros_for_empty_prompt", "true or false"
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """The keys and values, as they stand in the file."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .checks import is_whole
 from .errors import RequestError
 
 
@@ -31,9 +32,9 @@ class DDIM:
     def timesteps(self, num_inference_steps: int) -> NDArray[np.int64]:
         """(S,) int64, from noise to picture: 958, 925, …, 34, 1 for SDXL's 30 steps. Raises RequestError."""
         train, steps = len(self.alphas_cumprod), num_inference_steps
-        if not 1 <= steps <= train:
+        if not is_whole(steps) or not 1 <= steps <= train:
             raise RequestError(
-                f"num_inference_steps is {steps}, expected 1 to {train}: the schedule has {train} timesteps."
+                f"num_inference_steps is {steps!r}, expected 1 to {train}: the schedule has {train} timesteps."
             )
         timesteps: NDArray[Any]
         if self.timestep_spacing == "leading":

@@ -1,26 +1,32 @@
 """The loop: crop_upsample → branches → relocate_merge → decoder → guide_step, thirty times.
 
 Everything that does not change over the steps was computed before (`Batch`); everything that changes with the row plan
-is gathered once per phase (`_Phase`): a request with a delayed ID has two phases.
+is gathered once per phase: a request with a delayed ID has two. What changes with the step is read from tables by a
+step counter that lies beside the latents, so a step is the same call every time.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import Backend, Tensor
+from .backends import Backend, MergeRows, Tensor
 from .rows import RowPlan, phases
 
 # What a step runs, in order, as the backend names it.
 LOOP = (
-    "crop_upsample", "local_branch", "global_branch", "unet_encoder", "relocate_merge", "unet_decoder", "guide_step",
-)  # fmt: skip
+    "crop_upsample",
+    "local_branch",
+    "global_branch",
+    "unet_encoder",
+    "relocate_merge",
+    "unet_decoder",
+    "guide_step",
+)
 
 
 @dataclass(eq=False)
@@ -28,35 +34,32 @@ class Batch:
     """B pictures of one size and number of steps, their K distinct texts and P persons.
 
     latents:          (B, C, h, w) float32, updated in place.
+    step:             (B,) int32, each picture's next step, counted up.
     plans:            the row plan of each of the S steps; steps with the same plan hold the same object.
     coefficients:     (S, 2) float64, A and B of DDIM.
     prompt_embeds:    (K, T, D).
-    unet_emb:         (S, K, E) float32: time + added conditions of every step and text.
-    local_emb, global_emb: (S, K, E), or (S, 1, E) when the branches see no text.
-    id_tokens:        (P + 1, T, D): every person's, the null ID last.
+    unet_emb:         (S, K, E): time + added conditions of every step and text.
+    local_emb, global_emb: (S, K, E), or (S, 1, E) when the branches see no text. None without persons, as all below.
+    id_tokens:        (1 + P, T, D): the null ID's, then every person's.
     local_condition:  (P, C, canvas, canvas), Z(c_p&e).
     global_condition: (P, C, h, w), Z(c_loc).
     boxes:            (P, L, 4) int32, every person's face in cells of every level.
     scales:           (B, 2) float32, local_scale and global_scale.
-    levels:           level of each residual.
     """
 
     latents: Tensor
+    step: Tensor
     plans: Sequence[RowPlan]
-    coefficients: NDArray[np.float64]
+    coefficients: Tensor
     prompt_embeds: Tensor
-    unet_emb: NDArray[np.float32]
-    local_emb: NDArray[np.float32]
-    global_emb: NDArray[np.float32]
+    unet_emb: Tensor
+    local_emb: Tensor
+    global_emb: Tensor
     id_tokens: Tensor
     local_condition: Tensor
     global_condition: Tensor
     boxes: NDArray[np.int32]
     scales: NDArray[np.float32]
-    levels: tuple[int, ...]
-    canvas: int
-    relocate_mode: str
-    overlap: str
 
 
 def denoise(backend: Backend, batch: Batch, progress: Callable[[int, int], object] | None = None) -> list[float]:
@@ -66,108 +69,99 @@ def denoise(backend: Backend, batch: Batch, progress: Callable[[int, int], objec
     """
     step_ms: list[float] = []
     for steps in phases(batch.plans):
-        phase = _Phase(backend, batch, batch.plans[steps.start], steps)
+        run_step = _phase(backend, batch, batch.plans[steps.start])
         for step in steps:
             start = time.perf_counter()
-            phase.step(step)
+            run_step()
             step_ms.append((time.perf_counter() - start) * 1e3)
             if progress is not None:
                 progress(step + 1, len(batch.plans))
     return step_ms
 
 
-class _Phase:
-    """A run of steps under one row plan, with its inputs gathered row by row."""
+def _phase(backend: Backend, batch: Batch, plan: RowPlan) -> Callable[[], None]:
+    """The step of all steps with this plan, its inputs gathered row by row."""
+    put, run, take_step = backend.put, backend.run, backend.take_step
+    encoder_picture = _rows(row.picture for row in plan.encoder)
+    encoder_text, decoder_text = _rows(row.text for row in plan.encoder), _rows(row.text for row in plan.decoder)
+    decoder_picture = _rows(row.picture for row in plan.decoder)
+    encoder_prompt = backend.take(batch.prompt_embeds, encoder_text)
+    decoder_prompt = backend.take(batch.prompt_embeds, decoder_text)
+    encoder_at = put(encoder_picture), put(encoder_text)
+    decoder_at = put(decoder_picture), put(decoder_text)
+    decoder_of, weights = put(plan.decoder_of), put(plan.weights)
+    inject = _branches(backend, batch, plan) if plan.branch else None
 
-    def __init__(self, backend: Backend, batch: Batch, plan: RowPlan, steps: range) -> None:
-        self.backend, self.batch, self.plan, self.first = backend, batch, plan, steps.start
-        within = slice(steps.start, steps.stop)
-
-        encoder_text = _rows(row.text for row in plan.encoder)
-        decoder_text = _rows(row.text for row in plan.decoder)
-        self.encoder_picture = _rows(row.picture for row in plan.encoder)
-        self.encoder_prompt = backend.take(batch.prompt_embeds, encoder_text)
-        self.decoder_prompt = backend.take(batch.prompt_embeds, decoder_text)
-        self.encoder_emb = backend.put(batch.unet_emb[within][:, encoder_text])
-        self.decoder_emb = backend.put(batch.unet_emb[within][:, decoder_text])
-        self.encoder_of = backend.put(plan.encoder_of)
-        self.decoder_of, self.weights = backend.put(plan.decoder_of), backend.put(plan.weights)
-        if not plan.branch:
-            return
-
-        person = _rows(row.person for row in plan.branch)
-        null_id = len(batch.id_tokens) - 1
-        pooled_text = _rows(row.pooled_text or 0 for row in plan.branch)
-        self.branch_picture = _rows(row.picture for row in plan.branch)
-        self.id_tokens = backend.take(
-            batch.id_tokens, _rows(row.person if row.with_id else null_id for row in plan.branch)
-        )
-        self.local_emb = backend.put(batch.local_emb[within][:, pooled_text])
-        self.global_emb = backend.put(batch.global_emb[within][:, pooled_text])
-        self.local_condition = backend.take(batch.local_condition, person)
-        self.global_condition = backend.take(batch.global_condition, person)
-        self.face_pictures = backend.put(self.branch_picture)
-        self.face_boxes = backend.put(batch.boxes[person, 0])
-        self.boxes = backend.put(batch.boxes[person])
-        self.branches_of = backend.put(plan.branches_of)
-        self.scales = backend.put(batch.scales[_rows(row.picture for row in plan.decoder)])
-
-    def step(self, step: int) -> None:
-        b, batch, i = self.backend, self.batch, step - self.first
-        if self.plan.branch:
-            face_latents = b.crop_upsample(batch.latents, self.face_pictures, self.face_boxes, batch.canvas)
-            local_residuals = b.run(
-                "local_branch",
-                {
-                    "latents": face_latents,
-                    "emb": self.local_emb[i],
-                    "id_tokens": self.id_tokens,
-                    "condition": self.local_condition,
-                },
-            )
-            global_residuals = b.run(
-                "global_branch",
-                {
-                    "latents": b.take(batch.latents, self.branch_picture),
-                    "emb": self.global_emb[i],
-                    "id_tokens": self.id_tokens,
-                    "condition": self.global_condition,
-                },
-            )
-        skips = b.run(
+    def step() -> None:
+        residuals = inject() if inject is not None else None
+        skips = run(
             "unet_encoder",
             {
-                "latents": b.take(batch.latents, self.encoder_picture),
-                "emb": self.encoder_emb[i],
-                "prompt_embeds": self.encoder_prompt,
+                "latents": backend.take(batch.latents, encoder_picture),
+                "emb": take_step(batch.unet_emb, batch.step, *encoder_at),
+                "prompt_embeds": encoder_prompt,
             },
         )
-        if self.plan.branch:
-            merged = b.relocate_merge(
-                list(skips.values()),
-                list(local_residuals.values()),
-                list(global_residuals.values()),
-                self.encoder_of,
-                self.branches_of,
-                self.boxes,
-                batch.levels,
-                self.scales,
-                batch.relocate_mode,
-                batch.overlap,
-            )
-        else:
-            merged = [b.take(skip, self.plan.encoder_of) for skip in skips.values()]
-        noise_pred = b.run(
+        merged = (
+            backend.relocate_merge(list(skips.values()), *residuals)
+            if residuals is not None
+            else [backend.take(skip, plan.encoder_of) for skip in skips.values()]
+        )
+        noise_pred = run(
             "unet_decoder",
             {
                 **dict(zip(skips, merged, strict=True)),
-                "emb": self.decoder_emb[i],
-                "prompt_embeds": self.decoder_prompt,
+                "emb": take_step(batch.unet_emb, batch.step, *decoder_at),
+                "prompt_embeds": decoder_prompt,
             },
         )["noise_pred"]
-        coefficients = np.broadcast_to(batch.coefficients[step], (len(self.plan.weights), 2))
-        b.guide_step(batch.latents, noise_pred, self.decoder_of, self.weights, coefficients)
+        backend.guide_step(batch.latents, batch.step, noise_pred, decoder_of, weights, batch.coefficients)
+
+    return step
 
 
-def _rows(values: Any) -> NDArray[np.int32]:
+Residuals = tuple[list[Tensor], list[Tensor], MergeRows]  # local, global, and where they go
+
+
+def _branches(backend: Backend, batch: Batch, plan: RowPlan) -> Callable[[], Residuals]:
+    """Both branches of a step: faces cut out of the latents, residuals of every person with and without the ID."""
+    put, run, take_step = backend.put, backend.run, backend.take_step
+    picture, person = _rows(row.picture for row in plan.branch), _rows(row.person for row in plan.branch)
+    at = put(picture), put(_rows(row.pooled_text or 0 for row in plan.branch))
+    id_tokens = backend.take(batch.id_tokens, _rows(row.person + 1 if row.with_id else 0 for row in plan.branch))
+    local_condition = backend.take(batch.local_condition, person)
+    global_condition = backend.take(batch.global_condition, person)
+    faces = put(picture), put(batch.boxes[person, 0])
+    rows = MergeRows(
+        encoder_of=put(plan.encoder_of),
+        branches_of=put(plan.branches_of),
+        boxes=put(batch.boxes[person]),
+        scales=put(batch.scales[_rows(row.picture for row in plan.decoder)]),
+    )
+
+    def inject() -> Residuals:
+        local = run(
+            "local_branch",
+            {
+                "latents": backend.crop_upsample(batch.latents, *faces),
+                "emb": take_step(batch.local_emb, batch.step, *at),
+                "id_tokens": id_tokens,
+                "condition": local_condition,
+            },
+        )
+        whole = run(
+            "global_branch",
+            {
+                "latents": backend.take(batch.latents, picture),
+                "emb": take_step(batch.global_emb, batch.step, *at),
+                "id_tokens": id_tokens,
+                "condition": global_condition,
+            },
+        )
+        return list(local.values()), list(whole.values()), rows
+
+    return inject
+
+
+def _rows(values: Iterable[int]) -> NDArray[np.int32]:
     return np.fromiter(values, np.int32)

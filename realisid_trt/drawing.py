@@ -8,8 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-COLORS = ((255, 90, 60), (70, 160, 255), (90, 210, 90), (255, 200, 40), (200, 110, 255), (60, 220, 220),
-          (255, 130, 190),          (170, 170, 170))  # fmt: skip
+COLORS = (
+    (255, 90, 60), (70, 160, 255), (90, 210, 90), (255, 200, 40), (200, 110, 255), (60, 220, 220), (255, 130, 190),
+    (170, 170, 170),
+)  # fmt: skip
 
 
 def with_boxes(image: Image.Image, boxes: Sequence[Sequence[float]], first: int = 1) -> Image.Image:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends import Backend, open_backend
-from .denoise import LOOP, denoise
+from .checks import check_finite
+from .denoise import LOOP, Batch, denoise
 from .errors import RequestError
 from .faces import FaceFinder
 from .identity import Identity
 from .manifest import Manifest
-from .people import Conditions, People
-from .picture import check_finite, decode, to_pil
+from .people import People, PreparedPerson
+from .photo import Photo
+from .picture import decode, to_pil
 from .prologue import Prologue
-from .request import OMITTED, Omitted, Person, Photo, PlacedPerson, Request, Result
+from .request import OMITTED, Omitted, Person, PlacedPerson, Request, Result
 from .stopwatch import Stopwatch
 
 Progress = Callable[[int, int], object]
@@ -36,9 +39,10 @@ class Engine:
     def __init__(self, manifest: Manifest, backend: Backend, finder: FaceFinder, share_rows: bool = True) -> None:
         self.manifest, self.backend = manifest, backend
         self.config, self.model = manifest.config, manifest.model
+        self._null_id_tokens = manifest.constants["null_id_tokens"]
         self._people = People(backend, finder, self.model, self.config)
         self._prologue = Prologue(manifest, backend, share_rows)
-        self._lock = threading.Lock()
+        self._lock, self._user = threading.Lock(), 0
 
     @classmethod
     def load(
@@ -47,13 +51,15 @@ class Engine:
         backend: str = "auto",
         device: str | None = None,
         *,
+        networks: Collection[str] | None = None,
         share_rows: bool = True,
         face_landmarker: str | os.PathLike[str] | None = None,
     ) -> Engine:
-        """The engine at `path`, its manifest and every file verified first.
+        """The engine at `path`: its manifest and every file verified, its networks opened.
 
         backend:         "auto" takes the first that was built and is installed.
         device:          the backend's name of a device; "cpu" or "cpu:N" threads for ONNX Runtime.
+        networks:        open only these; None opens all. ("id_encoder",) is enough for `embed`.
         share_rows:      False evaluates three full rows for every picture, as a naive pipeline does. For measurements.
         face_landmarker: MediaPipe's face_landmarker.task, used through the mediapipe package if that is installed.
 
@@ -61,9 +67,13 @@ class Engine:
         """
         manifest = Manifest.read(path)
         manifest.check_files()
-        opened = open_backend(backend, manifest, device)
-        task = Path(face_landmarker) if face_landmarker is not None else None
-        return cls(manifest, opened, FaceFinder.load(manifest.path / "faces", landmarker_task=task), share_rows)
+        opened = open_backend(backend, manifest, device, networks)
+        finder = FaceFinder.load(
+            manifest.path / "faces",
+            face_landmarker=None if face_landmarker is None else Path(face_landmarker),
+            files=manifest.files_in("faces"),
+        )
+        return cls(manifest, opened, finder, share_rows)
 
     def embed(
         self,
@@ -72,17 +82,19 @@ class Engine:
         face: int | None = None,
         box: Sequence[float] | None = None,
         landmarks: NDArray[Any] | None = None,
+        crop: Photo | None = None,
     ) -> Identity:
         """The identity in a photo, to be stored, or passed in place of the photo.
 
         face:      which face, counted from the left; None takes the only or the clearly largest one.
-        box:       x0, y0, x1, y1 of the face in pixels of the photo, instead of detecting it.
+        box:       x0, y0, x1, y1 of the face in pixels of the upright photo, instead of detecting it.
         landmarks: (478, 2) in [0, 1] of the squared box, instead of finding them.
+        crop:      the squared face with its background zeroed, instead of cutting it out.
 
         Raises PhotoError.
         """
-        with self._lock:
-            return self._people.embed(photo, face, box, landmarks)
+        with self._use():
+            return self._people.embed(photo, face, box, landmarks, crop)
 
     def generate(
         self,
@@ -149,23 +161,51 @@ class Engine:
         """
         if output not in ("pil", "np", "latents"):
             raise RequestError(f'output is {output!r}, expected "pil", "np" or "latents".')
-        if not requests or not all(isinstance(request, Request) for request in requests):
+        if not isinstance(requests, Sequence) or not requests or not all(isinstance(r, Request) for r in requests):
             raise RequestError("requests is empty or not a list of Request. Write [Request('…', [Person(…)]), …].")
         for request in requests:
             request.check()
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        grid = self._prologue.grid(height, width)
         seeds = [secrets.randbelow(2**32) if request.seed is None else request.seed for request in requests]
-        with self._lock:
+
+        prologue, put = self._prologue, self.backend.put
+        coefficients = prologue.coefficients(steps)
+        grid = prologue.grid(height, width)
+        prologue.check_boxes(requests, grid)
+        texts = prologue.texts(requests)
+        plans = prologue.plans(requests, texts, steps, grid)
+        noise = prologue.noise(requests, seeds, grid)
+
+        watch = Stopwatch()
+        with self._use():
             self.backend.reset_usage()
-            watch = Stopwatch()
             with watch("persons"):
                 people = [
-                    self._people.conditions(person, grid, alone=len(request.persons) == 1, name=f"person {i + 1}")
+                    self._people.prepare(person, grid, alone=len(request.persons) == 1, name=f"person {i + 1}")
                     for request in requests
                     for i, person in enumerate(request.persons)
                 ]
-            batch = self._prologue.batch(requests, people, seeds, steps, grid, watch)
+            with watch("text"):
+                embedded = prologue.embed_texts(texts)
+            with watch("time"):
+                time_tables = prologue.time_tables(steps, grid, embedded, with_branches=bool(people))
+            with watch("conditions"):
+                conditions = prologue.embed_conditions(people, grid)
+            scales = [
+                (request.local_scale, request.global_scale) for request in requests for _ in range(request.num_images)
+            ]
+            batch = Batch(
+                latents=put(noise),
+                step=put(np.zeros(len(noise), np.int32)),
+                plans=plans,
+                coefficients=put(coefficients),
+                prompt_embeds=put(np.stack([text.prompt_embeds for text in embedded]), for_networks=True),
+                id_tokens=put(np.stack([self._null_id_tokens, *(p.id_tokens for p in people)]), for_networks=True),
+                boxes=prologue.face_cells(people),
+                scales=np.array(scales, np.float32),
+                **time_tables,
+                **conditions,
+            )
             with watch("denoise"):
                 step_ms = denoise(self.backend, batch, progress)
                 latents = self.backend.get(batch.latents)
@@ -177,13 +217,25 @@ class Engine:
             timings = watch.ms | {f"denoise.{name}": usage.ms[name] for name in LOOP if name in usage.ms}
             return self._results(requests, seeds, images, latents, people, timings, step_ms)
 
+    @contextmanager
+    def _use(self) -> Iterator[None]:
+        """One user at a time. A progress callback that calls its own engine would wait for itself for ever."""
+        if self._user == threading.get_ident():
+            raise RequestError("a progress callback used the engine that calls it. Let it take notes and act later.")
+        with self._lock:
+            self._user = threading.get_ident()
+            try:
+                yield
+            finally:
+                self._user = 0
+
     def _results(
         self,
         requests: Sequence[Request],
         seeds: Sequence[int],
         images: Sequence[Any],
         latents: NDArray[np.float32],
-        people: Sequence[Conditions],
+        people: Sequence[PreparedPerson],
         timings: dict[str, float],
         step_ms: Sequence[float],
     ) -> list[Result]:
@@ -200,7 +252,7 @@ class Engine:
                     timings=timings,
                     step_ms=tuple(step_ms),
                     rows=dict(self.backend.usage.rows),
-                    backend=f"{self.backend.name} on {self.backend.device}",
+                    backend=f"{self.backend.name} on {self.backend.device}, {self.backend.precision}",
                 )
             )
             picture, person = own.stop, person + len(request.persons)

@@ -74,9 +74,9 @@ class ParityError(BuildError):
     """An exported network does not compute what the torch module computes."""
 
 
-class DiskError(BuildError):
-    """Not enough free disk space, or the disk refused a write."""
+class DiskError(RealisIDError):
+    """Not enough free disk space, or the disk refused a write; what was there before is untouched."""
 
 
 class RealisIDWarning(UserWarning):
-    """Something was done that the caller may not expect: a prompt was cut, a face was chosen, a fallback ran."""
+    """Something was done that the caller may not expect: such as the end of a prompt being cut off."""

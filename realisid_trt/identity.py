@@ -6,11 +6,15 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .errors import EngineMismatch, PhotoError
+from .checks import is_finite, is_whole, own_array
+from .errors import EngineMismatch, PhotoError, RequestError
+from .files import whole_or_not
+from .mesh import NUM_LANDMARKS
 
 _FORMAT = "realisid-identity-1"
 
@@ -19,13 +23,16 @@ _FORMAT = "realisid-identity-1"
 class Identity:
     """One person, ready for generation: no photo is needed any more.
 
-    id_tokens:      (T, D) float32, p_id of the paper.
-    landmarks:      (478, 2) float64, in units of the squared face box: [0, 1] across it.
-    box:            x0, y0, x1, y1 of the squared face box in pixels of the photo.
-    photo_size:     (height, width) of the photo, upright.
+    id_tokens:      (T, D) float32, p_id of the paper. Read-only.
+    landmarks:      (478, 2) float64, in units of the squared face box: [0, 1] across it. Read-only.
+    box:            x0, y0, x1, y1 of the squared face box in photo px: pixels of the upright original, EXIF
+                    orientation applied, and turned if a note says so.
+    photo_size:     (height, width) of that upright original, px.
     id_encoder_key: hash of the image encoder and projection that made the tokens.
-    mask_source:    what removed the background: "bisenet" or "hull+person".
+    mask_source:    what removed the background: "bisenet", "hull+person", "hull", or "own" for a crop of the caller's.
     notes:          what was decided on the way, in sentences.
+
+    Arrays are copied. Raises RequestError for a field that cannot be meant.
     """
 
     id_tokens: NDArray[np.float32]
@@ -36,11 +43,28 @@ class Identity:
     mask_source: str
     notes: tuple[str, ...] = ()
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file, whole or not at all."""
-        from safetensors.numpy import save_file
+    def __post_init__(self) -> None:
+        if np.ndim(self.id_tokens) != 2:
+            raise RequestError(f"id_tokens of an identity are {np.shape(self.id_tokens)}, expected (T, D).")
+        tokens = own_array(self.id_tokens, np.shape(self.id_tokens), "id_tokens of an identity")
+        own_array(self.landmarks, (NUM_LANDMARKS, 2), "landmarks of an identity")
+        landmarks = np.array(self.landmarks, np.float64, order="C")
+        for array in (tokens, landmarks):
+            array.setflags(write=False)
+        kept = {
+            "id_tokens": tokens,
+            "landmarks": landmarks,
+            "box": _box(self.box),
+            "photo_size": _size(self.photo_size),
+            "notes": tuple(str(note) for note in self.notes),
+        }
+        for name, value in kept.items():
+            object.__setattr__(self, name, value)
 
-        path = Path(path)
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a safetensors file, whole or not at all. Raises DiskError."""
+        from safetensors.numpy import save
+
         metadata = {
             "format": _FORMAT,
             "box": json.dumps(self.box),
@@ -49,17 +73,13 @@ class Identity:
             "mask_source": self.mask_source,
             "notes": json.dumps(self.notes),
         }
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            save_file({"id_tokens": self.id_tokens, "landmarks": self.landmarks}, partial, metadata=metadata)
-            partial.chmod(0o644)  # safetensors writes files that only their owner may read
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        content = save({"id_tokens": self.id_tokens, "landmarks": self.landmarks}, metadata)
+        with whole_or_not(Path(path)) as partial:
+            partial.write_bytes(content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Identity:
-        """The stored identity. Raises PhotoError if the file is not one."""
+        """The stored identity. Raises PhotoError(identity) if the file cannot be read, is damaged or is not one."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -74,15 +94,15 @@ class Identity:
                 return cls(
                     id_tokens=file.get_tensor("id_tokens"),
                     landmarks=file.get_tensor("landmarks"),
-                    box=tuple(json.loads(metadata["box"])),
-                    photo_size=tuple(json.loads(metadata["photo_size"])),
+                    box=json.loads(metadata["box"]),
+                    photo_size=json.loads(metadata["photo_size"]),
                     id_encoder_key=metadata["id_encoder_key"],
                     mask_source=metadata["mask_source"],
-                    notes=tuple(json.loads(metadata["notes"])),
+                    notes=json.loads(metadata["notes"]),
                 )
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            if isinstance(error, PhotoError):
-                raise
+        except PhotoError:
+            raise
+        except (OSError, SafetensorError, LookupError, ValueError, TypeError, AttributeError) as error:
             raise PhotoError(
                 "identity", f"{path} cannot be read as a stored identity ({error}). Make it again with embed."
             ) from None
@@ -94,3 +114,19 @@ class Identity:
                 f"{source} was made by another ID encoder ({self.id_encoder_key[:12]}…, this engine's is "
                 f"{id_encoder_key[:12]}…). Embed the photo again with this engine."
             )
+
+
+def _box(box: Any) -> tuple[float, float, float, float]:
+    """Four finite numbers that span an area."""
+    numbers = [float(number) for number in box if is_finite(number)] if np.ndim(box) == 1 else []
+    if len(numbers) != 4 or len(box) != 4 or numbers[0] >= numbers[2] or numbers[1] >= numbers[3]:
+        raise RequestError(f"box of an identity is {box!r}, expected x0, y0, x1, y1 with x0 < x1 and y0 < y1.")
+    x0, y0, x1, y1 = numbers
+    return x0, y0, x1, y1
+
+
+def _size(size: Any) -> tuple[int, int]:
+    sides = [int(side) for side in size if is_whole(side) and side > 0] if np.ndim(size) == 1 else []
+    if len(sides) != 2 or len(size) != 2:
+        raise RequestError(f"photo_size of an identity is {size!r}, expected (height, width) in pixels.")
+    return sides[0], sides[1]

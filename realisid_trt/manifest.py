@@ -73,18 +73,17 @@ class Port:
             return
         ranges = ", ".join(str(size) for size in self.shape if isinstance(size, Axis))
         raise ShapeError(
-            f"{network} input {self.name} is {shape}, expected {self}{' with ' + ranges if ranges else ''}. "
-            "Use a smaller batch or another picture size, or rebuild the engine for it."
+            f"{network} input {self.name} is {shape}, expected {self}{' with ' + ranges if ranges else ''}. Split the "
+            "batch or use another picture size, or rebuild with a larger --batch, --persons or --resolution."
         )
 
 
 @dataclass(frozen=True)
-class NetworkBuild:
-    """One network as one backend runs it."""
+class Network:
+    """One network of a build: its file, its inputs and outputs."""
 
     name: str
     file: str
-    precision: str
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
 
@@ -93,6 +92,22 @@ class NetworkBuild:
         for port in self.inputs:
             if port.name in shapes:
                 port.check(shapes[port.name], self.name)
+
+
+@dataclass(frozen=True)
+class Build:
+    """All networks for one backend, in one precision, for one architecture: what a backend opens.
+
+    architecture: of the GPU, such as "sm_89", or "portable".
+    versions:     of the packages that matter where it runs.
+    """
+
+    id: str
+    backend: str
+    precision: str
+    opset: int
+    architecture: str
+    versions: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -158,7 +173,7 @@ class Manifest:
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Manifest:
         """The manifest of an engine directory: format and seal verified, files not yet."""
-        folder = find_engine(Path(path))
+        folder = find_engine(Path(os.path.abspath(path)))
         rebuild = REBUILD.format(path=path)
         try:
             values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -169,8 +184,11 @@ class Manifest:
             raise EngineMismatch(
                 f"{folder} has engine format {found!r}; this realisid_trt reads format {FORMAT}. {rebuild}"
             )
-        edited = [name for name, digest in seal(values).items() if values.get("seal", {}).get(name) != digest]
-        edited += sorted(set(values.get("seal", {})) - set(seal(values)))
+        computed, sealed = seal(values), values.get("seal")
+        if not isinstance(sealed, dict):
+            sealed = {}
+        edited = [name for name, digest in computed.items() if sealed.get(name) != digest]
+        edited += sorted(set(sealed) - set(computed))
         if edited:
             raise EngineDamaged(
                 f"{folder / MANIFEST} was edited after the build: {', '.join(edited[:5])}"
@@ -198,33 +216,43 @@ class Manifest:
     def ddim(self) -> DDIM:
         return DDIM(alphas_cumprod=self.constants["alphas_cumprod"], **self.values["scheduler"])
 
-    @property
-    def backends(self) -> Mapping[str, Any]:
-        """What was built: backend → versions, precision, architecture."""
-        return self.values["backends"]  # type: ignore[no-any-return]
+    @cached_property
+    def builds(self) -> dict[str, Build]:
+        """What was built, by id."""
+        return {id: Build(id=id, **build) for id, build in self.values["builds"].items()}
 
-    def networks(self, backend: str) -> dict[str, NetworkBuild]:
-        """Every network as `backend` runs it. Raises EngineMissing if it was not built for that backend."""
-        if backend not in self.backends:
-            raise EngineMissing(
-                f"{self.path} holds nothing for backend {backend}; it was built for {', '.join(self.backends)}. "
-                f"Build that too: python -m export.build --checkpoint … --backend {backend} --out {self.path}"
-            )
+    def build_for(self, backend: str) -> Build:
+        """The build that `backend` opens. Raises EngineMissing if there is none."""
+        for build in self.builds.values():
+            if build.backend == backend:
+                return build
+        built = ", ".join(build.backend for build in self.builds.values())
+        raise EngineMissing(
+            f"{self.path} was built for {built}, not for {backend}. "
+            f"Build that too: python -m export.build --checkpoint … --backend {backend} --out {self.path}"
+        )
+
+    def networks(self, build: Build) -> dict[str, Network]:
+        """Every network of a build, by name."""
         return {
-            name: NetworkBuild(
+            name: Network(
                 name,
-                build["file"],
-                build["precision"],
-                tuple(map(Port.from_dict, build["inputs"])),
-                tuple(map(Port.from_dict, build["outputs"])),
+                entry["file"],
+                tuple(map(Port.from_dict, entry["inputs"])),
+                tuple(map(Port.from_dict, entry["outputs"])),
             )
             for name, network in self.values["networks"].items()
-            for build in [network["builds"][backend]]
+            for entry in [network["builds"][build.id]]
         }
+
+    def files_in(self, folder: str) -> set[str]:
+        """Names of the listed files in a folder of the engine: only these may be opened."""
+        prefix = f"{folder}/"
+        return {name.removeprefix(prefix) for name in self.values["files"] if name.startswith(prefix)}
 
     def check_files(self) -> None:
         """Every listed file is there and is what was built. Hashes are remembered by path, size, mtime and inode."""
-        from .verified import VerifiedFiles
+        from .files import VerifiedFiles
 
         rebuild = REBUILD.format(path=self.path)
         with VerifiedFiles() as verified:

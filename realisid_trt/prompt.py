@@ -37,6 +37,10 @@ class Prompts:
         """
         if not isinstance(prompt, str):
             raise RequestError(f"{name} is {type(prompt).__name__}, expected one string. Make a Request per prompt.")
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(f"{name} holds a character that is none ({error.reason}). Give valid text.") from None
         ids: list[tuple[int, ...]] = []
         for encoder, bpe in self._tokenizers.items():
             encoding = bpe.encode(prompt)
@@ -74,13 +78,14 @@ class TextEncoders:
         self._known: Recent[TextEmbedding] = Recent()
 
     def embed(self, ids: TokenIds) -> TextEmbedding:
-        """The hidden states of every encoder side by side; the pooled embedding of the last one, if the UNet reads it."""
+        """The hidden states of every encoder side by side; the pooled embedding of the last one."""
         return self._known.get(ids, lambda: self._encode(ids))
 
     def _encode(self, ids: TokenIds) -> TextEmbedding:
-        hidden_states = []
+        hidden_states, pooled = [], np.zeros(0, np.float32)
         for name, row in zip(self._names, ids, strict=True):
             outputs = self._backend.run(name, {"input_ids": self._backend.put(np.array([row], np.int64))})
             hidden_states.append(self._backend.get(outputs["hidden_states"])[0])
-            pooled = self._backend.get(outputs["pooled"])[0]
-        return TextEmbedding(np.concatenate(hidden_states, axis=-1), pooled[: self._pooled_dim])
+            if self._pooled_dim:  # the last encoder's stays
+                pooled = self._backend.get(outputs["pooled"])[0]
+        return TextEmbedding(np.concatenate(hidden_states, axis=-1), pooled)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import enum
-import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
+from .checks import is_finite, is_whole
 from .errors import RequestError
 from .identity import Identity
+from .photo import Photo
 
-Photo = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 MAX_PERSONS = 8
 
 
@@ -69,7 +67,14 @@ class Person:
             raise RequestError(
                 "Person(id_tokens=…) knows no photo: give box= and one of pose=, landmarks= and pose_image= too."
             )
-        if self.face is not None and not isinstance(self.face, int):
+        if self.identity is not None and not isinstance(self.identity, Identity):
+            raise RequestError(
+                f"identity is {type(self.identity).__name__}, expected what Engine.embed returned. "
+                "A stored identity's path goes where the photo goes: Person('alice.safetensors', …)."
+            )
+        if self.face is not None and self.photo is None:
+            raise RequestError("face= chooses among the faces of a photo; without a photo leave it out.")
+        if self.face is not None and not is_whole(self.face):
             raise RequestError(f"face is {self.face!r}, expected a whole number counted from the left, or None.")
 
 
@@ -105,16 +110,16 @@ class Request:
             raise RequestError("persons is not a list of Person. Write [Person('alice.jpg', box=(…))].")
         if len(self.persons) > MAX_PERSONS:
             raise RequestError(f"{len(self.persons)} persons were asked for; an engine takes 0 to {MAX_PERSONS}.")
-        if not _whole(self.num_images) or self.num_images < 1:
+        if not is_whole(self.num_images) or self.num_images < 1:
             raise RequestError(f"num_images is {self.num_images!r}, expected a whole number of at least 1.")
-        if self.seed is not None and not (_whole(self.seed) and 0 <= self.seed < 2**63):
+        if self.seed is not None and not (is_whole(self.seed) and 0 <= self.seed < 2**63):
             raise RequestError(f"seed is {self.seed!r}, expected a whole number from 0, or None to draw one.")
         for name in ("guidance_scale", "id_guidance_scale", "local_scale", "global_scale"):
             value = getattr(self, name)
-            if not (value is None and name.endswith("guidance_scale")) and not _finite(value):
+            if not (value is None and name.endswith("guidance_scale")) and not is_finite(value):
                 raise RequestError(f"{name} is {value!r}, expected a finite number.")
         ratio = self.subject_conditioning_ratio
-        if ratio is not None and ratio is not OMITTED and not (_finite(ratio) and 0 <= ratio <= 1):
+        if ratio is not None and ratio is not OMITTED and not (is_finite(ratio) and 0 <= ratio <= 1):
             raise RequestError(
                 f"subject_conditioning_ratio is {ratio!r}, expected a number from 0 to 1, or None for no delay."
             )
@@ -125,7 +130,7 @@ class PlacedPerson:
     """What became of one person.
 
     box:         x0, y0, x1, y1 of the squared and snapped box in the output, px.
-    mask_source: what removed the photo's background: "bisenet" or "hull+person"; None without a photo.
+    mask_source: what removed the photo's background: "bisenet", "hull+person", "hull" or "own"; None without a photo.
     notes:       what was decided about the photo, in sentences.
     """
 
@@ -156,11 +161,3 @@ class Result:
     step_ms: tuple[float, ...]
     rows: Mapping[str, int]
     backend: str
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)

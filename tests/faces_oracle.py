@@ -51,8 +51,10 @@ def record_mtcnn(folder: Path) -> None:
             detector = MTCNN(keep_all=True, min_face_size=min_face_px, thresholds=[0.6, 0.7, 0.7], device="cpu")
             boxes, scores, points = detector.detect(picture, landmarks=True)
             entry[f"mtcnn_{min_face_px}"] = {
-                "boxes": boxes.tolist(), "scores": scores.tolist(), "points": points.tolist(),
-            }  # fmt: skip
+                "boxes": boxes.tolist(),
+                "scores": scores.tolist(),
+                "points": points.tolist(),
+            }
         largest = int(np.argmax((boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])))
         eyes = points[largest][1] - points[largest][0]
         x, y = points[largest].mean(axis=0)
@@ -74,8 +76,9 @@ def record_landmarks(folder: Path) -> None:
         for roi in expected[photo]["rois"]:
             first, next_roi = _look(rgb, roi)
             second, _ = _look(rgb, next_roi)
-            looks.append({"first": np.round(first, 4).tolist(), "next_roi": next_roi,
-                          "second": np.round(second, 4).tolist()})  # fmt: skip
+            looks.append(
+                {"first": np.round(first, 4).tolist(), "next_roi": next_roi, "second": np.round(second, 4).tolist()}
+            )
         expected[photo]["looks"] = looks
         top, left = PERSON_CORNER[photo]
         with mediapipe.solutions.selfie_segmentation.SelfieSegmentation(model_selection=0) as person:
@@ -135,17 +138,19 @@ def _look(rgb: np.ndarray, roi: list[float]) -> tuple[np.ndarray, list[float]]:
     rectangle = rect_pb2.NormalizedRect(
         x_center=x / width, y_center=y / height, width=side / width, height=side / height, rotation=angle
     )
-    frame = packet_creator.create_image_frame(
-        image_format=image_frame.ImageFormat.SRGB, data=np.ascontiguousarray(rgb)
-    )
+    frame = packet_creator.create_image_frame(image_format=image_frame.ImageFormat.SRGB, data=np.ascontiguousarray(rgb))
     graph.add_packet_to_input_stream("image", frame.at(0))
     graph.add_packet_to_input_stream("roi", packet_creator.create_proto(rectangle).at(0))
     graph.close_all_packet_sources()
     graph.wait_until_done()
     landmarks = np.array([[point.x * width, point.y * height] for point in results["landmarks"].landmark])
     following = results["next_roi"]
-    return landmarks, [following.x_center * width, following.y_center * height, following.width * width,
-                       following.rotation]  # fmt: skip
+    return landmarks, [
+        following.x_center * width,
+        following.y_center * height,
+        following.width * width,
+        following.rotation,
+    ]
 
 
 def _stand_in_for_torchvision() -> None:
@@ -173,9 +178,18 @@ def _stand_in_for_torchvision() -> None:
                 kept.append(index)
         return torch.tensor(kept, dtype=torch.int64)
 
-    stand_in = {name: types.ModuleType(name) for name in (
-        "torchvision", "torchvision.transforms", "torchvision.transforms.functional",
-        "torchvision.ops", "torchvision.ops.boxes", "torchvision.datasets", "torchvision.datasets.utils")}  # fmt: skip
+    stand_in = {
+        name: types.ModuleType(name)
+        for name in (
+            "torchvision",
+            "torchvision.transforms",
+            "torchvision.transforms.functional",
+            "torchvision.ops",
+            "torchvision.ops.boxes",
+            "torchvision.datasets",
+            "torchvision.datasets.utils",
+        )
+    }
     stand_in["torchvision.transforms"].functional = stand_in["torchvision.transforms.functional"]  # type: ignore[attr-defined]
     stand_in["torchvision.ops.boxes"].batched_nms = batched_nms  # type: ignore[attr-defined]
     sys.modules.update(stand_in)

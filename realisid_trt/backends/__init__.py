@@ -1,116 +1,159 @@
-"""What the runtime asks of a machine: load the networks, run them, own their memory, run the fused kernels.
+"""What the runtime asks of a machine: open the networks, run them, own their memory, run the fused kernels.
 
 A backend is one file in this folder. The loop in `denoise.py` hands it whole arrays by name and never looks inside
-them, so a backend may keep them wherever it likes; on a CPU they are NumPy arrays.
+them, so a backend keeps them wherever it likes; on a CPU they are NumPy arrays. Four rules:
+
+- Latents are float32. What only networks read is in the precision that the networks read: `put(…, for_networks=True)`.
+- `take` and `take_step` may return their argument, or memory that their next call reuses.
+- A network's outputs are valid until it runs again.
+- Everything but `get` may return before it is done; `get` waits.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendError, EngineMissing
-from ..manifest import Manifest
+from ..errors import BackendError
+from ..manifest import Build, Manifest
 
 Tensor = Any  # an array where the backend keeps its arrays: np.ndarray on a CPU
 
-# backend → (module that implements it, package it needs, extra that installs that package)
-KNOWN = {"onnxruntime": ("onnxruntime", "onnxruntime", "cpu")}
+
+class Known(NamedTuple):
+    """A backend that this version has: its file here, the package it needs, the extra that installs that."""
+
+    module: str
+    package: str
+    extra: str
+
+
+KNOWN = {"onnxruntime": Known("onnxruntime", "onnxruntime", "cpu")}
 
 
 @dataclass
 class Usage:
-    """What the backend itself counted: rows evaluated, calls and milliseconds, by network or kernel."""
+    """What the backend itself counted since `reset_usage`: rows evaluated and milliseconds, by network or kernel."""
 
     rows: dict[str, int] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
     ms: dict[str, float] = field(default_factory=dict)
 
-    def add(self, name: str, rows: int, ms: float) -> None:
+    @contextmanager
+    def measure(self, name: str, rows: int) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
         self.rows[name] = self.rows.get(name, 0) + rows
-        self.calls[name] = self.calls.get(name, 0) + 1
-        self.ms[name] = self.ms.get(name, 0.0) + ms
+        self.ms[name] = self.ms.get(name, 0.0) + (time.perf_counter() - start) * 1e3
+
+
+@dataclass(frozen=True, eq=False)
+class MergeRows:
+    """Which residuals go where, for `relocate_merge`. R decoder rows, P branch rows, at most N persons a picture.
+
+    encoder_of:  (R,) int32, the encoder row that decoder row r continues.
+    branches_of: (R, N) int32, the branch rows of decoder row r, -1 behind the last.
+    boxes:       (P, L, 4) int32, every branch row's face in cells of every level.
+    scales:      (R, 2) float32, local and global scale.
+    """
+
+    encoder_of: Tensor
+    branches_of: Tensor
+    boxes: Tensor
+    scales: Tensor
 
 
 class Backend(Protocol):
-    """The small interface. Shapes of the kernels' arguments are stated in `kernels/`."""
+    """The small interface. Shapes of the kernels' arguments are stated in `kernels/`; what is constant in them (levels,
+    canvas, relocate mode, overlap) the backend takes from the manifest it was opened with."""
 
     name: str
     device: str
-    usage: Usage  # since the last `reset_usage`
+    precision: str
+    usage: Usage
 
     def reset_usage(self) -> None: ...
 
-    def put(self, array: NDArray[Any]) -> Tensor:
+    def put(self, array: NDArray[Any], for_networks: bool = False) -> Tensor:
         """The array, where the networks and kernels can read it."""
 
     def get(self, tensor: Tensor) -> NDArray[Any]:
-        """A NumPy array that stays valid: waits for what was asked before."""
-
-    def check(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raises ShapeError if the network cannot be fed with these shapes."""
+        """A NumPy array of one's own, float32 or integers."""
 
     def take(self, tensor: Tensor, rows: NDArray[np.int32]) -> Tensor:
-        """Rows of a tensor along its first axis, repeated as asked."""
+        """tensor[rows]: rows along the first axis, repeated as asked."""
+
+    def take_step(self, table: Tensor, step: Tensor, pictures: Tensor, columns: Tensor) -> Tensor:
+        """table[step[pictures], columns]: of a (S, K, E) table, each row's entry at its picture's step."""
+
+    def check(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raises ShapeError if the network cannot be fed with these shapes; inputs not named are not checked."""
 
     def run(self, network: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The network's outputs by name, in the manifest's order. They are valid until it runs again."""
+        """The network's outputs by name, in the manifest's order."""
 
-    def crop_upsample(self, latents: Tensor, pictures: Tensor, boxes: Tensor, canvas: int) -> Tensor: ...
+    def crop_upsample(self, latents: Tensor, pictures: Tensor, boxes: Tensor) -> Tensor: ...
 
     def relocate_merge(
-        self,
-        skips: Sequence[Tensor],
-        local_residuals: Sequence[Tensor],
-        global_residuals: Sequence[Tensor],
-        encoder_of: Tensor,
-        branches_of: Tensor,
-        boxes: Tensor,
-        levels: Sequence[int],
-        scales: Tensor,
-        mode: str,
-        overlap: str,
-    ) -> list[Tensor]: ...
+        self, skips: Sequence[Tensor], local: Sequence[Tensor], whole: Sequence[Tensor], rows: MergeRows
+    ) -> Sequence[Tensor]: ...
 
     def guide_step(
-        self, latents: Tensor, noise_pred: Tensor, decoder_of: Tensor, weights: Tensor, coefficients: Tensor
+        self,
+        latents: Tensor,
+        step: Tensor,
+        noise_pred: Tensor,
+        decoder_of: Tensor,
+        weights: Tensor,
+        coefficients: Tensor,
     ) -> None: ...
 
 
-def installed(name: str) -> bool:
-    """Whether the package that backend `name` needs can be imported."""
-    return importlib.util.find_spec(KNOWN[name][1]) is not None
+def installed(backend: str) -> bool:
+    """Whether the package that a known backend needs can be imported."""
+    return importlib.util.find_spec(KNOWN[backend].package) is not None
 
 
-def open_backend(name: str, manifest: Manifest, device: str | None = None) -> Backend:
-    """The backend that will run this engine. "auto": the first of the engine's that is installed here.
+def open_backend(
+    name: str, manifest: Manifest, device: str | None = None, networks: Collection[str] | None = None
+) -> Backend:
+    """The backend that will run this engine, its networks opened. "auto": the first of the engine's that is installed.
 
-    Raises BackendError (unknown or not installed, with the command that installs it) or EngineMissing (not built).
+    networks: only these are opened; None: all.
+
+    Raises BackendError (unknown or not installed, with the command that installs it; a network that does not open),
+    EngineMissing (not built for it) or RequestError (no such device).
     """
-    if name == "auto":
-        usable = [built for built in manifest.backends if built in KNOWN and installed(built)]
-        if not usable:
-            extras = " or ".join(f"pip install 'realisid_trt[{KNOWN[b][2]}]'" for b in manifest.backends if b in KNOWN)
-            raise BackendError(
-                f"{manifest.path} was built for {', '.join(manifest.backends)}; none of them is installed here. "
-                f"{extras}."
-            )
-        name = usable[0]
-    if name not in KNOWN:
-        raise BackendError(f"backend {name!r} is unknown. Known: auto, {', '.join(KNOWN)}.")
-    if name not in manifest.backends:
-        raise EngineMissing(
-            f"{manifest.path} was built for {', '.join(manifest.backends)}, not for {name}. "
-            f"Build that too: python -m export.build --checkpoint … --backend {name} --out {manifest.path}"
-        )
-    module, package, extra = KNOWN[name]
-    if not installed(name):
-        raise BackendError(f"backend {name} needs the package {package}. pip install 'realisid_trt[{extra}]'")
-    implementation = importlib.import_module(f".{module}", __name__)
-    backend: Backend = implementation.open(manifest, device)
+    build = _choose(name, manifest)
+    known = KNOWN[build.backend]
+    implementation = importlib.import_module(f".{known.module}", __name__)
+    backend: Backend = implementation.open_here(manifest, build, device, networks)
     return backend
+
+
+def _choose(name: str, manifest: Manifest) -> Build:
+    if name not in ("auto", *KNOWN):
+        raise BackendError(f"backend {name!r} is unknown. Known: auto, {', '.join(KNOWN)}.")
+    if name != "auto":
+        build = manifest.build_for(name)
+        if not installed(name):
+            raise BackendError(
+                f"backend {name} needs the package {KNOWN[name].package}. "
+                f"pip install 'realisid_trt[{KNOWN[name].extra}]'"
+            )
+        return build
+    runnable = [build for build in manifest.builds.values() if build.backend in KNOWN]
+    for build in runnable:
+        if installed(build.backend):
+            return build
+    built = ", ".join(build.backend for build in manifest.builds.values())
+    extras = " or ".join(f"pip install 'realisid_trt[{KNOWN[build.backend].extra}]'" for build in runnable)
+    advice = f"{extras}." if extras else "This version knows none of them: upgrade realisid_trt, or build again."
+    raise BackendError(f"{manifest.path} was built for {built}; none of them is installed here. {advice}")

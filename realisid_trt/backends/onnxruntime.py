@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,109 +12,108 @@ from numpy.typing import NDArray
 import realisid_trt.kernels as kernels
 
 from ..errors import BackendError, RequestError
-from ..manifest import Manifest
-from . import Tensor, Usage
+from ..machine import available_cores
+from ..manifest import Build, Manifest
+from . import MergeRows, Tensor, Usage
 
 
-def open(manifest: Manifest, device: str | None) -> OnnxRuntime:
+def open_here(manifest: Manifest, build: Build, device: str | None, networks: Collection[str] | None) -> OnnxRuntime:
     """The backend for this engine. device: "cpu", or "cpu:N" for N threads; None takes every core it may use."""
-    return OnnxRuntime(manifest, device or "cpu")
+    return OnnxRuntime(manifest, build, device or "cpu", networks)
 
 
-def _cores() -> int:
-    """The cores this process may use: a container's share, not the machine's."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def describe() -> str:
+    """What is installed here, for `doctor`."""
+    return f"onnxruntime {ort.__version__} ({', '.join(ort.get_available_providers())}), on the CPU"
 
 
 class OnnxRuntime:
-    """Sessions on the CPU execution provider, made when a network first runs."""
+    """One session per network on the CPU execution provider, all opened before the first request."""
 
     name = "onnxruntime"
 
-    def __init__(self, manifest: Manifest, device: str) -> None:
+    def __init__(self, manifest: Manifest, build: Build, device: str, networks: Collection[str] | None) -> None:
         kind, _, count = device.partition(":")
         if kind != "cpu" or (count and not (count.isdigit() and int(count) > 0)):
             raise RequestError(f"device {device!r} is unknown to backend onnxruntime. Use cpu, or cpu:N for N threads.")
-        self.device = device
-        self.usage = Usage()
-        self._folder = manifest.path
-        self._networks = manifest.networks(self.name)
-        self._sessions: dict[str, ort.InferenceSession] = {}
-        self._lock = threading.Lock()
-        self._options = ort.SessionOptions()
-        self._options.intra_op_num_threads = int(count) if count else _cores()
-        self._options.log_severity_level = 3
+        self.device, self.precision, self.usage = device, build.precision, Usage()
+        self._levels, self._canvas = manifest.model.residual_levels, manifest.model.sample_size
+        self._mode, self._overlap = manifest.config.relocate_mode, manifest.config.overlap
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = int(count) if count else available_cores()
+        options.log_severity_level = 3
+        self._networks = manifest.networks(build)
+        self._sessions = {}
+        for name in self._networks if networks is None else networks:
+            file = manifest.path / self._networks[name].file
+            try:
+                self._sessions[name] = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+            except Exception as error:  # ONNX Runtime's exceptions have no common base
+                raise BackendError(
+                    f"ONNX Runtime {ort.__version__} cannot open {file}: {error}. The engine was verified with "
+                    f"{build.versions.get('onnxruntime')}; if yours is older, pip install --upgrade onnxruntime."
+                ) from error
 
     def reset_usage(self) -> None:
         self.usage = Usage()
 
-    def put(self, array: NDArray[Any]) -> Tensor:
+    def put(self, array: NDArray[Any], for_networks: bool = False) -> Tensor:
         return np.ascontiguousarray(array)
 
     def get(self, tensor: Tensor) -> NDArray[Any]:
         return np.array(tensor)
 
-    def check(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        self._networks[network].check(shapes)
-
     def take(self, tensor: Tensor, rows: NDArray[np.int32]) -> Tensor:
         return tensor if len(rows) == len(tensor) and (rows == np.arange(len(rows))).all() else tensor[rows]
 
+    def take_step(self, table: Tensor, step: Tensor, pictures: Tensor, columns: Tensor) -> Tensor:
+        return table[step[pictures], columns]
+
+    def check(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._networks[network].check(shapes)
+
     def run(self, network: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        build = self._networks[network]
-        build.check({name: value.shape for name, value in inputs.items()})
-        session = self._session(network)
-        start = time.perf_counter()
-        try:
-            outputs = session.run(None, dict(inputs))
-        except Exception as error:  # ONNX Runtime has no common base for what it raises
-            raise BackendError(f"ONNX Runtime failed in {network}: {error}") from error
-        self.usage.add(network, len(outputs[0]), (time.perf_counter() - start) * 1e3)
-        return dict(zip((port.name for port in build.outputs), outputs, strict=True))
+        if network not in self._sessions:
+            raise BackendError(f"{network} was not opened: Engine.load(…, networks=…) named others. Load it with all.")
+        described, session = self._networks[network], self._sessions[network]
+        described.check({name: value.shape for name, value in inputs.items()})
+        with self.usage.measure(network, len(next(iter(inputs.values())))):
+            try:
+                outputs = session.run(None, dict(inputs))
+            except Exception as error:
+                raise BackendError(f"ONNX Runtime failed in {network}: {error}") from error
+        return dict(zip((port.name for port in described.outputs), outputs, strict=True))
 
-    def _session(self, network: str) -> ort.InferenceSession:
-        with self._lock:
-            if network not in self._sessions:
-                file = self._folder / self._networks[network].file
-                try:
-                    session = ort.InferenceSession(str(file), self._options, providers=["CPUExecutionProvider"])
-                except Exception as error:
-                    raise BackendError(
-                        f"ONNX Runtime {ort.__version__} cannot load {file}: {error}. "
-                        "If it is older than the one the engine was verified with, pip install --upgrade onnxruntime."
-                    ) from error
-                self._sessions[network] = session
-            return self._sessions[network]
-
-    def crop_upsample(self, latents: Tensor, pictures: Tensor, boxes: Tensor, canvas: int) -> Tensor:
-        start = time.perf_counter()
-        faces = kernels.crop_upsample(latents, pictures, boxes, canvas)
-        self.usage.add("crop_upsample", len(faces), (time.perf_counter() - start) * 1e3)
-        return faces
+    def crop_upsample(self, latents: Tensor, pictures: Tensor, boxes: Tensor) -> Tensor:
+        with self.usage.measure("crop_upsample", len(boxes)):
+            return kernels.crop_upsample(latents, pictures, boxes, self._canvas)
 
     def relocate_merge(
-        self,
-        skips: Sequence[Tensor],
-        local_residuals: Sequence[Tensor],
-        global_residuals: Sequence[Tensor],
-        encoder_of: Tensor,
-        branches_of: Tensor,
-        boxes: Tensor,
-        levels: Sequence[int],
-        scales: Tensor,
-        mode: str,
-        overlap: str,
-    ) -> list[Tensor]:
-        start = time.perf_counter()
-        merged = kernels.relocate_merge(
-            skips, local_residuals, global_residuals, encoder_of, branches_of, boxes, levels, scales, mode, overlap
-        )
-        self.usage.add("relocate_merge", len(encoder_of), (time.perf_counter() - start) * 1e3)
-        return list(merged)
+        self, skips: Sequence[Tensor], local: Sequence[Tensor], whole: Sequence[Tensor], rows: MergeRows
+    ) -> Sequence[Tensor]:
+        with self.usage.measure("relocate_merge", len(rows.encoder_of)):
+            merged: Sequence[Tensor] = kernels.relocate_merge(
+                skips,
+                local,
+                whole,
+                rows.encoder_of,
+                rows.branches_of,
+                rows.boxes,
+                self._levels,
+                rows.scales,
+                self._mode,
+                self._overlap,
+            )
+            return merged
 
     def guide_step(
-        self, latents: Tensor, noise_pred: Tensor, decoder_of: Tensor, weights: Tensor, coefficients: Tensor
+        self,
+        latents: Tensor,
+        step: Tensor,
+        noise_pred: Tensor,
+        decoder_of: Tensor,
+        weights: Tensor,
+        coefficients: Tensor,
     ) -> None:
-        start = time.perf_counter()
-        kernels.guide_step(latents, noise_pred, decoder_of, weights, coefficients)
-        self.usage.add("guide_step", len(latents), (time.perf_counter() - start) * 1e3)
+        with self.usage.measure("guide_step", len(latents)):
+            kernels.guide_step(latents, step, noise_pred, decoder_of, weights, coefficients)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -17,7 +18,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from export.build import Options, build, main
-from export.staging import Staging, check_space, exchange, open_staging
+from export.files import check_space, exchange
+from export.miniature import make_checkpoint
+from export.staging import Staging, open_staging
 from realisid_trt import Engine
 from realisid_trt.errors import BuildError, CheckpointError, DiskError, ParityError, RequestError
 from realisid_trt.manifest import MANIFEST, Manifest
@@ -92,32 +95,38 @@ def test_killed_at_any_moment(own: Options) -> None:
     """Ten kills at random moments: after each the engine is an old or a new one, whole; resuming finishes it."""
     assert own.checkpoint is not None and own.out is not None
     command = [sys.executable, "-m", "export.build", "--checkpoint", str(own.checkpoint), "--out", str(own.out)]
-    moments, kills = random.Random(0), 0
+    moments, kills, resumed = random.Random(0), 0, False
     finished, seen = [manifest_of(own.out)["files"]], []
-    change_weights(own.checkpoint, "vae")
+
+    def change() -> None:
+        for component in ("vae", "text_encoder", "text_encoder_2"):
+            change_weights(own.checkpoint, component)  # type: ignore[arg-type]
+
+    change()
     while kills < 10:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         try:
-            process.wait(timeout=moments.uniform(0.5, 14))
+            printed, _ = process.communicate(timeout=moments.uniform(0.5, 16))
             finished.append(manifest_of(own.out)["files"])
-            change_weights(own.checkpoint, "vae")  # it was done before we were: the next one has work again
+            change()  # it was done before we were: the next one has work again
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
-            process.wait()
+            printed, _ = process.communicate()
             kills += 1
+        resumed |= any(f"{stand} of 13 networks stand" in printed for stand in (11, 12))
         manifest = Manifest.read(own.out)
         manifest.check_files()
         seen.append(manifest.values["files"])
     build(own)
     finished.append(manifest_of(own.out)["files"])
-    assert finished[-1] != finished[0] and all(files in finished for files in seen)
+    assert resumed and finished[-1] != finished[0] and all(files in finished for files in seen)
     assert not [p for p in own.out.parent.iterdir() if "building" in p.name or p.name.endswith(".old")]
     Engine.load(own.out).generate("a beach", num_inference_steps=1)
 
 
 def test_exchange_without_the_system_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where two names cannot be swapped in one step: NAME.old, from which load and build recover."""
-    monkeypatch.setattr("export.staging._swap", lambda a, b: False)
+    monkeypatch.setattr("export.files._swap", lambda a, b: False)
     new, old = tmp_path / "new", tmp_path / "engine"
     for folder in (new, old):
         folder.mkdir()
@@ -150,26 +159,27 @@ def test_a_network_that_computes_something_else(own: Options, monkeypatch: pytes
     import onnx
     from onnx import numpy_helper
 
-    from export import exporters
+    from export import workers
+    from export.forms import FORMS, Limits
     from export.to_onnx import to_onnx
 
     assert own.checkpoint is not None and own.out is not None
 
-    def sabotage(network: Any, module: Any, variant: Any, limits: Any, path: Path) -> None:
-        to_onnx(network, module, variant, limits, path)
+    def sabotage(network: Any, module: Any, form: Any, limits: Any, path: Path) -> None:
+        to_onnx(network, module, form, limits, path)
         model = onnx.load(str(path))
         tensor = max(model.graph.initializer, key=lambda t: len(t.raw_data))
         tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * 1.001, tensor.name))
         onnx.save(model, str(path))
 
-    monkeypatch.setattr(exporters, "to_onnx", sabotage)
+    monkeypatch.setattr(workers, "to_onnx", sabotage)
     folder = Staging(own.out).workspace("test")
-    where = (own.checkpoint, None, None)
-    variant = exporters.Variant(20, "fp32")
+    source, limits = (own.checkpoint, None, None), Limits.of_requests(1, 1, 8)
+    job = workers.Job("test", "key", source, "text_encoder", FORMS["onnxruntime"], limits, 0)
     with pytest.raises(
         ParityError, match=r"text_encoder \(opset20-fp32\) output hidden_states errs .* times what torch errs"
     ):
-        exporters.export_network(where, "text_encoder", variant, own.limits, folder, True)
+        workers.export_network(job, folder)
     Engine.load(own.out)
 
 
@@ -206,8 +216,6 @@ def test_one_network_at_a_time(own: Options, tmp_path: Path) -> None:
     ],
 )
 def test_bad_options(own: Options, change: dict[str, Any], error: type[Exception], message: str) -> None:
-    import dataclasses
-
     before = manifest_of(own.out)  # type: ignore[arg-type]
     with pytest.raises(error, match=message):
         build(dataclasses.replace(own, **change))
@@ -215,8 +223,6 @@ def test_bad_options(own: Options, change: dict[str, Any], error: type[Exception
 
 
 def test_an_out_that_is_something_else(own: Options, tmp_path: Path) -> None:
-    import dataclasses
-
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "alice.jpg").write_text("mine")
     with pytest.raises(BuildError, match="photos exists and is no engine directory. Choose another --out"):
@@ -229,7 +235,7 @@ def test_an_out_that_is_something_else(own: Options, tmp_path: Path) -> None:
 
 def test_too_little_disk(own: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(".")
-    monkeypatch.setattr("export.staging.shutil.disk_usage", lambda path: usage._replace(free=10**6))
+    monkeypatch.setattr("export.files.shutil.disk_usage", lambda path: usage._replace(free=10**6))
     with pytest.raises(DiskError, match=r"the build needs about \d+\.\d GB and .* has 0\.0 GB free. Free some space"):
         build(own)
     check_space(Path("/nowhere/at/all"), 0)
@@ -244,15 +250,70 @@ def test_a_full_disk_while_writing(own: Options, monkeypatch: pytest.MonkeyPatch
     assert own.checkpoint is not None and own.out is not None
     change_weights(own.checkpoint, "text_encoder_2")
     monkeypatch.setattr("export.staging.os.replace", full)
-    with pytest.raises(DiskError, match="is full. Free some space and run the same command again"):
+    with pytest.raises(DiskError, match="Free some space"):
         build(own)
     monkeypatch.undo()
     Manifest.read(own.out).check_files()
 
 
-def test_fp16_on_a_cpu_says_what_runs(own: Options) -> None:
-    import dataclasses
+def test_a_full_disk_in_a_worker(own: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import errno
 
+    from export import to_onnx, workers
+    from export.forms import FORMS, Limits
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    assert own.checkpoint is not None
+    monkeypatch.setattr(to_onnx.onnx, "save", full)
+    source, limits = (own.checkpoint, None, None), Limits.of_requests(1, 1, 8)
+    job = workers.Job("test", "key", source, "unet_time", FORMS["onnxruntime"], limits, 0)
+    with pytest.raises(DiskError, match="is full. Free some space and run the same command again"):
+        workers.export_network(job, tmp_path)
+
+
+def test_out_through_a_link_and_onto_a_mount_point(
+    own: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert own.checkpoint is not None and own.out is not None
+    (tmp_path / "current").symlink_to(own.out)
+    change_weights(own.checkpoint, "text_encoder_2")
+    build(dataclasses.replace(own, out=tmp_path / "current"))
+    assert (tmp_path / "current").is_symlink() and Manifest.read(tmp_path / "current").path.samefile(own.out)
+    monkeypatch.setattr("export.files.os.path.ismount", lambda path: True)
+    with pytest.raises(DiskError, match="is a mount point, which cannot be exchanged. Choose a folder inside it"):
+        build(own)
+
+
+def stale(own: Options) -> set[str]:
+    """The networks that a build would export now."""
+    from export.build import _plan
+    from export.checkpoint import Checkpoint
+    from export.networks import networks
+
+    assert own.checkpoint is not None and own.out is not None
+    checkpoint = Checkpoint.open(own.checkpoint)
+    with open_staging(own.out) as staging:
+        _, jobs = _plan(staging, checkpoint, networks(checkpoint), ["onnxruntime"], own)
+    return {job.network for job in jobs}
+
+
+def test_networks_are_stale_when_another_component_changes_their_shapes(own: Options) -> None:
+    assert own.checkpoint is not None and stale(own) == set()
+    file = own.checkpoint / "unet" / "config.json"
+    config = json.loads(file.read_text())
+    file.write_text(json.dumps(config | {"sample_size": 2 * config["sample_size"]}))
+    assert {"local_condition", "local_branch"} <= stale(own)  # the canvas is the UNet's
+    file.write_text(json.dumps(config))
+    assert stale(own) == set()
+    assert stale(dataclasses.replace(own, batch=8)) == set(manifest_of(own.out)["networks"])
+    shutil.rmtree(own.checkpoint)
+    make_checkpoint(own.checkpoint, seed=0, projection="resampler", id_tokens=16)
+    assert stale(own) == {"id_encoder", "local_branch", "global_branch"}  # their tokens are the projection's
+
+
+def test_fp16_on_a_cpu_says_what_runs(own: Options) -> None:
     said: list[str] = []
     build(dataclasses.replace(own, precision="fp16"), said.append)
     assert "ONNX Runtime on a CPU runs float32: --fp16 changes nothing for backend onnxruntime." in said

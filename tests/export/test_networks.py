@@ -10,11 +10,13 @@ import torch
 
 from export.build import Options, build
 from export.checkpoint import Checkpoint
+from export.exact import in_float64
+from export.flops import flops_per_row
+from export.forms import Limits, OnnxForm
 from export.miniature import make_checkpoint
 from export.networks import networks
 from export.to_onnx import example, to_onnx
-from export.variants import Limits, Variant
-from export.verify import flops_per_row, parity_shapes, verify
+from export.verify import parity_shapes, verify
 
 
 @pytest.fixture(scope="module")
@@ -90,19 +92,19 @@ def test_half_precision_opset_23(checkpoint: Checkpoint, tmp_path: Path) -> None
     import onnx
 
     found = networks(checkpoint)["local_branch"]
-    variant, limits = Variant(23, "fp16"), Limits()
-    module = found.module(variant.dtype)
-    to_onnx(found, module, variant, limits, tmp_path / "branch.onnx")
+    form, limits = OnnxForm(23, "fp16"), Limits.of_requests(2, 2, 8)
+    module = found.module(form.dtype)
+    to_onnx(found, module, form, limits, tmp_path / "branch.onnx")
     graph = onnx.load(str(tmp_path / "branch.onnx")).graph
     kinds = {node.op_type for node in graph.node}
     assert {"Attention", "GroupNormalization"} <= kinds and "Softmax" not in kinds
     wide = [t.name for t in graph.initializer if t.data_type == onnx.TensorProto.FLOAT and len(t.dims) > 1]
     assert wide == []
-    assert verify(found, module, tmp_path / "branch.onnx", variant, limits).ratio < 4
+    assert verify(found, module, tmp_path / "branch.onnx", form, limits).ratio < 4
 
 
 def test_shapes_tried_differ_in_every_dynamic_dimension() -> None:
-    small, large = parity_shapes(Limits(), small=True)
+    small, large = parity_shapes(Limits.of_requests(2, 2, 8))
     assert all(small[unit] != large[unit] for unit in small) and large["height"] != large["width"]
 
 
@@ -124,3 +126,22 @@ def test_stable_diffusion_1_5_topology(tmp_path: Path) -> None:
     )
     picture = engine.generate("a beach", [person], num_inference_steps=2).images[0]
     assert picture.size == (side, side)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "name",
+    ["text_encoder_2", "id_encoder", "local_condition", "unet_time", "unet_encoder", "unet_decoder", "vae_decoder"],
+)
+def test_float64_layer_by_layer_is_float64(checkpoint: Checkpoint, name: str) -> None:
+    """The truth of the parity gate: bit for bit what a module widened as a whole computes."""
+    found = networks(checkpoint)[name]
+    inputs = example(found.inputs, {"rows": 2, "timesteps": 2, "height": 3, "width": 2}, torch.float32)
+    module, wide = found.module(torch.float32), found.module(torch.float32).double()
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    expected = wide(*(value.double() if value.is_floating_point() else value for value in inputs))
+    for a, b in zip(in_float64(module, inputs), expected if isinstance(expected, tuple) else [expected], strict=True):
+        assert a.dtype == torch.float64
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    for key, value in module.state_dict().items():
+        torch.testing.assert_close(value, before[key], rtol=0, atol=0)

@@ -194,12 +194,15 @@ def test_guide_step_is_equation_8_and_ddim() -> None:
         none, text, full = (noise_pred[r].astype(np.float64) if r >= 0 else 0 for r in decoder_of[b])
         guided = weights[b, 0] * none + weights[b, 1] * text + weights[b, 2] * full
         expected[b] = coefficients[b, 0] * expected[b] + coefficients[b, 1] * guided
-    guide_step(z, noise_pred, decoder_of, weights, coefficients)
+    step = np.array([1, 0], np.int32)
+    guide_step(z, step, noise_pred, decoder_of, weights, coefficients[::-1])
+    assert step.tolist() == [2, 1]  # each picture at a step of its own
     np.testing.assert_allclose(z, expected, atol=16 * EPS)
 
 
 def test_guidance_of_one_returns_the_full_row_exactly() -> None:
     """λt = λi = 1: c = (0, 0, 1). On integers there is no rounding to hide behind."""
     z, noise_pred = np.zeros((1, 1, 3, 3), np.float32), np.arange(27, dtype=np.float32).reshape(3, 1, 3, 3)
-    guide_step(z, noise_pred, np.array([[0, 1, 2]], np.int32), np.array([[0.0, 0.0, 1.0]]), np.array([[1.0, 1.0]]))
+    decoder_of, weights = np.array([[0, 1, 2]], np.int32), np.array([[0.0, 0.0, 1.0]])
+    guide_step(z, np.zeros(1, np.int32), noise_pred, decoder_of, weights, np.array([[1.0, 1.0]]))
     np.testing.assert_array_equal(z, noise_pred[2:])

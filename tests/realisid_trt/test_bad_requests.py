@@ -18,7 +18,7 @@ from realisid_trt.errors import (
     RequestError,
     ShapeError,
 )
-from tests.realisid_trt.test_engine import people
+from tests.realisid_trt.truth import people
 
 
 @pytest.mark.parametrize(
@@ -38,30 +38,56 @@ from tests.realisid_trt.test_engine import people
         (
             {"subject_conditioning_ratio": 1.2},
             RequestError,
-            "expected a number from 0 to 1, or None to switch the delay off",
+            "expected a number from 0 to 1, or None for no delay",
         ),
         ({"height": 100}, ShapeError, "height is 100, expected a multiple of 16 px"),
         ({"width": -128}, ShapeError, "width is -128, expected a multiple of 16 px"),
         ({"width": "wide"}, ShapeError, "width is 'wide'"),
-        ({"height": 16}, ShapeError, "unet_encoder input latents is .*height in 8..256 in steps of 4"),
-        ({"width": 4096}, ShapeError, "Use a smaller batch or another picture size, or rebuild"),
-        ({"latents": np.zeros((1, 4, 8, 8))}, ShapeError, r"latents is \(1, 4, 8, 8\), expected \(1, 4, 32, 32\)"),
-        ({"latents": np.full((1, 4, 32, 32), np.nan)}, NumericsError, "latents holds 4096 NaN or infinite of 4096"),
+        ({"height": 16}, ShapeError, "unet_encoder input latents is .*height in 8..64 in steps of 4"),
+        (
+            {"width": 4096},
+            ShapeError,
+            "another picture size, or rebuild with a larger --batch, --persons or --resolution",
+        ),
+        (
+            {"latents": np.zeros((1, 4, 8, 8))},
+            RequestError,
+            r"latents has shape \(1, 4, 8, 8\), expected \(1, 4, 32, 32\)",
+        ),
+        ({"latents": np.full((1, 4, 32, 32), np.nan)}, RequestError, "latents holds NaN or infinity. Give finite"),
+        ({"latents": "noise"}, RequestError, "latents is not an array of numbers"),
+        ({"num_inference_steps": 2.0}, RequestError, "num_inference_steps is 2.0, expected 1 to 1000"),
+        ({"num_inference_steps": "8"}, RequestError, "num_inference_steps is '8'"),
+        ({"num_inference_steps": True}, RequestError, "num_inference_steps is True"),
         ({"output": "jpeg"}, RequestError, 'output is \'jpeg\', expected "pil", "np" or "latents"'),
         ({"negative_prompt": 7}, RequestError, "negative_prompt is int, expected one string"),
     ],
 )
-def test_arguments(engine: Engine, options: dict[str, Any], error: type[Exception], message: str) -> None:
+def test_arguments(engine: Engine, photos: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
     engine.backend.reset_usage()
     with pytest.raises(error, match=message):
-        engine.generate("a beach", **options)
-    assert not {"unet_encoder", "unet_decoder"} & set(engine.backend.usage.rows)
+        engine.generate("a beach", [Person(photos.hopper, box=(9, 9, 90, 90))], **options)
+    assert engine.backend.usage.rows == {}
 
 
 @pytest.mark.parametrize("prompt", [None, ["a", "b"], 3])
 def test_a_prompt_is_one_string(engine: Engine, prompt: Any) -> None:
     with pytest.raises(RequestError, match="prompt is .*, expected one string. Make a Request per prompt"):
         engine.generate(prompt)
+
+
+def test_a_prompt_of_broken_text(engine: Engine) -> None:
+    with pytest.raises(RequestError, match="prompt holds a character that is none"):
+        engine.generate("a \udcff beach")
+
+
+def test_a_callback_that_uses_its_own_engine(engine: Engine) -> None:
+    def callback(step: int, total: int) -> None:
+        engine.generate("another beach")
+
+    with pytest.raises(RequestError, match="a progress callback used the engine that calls it"):
+        engine.generate("a beach", num_inference_steps=1, progress=callback)
+    engine.generate("a beach", num_inference_steps=1)  # it is free again
 
 
 def test_persons_that_contradict_themselves() -> None:
@@ -74,8 +100,14 @@ def test_persons_that_contradict_themselves() -> None:
         Person("alice.jpg", pose="bob.jpg", landmarks=np.zeros((478, 2)))
     with pytest.raises(RequestError, match="knows no photo: give box= and one of pose="):
         Person(id_tokens=tokens)
-    with pytest.raises(RequestError, match="face is 'left', expected a whole number"):
-        Person("alice.jpg", face="left")  # type: ignore[arg-type]
+    for face in ("left", True, 1.0):
+        with pytest.raises(RequestError, match=f"face is {face!r}, expected a whole number"):
+            Person("alice.jpg", face=face)  # type: ignore[arg-type]
+    assert Person("alice.jpg", face=np.int64(1)).face == 1
+    with pytest.raises(RequestError, match="without a photo leave it out"):
+        Person(id_tokens=tokens, box=(0, 0, 9, 9), landmarks=np.zeros((478, 2)), face=0)
+    with pytest.raises(RequestError, match="identity is str, expected what Engine.embed returned"):
+        Person(identity="alice.safetensors")  # type: ignore[arg-type]
 
 
 def test_persons_that_the_engine_cannot_place(engine: Engine, photos: Any) -> None:
@@ -112,7 +144,7 @@ def test_persons_that_the_engine_cannot_place(engine: Engine, photos: Any) -> No
 
 
 def test_batches(engine: Engine) -> None:
-    for requests in ([], ["a beach"], "a beach"):
+    for requests in ([], ["a beach"], "a beach", (Request(prompt) for prompt in "ab")):
         with pytest.raises(RequestError, match="requests is empty or not a list of Request"):
             engine.generate_batch(requests)  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match="rows in 1..96"):

@@ -121,6 +121,8 @@ def test_doctor(capsys: Any, engine_dir: Path, tmp_path: Path) -> None:
         ("a.jpg", ("a.jpg", None, None, None)),
         ("a.jpg@1,2,3,4", ("a.jpg", (1, 2, 3, 4), None, None)),
         ("me@home.jpg@1,2,3.5,4,pose=b c.jpg,face=1", ("me@home.jpg", (1, 2, 3.5, 4), "b c.jpg", 1)),
+        ("me@home.jpg", ("me@home.jpg", None, None, None)),
+        ("a.jpg@-1,2,3,4,pose=b@c.jpg", ("a.jpg", (-1, 2, 3, 4), "b@c.jpg", None)),
         ("a.jpg@pose=b.jpg", ("a.jpg", None, "b.jpg", None)),
     ],
 )
@@ -130,7 +132,8 @@ def test_persons_on_the_command_line(text: str, expected: tuple[Any, ...]) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["a.jpg@1,2,3", "a.jpg@1,2,x,4", "a.jpg@1,2,3,4,5", "a.jpg@1,2,3,4,mood=sad", "a.jpg@face=left"]
+    "text",
+    ["a.jpg@1,2,3", "a.jpg@1,2,x,4", "a.jpg@1,2,3,4,5", "a.jpg@1,2,3,4,mood=sad", "a.jpg@face=left", "a.jpg@pose="],
 )
 def test_persons_that_are_not_understood(text: str) -> None:
     with pytest.raises(RequestError, match="--person a.jpg@"):
@@ -142,9 +145,14 @@ def test_persons_that_are_not_understood(text: str) -> None:
     [
         (["generate"], 2, "--prompt"),
         (["generate", "--prompt", "x", "--out", "o.png", "--engine", "nowhere"], 1, "no such engine directory"),
-        (["generate", "--prompt", "x", "--out", "o.psd2"], 2, "is not a picture format. Use .png, .jpg or .webp"),
+        (["generate", "--prompt", "x", "--out", "o.psd2"], 2, "is no picture format. Use .png, .jpg or .webp"),
+        (["generate", "--prompt", "x", "--out", "o.psd"], 2, "is no picture format"),
+        (["generate", "--prompt", "a \udcff beach", "--out", "o.png"], 2, "holds a character that is none"),
+        (["generate", "--prompt", "x", "--out", "new/o.png", "--engine", "nowhere"], 1, "no such engine directory"),
+        (["generate", "--prompt", "x", "--out", "o.png", "--engine", ""], 1, "holds no manifest.json"),
+        (["inspect", "typo.jpg"], 1, "typo.jpg"),
         (["generate", "--prompt", "x", "--out", "noending"], 2, "no ending"),
-        (["generate", "--prompt", "x", "--out", "/proc/nowhere/o.png"], 2, "cannot be made"),
+        (["generate", "--prompt", "x", "--out", "{hopper}/o.png"], 2, "cannot be written"),
         (["generate", "--prompt", "x", "--out", "o.png", "--person", "a.jpg@1,2"], 2, "four numbers in pixels"),
         (["generate", "--prompt", "x", "--out", "o.png", "--steps", "many"], 2, "invalid int value"),
         (["generate", "--prompt", "x", "--out", "o.png", "--steps", "0"], 2, "num_inference_steps is 0"),

@@ -14,22 +14,9 @@ import pytest
 
 from realisid_trt import Engine, Person, Request
 from realisid_trt.errors import RealisIDWarning
-from tests.realisid_trt.truth import PROMPT, Scene, checkpoint_with, errors
+from tests.realisid_trt.truth import PROMPT, Scene, checkpoint_with, errors, people
 
 STEP_NETWORKS = ("unet_encoder", "unet_decoder", "local_branch", "global_branch")
-
-
-def people(engine: Engine, count: int, seed: int = 0) -> list[Person]:
-    """`count` persons of random ID and pose on a row of boxes."""
-    rng, model, side = np.random.default_rng(seed), engine.model, engine.model.default_size
-    return [
-        Person(
-            id_tokens=rng.standard_normal((model.num_id_tokens, model.cross_attention_dim)),
-            box=(side * i / 10, side * i / 12, side * (i / 10 + 0.4), side * (i / 12 + 0.4)),
-            pose_image=(rng.random((3, side, side)) > 0.8).astype(np.float32),
-        )
-        for i in range(count)
-    ]
 
 
 def latents_of(engine: Engine, persons: list[Person], **options: Any) -> np.ndarray:
@@ -38,8 +25,12 @@ def latents_of(engine: Engine, persons: list[Person], **options: Any) -> np.ndar
 
 
 def close(a: np.ndarray, b: np.ndarray) -> bool:
-    """Equal to rounding: the networks' sums run in another order when a batch has another size."""
-    return bool(np.abs(a - b).max() <= 2e-4 * np.abs(a).max())
+    """Equal to rounding: the networks' sums run in another order when a batch has another size.
+
+    Plain torch in float32 errs about 2e-6 of the latents' RMS in these few steps (test_truth.py); one element may err
+    8.57 times as much in guidance. 32 times is far below any change of what was asked.
+    """
+    return bool(np.abs(a - b).max() <= 32 * 2e-6 * np.sqrt(np.mean(a**2)))
 
 
 @pytest.mark.parametrize("persons", [1, 2, 3, 4])
@@ -128,18 +119,15 @@ def test_several_pictures_are_those_of_the_next_seeds(engine: Engine) -> None:
     assert not close(both[:1], both[1:])
 
 
-def test_the_same_seed_in_two_processes(engine_dir: Path, engine: Engine) -> None:
+def test_the_same_seed_in_two_processes(engine_dir: Path, photos: Any) -> None:
     script = (
-        "import sys, hashlib; from realisid_trt import Engine; e = Engine.load(sys.argv[1]);"
-        "r = e.generate('a beach', seed=11, num_inference_steps=3);"
-        "print(hashlib.sha256(r.images[0].tobytes()).hexdigest())"
+        "import sys, hashlib; from realisid_trt import Engine, Person; e = Engine.load(sys.argv[1]);"
+        "p = [Person(sys.argv[2], box=(4, 16, 60, 72)), Person(sys.argv[3], box=(66, 20, 124, 78))];"
+        "r = e.generate('a beach', p, seed=11, num_inference_steps=4);"
+        "print(hashlib.sha256(r.latents.tobytes() + r.images[0].tobytes()).hexdigest())"
     )
-    digests = {
-        subprocess.run(
-            [sys.executable, "-c", script, str(engine_dir)], capture_output=True, text=True, check=True
-        ).stdout
-        for _ in range(2)
-    }
+    command = [sys.executable, "-c", script, str(engine_dir), *map(str, photos)]
+    digests = {subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)}
     assert len(digests) == 1
 
 
@@ -212,7 +200,7 @@ def test_outputs(engine: Engine) -> None:
     assert tuple(key for key in pil.timings if "." not in key) == stages
     inside = sum(ms for key, ms in pil.timings.items() if key.startswith("denoise."))
     assert 0.5 * pil.timings["denoise"] < inside <= pil.timings["denoise"]
-    assert pil.backend == "onnxruntime on cpu"
+    assert pil.backend == "onnxruntime on cpu, float32"
 
 
 def test_oblong_pictures(engine: Engine) -> None:
@@ -223,8 +211,9 @@ def test_oblong_pictures(engine: Engine) -> None:
     assert result.images[0].size == (side * 5 // 4, side * 3 // 4)
 
 
-def test_photos_poses_and_stored_identities(engine: Engine, photos: Any, tmp_path: Path) -> None:
+def test_photos_poses_and_stored_identities(engine_dir: Path, photos: Any, tmp_path: Path) -> None:
     """photo → Identity → file → picture: the same picture as from the photo; and the caches answer."""
+    engine = Engine.load(engine_dir)  # with empty caches
     boxes = [(4, 16, 60, 72), (66, 20, 124, 78)]
     options: dict[str, Any] = {"num_inference_steps": 2, "seed": 3, "output": "latents"}
     first = engine.generate(

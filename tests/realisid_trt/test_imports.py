@@ -35,10 +35,16 @@ def test_the_runtime_imports_nothing_else(path: Path) -> None:
             assert package in ALLOWED | OPTIONAL, f"line {node.lineno} imports {name}"
 
 
-def test_only_known_files_import_the_optional() -> None:
-    found = {path.name for path in SOURCES if any(f"import {name}" in path.read_text() for name in OPTIONAL)}
-    found |= {path.name for path in SOURCES if any(f"from {name}" in path.read_text() for name in OPTIONAL)}
-    assert found <= {"tasks_landmarks.py"}
+def test_only_one_file_imports_the_optional() -> None:
+    found = {
+        path.name
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in ([node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+        if name.partition(".")[0] in OPTIONAL
+    }
+    assert found == {"mediapipe_tasks.py"}
 
 
 @pytest.fixture(scope="module")

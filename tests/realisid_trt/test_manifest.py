@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import pytest
 
 from realisid_trt import Engine
 from realisid_trt.errors import BackendError, EngineDamaged, EngineMismatch, EngineMissing, RequestError, ShapeError
+from realisid_trt.files import VerifiedFiles
 from realisid_trt.manifest import MANIFEST, Axis, Manifest, Port, seal
-from realisid_trt.verified import VerifiedFiles
 
 
 def edit(folder: Path, change: Any, reseal: bool = False) -> None:
@@ -69,14 +70,15 @@ def test_a_missing_and_a_truncated_file(engine_copy: Path) -> None:
     [
         (lambda m: m["realisid_config"].update(overlap="average"), "realisid_config.overlap"),
         (lambda m: m["model"].update(vae_scale_factor=8), "model.vae_scale_factor"),
-        (lambda m: m["networks"]["unet_decoder"]["builds"]["onnxruntime"].update(precision="float16"),
-         "networks.unet_decoder"),
+        (lambda m: m["networks"]["unet_decoder"].update(flops_per_row=1), "networks.unet_decoder"),
         (lambda m: m["files"].pop("constants.safetensors"), "files.constants.safetensors"),
         (lambda m: m["files"].update({"extra.onnx": {"bytes": 1, "sha256": ""}}), "files.extra.onnx"),
-        (lambda m: m["backends"].update(tensorrt={}), "backends.tensorrt"),
+        (lambda m: m["builds"].update(tensorrt={}), "builds.tensorrt"),
         (lambda m: m.update(name="another"), "name"),
         (lambda m: m.pop("scheduler"), "scheduler.timestep_spacing"),
         (lambda m: m.pop("seal"), "format, name"),
+        (lambda m: m.update(seal=None), "format, name"),
+        (lambda m: m.update(seal=[1]), "format, name"),
     ],
 )  # fmt: skip
 def test_an_edited_manifest_is_named(engine_copy: Path, change: Any, named: str) -> None:
@@ -116,13 +118,45 @@ def test_backends_that_are_not_there(engine_copy: Path) -> None:
         Engine.load(engine_copy, device="gpu")
 
     def rename(values: Any) -> None:
-        values["backends"]["tensorrt"] = values["backends"].pop("onnxruntime")
+        for build in values["builds"].values():
+            build["backend"] = "tensorrt"
 
     edit(engine_copy, rename, reseal=True)
-    with pytest.raises(BackendError, match="was built for tensorrt; none of them is installed here"):
+    with pytest.raises(BackendError, match="was built for tensorrt; none of them is installed here. This version"):
         Engine.load(engine_copy)
     with pytest.raises(EngineMissing, match="was built for tensorrt, not for onnxruntime. Build that too"):
         Engine.load(engine_copy, backend="onnxruntime")
+
+
+def test_what_was_verified_is_what_runs(engine_copy: Path) -> None:
+    """Networks are opened at once: what happens to the folder afterwards does not reach a loaded engine."""
+    loaded = Engine.load(engine_copy)
+    expected = loaded.generate("a beach", seed=1, num_inference_steps=1).images[0].tobytes()
+    shutil.rmtree(engine_copy)
+    assert loaded.generate("a beach", seed=1, num_inference_steps=1).images[0].tobytes() == expected
+
+
+def test_a_face_model_that_no_build_put_there_is_not_used(engine_copy: Path) -> None:
+    (engine_copy / "faces" / "face_parsing.onnx").write_bytes(b"not even a model")
+    (engine_copy / "faces" / "landmarks_v2.onnx").write_bytes(b"nor this")
+    Engine.load(engine_copy).generate("a beach", num_inference_steps=1)
+
+
+def test_only_the_networks_that_are_needed(engine_dir: Path, photos: Any) -> None:
+    engine = Engine.load(engine_dir, networks=("id_encoder",))
+    assert engine.embed(photos.hopper).id_tokens.shape == (65, 64)
+    with pytest.raises(BackendError, match="text_encoder was not opened"):
+        engine.generate("a beach")
+
+
+def test_relative_and_odd_paths(engine_copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(engine_copy)
+    assert Manifest.read(".").path == engine_copy and Manifest.read(f"{engine_copy}/").path == engine_copy
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    for path in (".", ""):
+        with pytest.raises(EngineMissing, match="holds no manifest.json"):
+            Engine.load(path)
 
 
 def test_hashes_are_remembered_and_forgotten_when_a_file_changes(
@@ -134,7 +168,7 @@ def test_hashes_are_remembered_and_forgotten_when_a_file_changes(
     with VerifiedFiles() as verified:
         first = verified.sha256(file)
     read: list[Path] = []
-    monkeypatch.setattr("realisid_trt.verified.file_sha256", lambda path: read.append(path) or "new")
+    monkeypatch.setattr("realisid_trt.files.file_sha256", lambda path: read.append(path) or "new")
     with VerifiedFiles() as verified:
         assert verified.sha256(file) == first and not read
     file.write_bytes(b"two")
@@ -149,6 +183,12 @@ def test_a_cache_that_cannot_be_used_is_no_error(tmp_path: Path, monkeypatch: py
     file.write_bytes(b"one")
     with VerifiedFiles() as verified:
         assert len(verified.sha256(file)) == 64
+    (tmp_path / "cache").unlink()
+    (tmp_path / "cache" / "realisid_trt").mkdir(parents=True)
+    (tmp_path / "cache" / "realisid_trt" / "verified.json").write_text("[]")
+    with VerifiedFiles() as verified:
+        assert len(verified.sha256(file)) == 64
+    assert [path.name for path in (tmp_path / "cache" / "realisid_trt").iterdir()] == ["verified.json"]
 
 
 def test_ports_explain_what_they_expect() -> None:

@@ -92,8 +92,8 @@ def _set_null_id(folder: Path, tokens: np.ndarray) -> None:
 
     from safetensors.numpy import load_file
 
+    from realisid_trt.files import file_sha256
     from realisid_trt.manifest import seal
-    from realisid_trt.verified import file_sha256
 
     constants = load_file(folder / CONSTANTS)
     assert constants["null_id_tokens"].shape == tokens.shape

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 
 from export.checkpoint import Checkpoint
-from export.reference import Reference, ReferencePerson
+from export.reference import ReferencePerson
+from export.verify_engine import latent_errors
 from realisid_trt import Engine, Person
 from realisid_trt.ddim import initial_noise
 
@@ -62,7 +63,8 @@ class Scene:
     def persons(self, engine: Engine) -> list[Person]:
         if not self.boxes:
             return []
-        tokens = engine.backend.run("id_encoder", {"id_pixels": engine.backend.put(self.id_pixels)})["id_tokens"]
+        put, get = engine.backend.put, engine.backend.get
+        tokens = get(engine.backend.run("id_encoder", {"id_pixels": put(self.id_pixels)})["id_tokens"])
         return [
             Person(id_tokens=t, box=box, pose_image=drawing)
             for t, box, drawing in zip(tokens, self.boxes, self.pose_images, strict=True)
@@ -77,25 +79,30 @@ class Scene:
 
 def errors(engine: Engine, checkpoint: Checkpoint, scene: Scene, **settings: Any) -> tuple[float, float]:
     """RMS error of the engine's and of the float32 reference's final latents against float64, relative to their RMS."""
+    f = engine.model.vae_scale_factor
+    height, width = (f * cells for cells in scene.latents.shape[2:])
     ours = engine.generate(
-        PROMPT, scene.persons(engine), negative_prompt=NEGATIVE, latents=scene.latents, output="latents",
-        height=scene.latents.shape[2] * engine.model.vae_scale_factor,
-        width=scene.latents.shape[3] * engine.model.vae_scale_factor,
+        PROMPT,
+        scene.persons(engine),
+        negative_prompt=NEGATIVE,
+        latents=scene.latents,
+        output="latents",
+        height=height,
+        width=width,
         **settings,
-    ).latents  # fmt: skip
-    return relative_errors(ours, checkpoint, scene, **settings)
+    ).latents
+    persons = scene.reference_persons()
+    return latent_errors(ours, checkpoint, persons, scene.latents, PROMPT, negative_prompt=NEGATIVE, **settings)
 
 
-def relative_errors(ours: np.ndarray, checkpoint: Checkpoint, scene: Scene, **settings: Any) -> tuple[float, float]:
-    def reference(dtype: torch.dtype) -> np.ndarray:
-        z = Reference(checkpoint, dtype).generate(
-            PROMPT, scene.reference_persons(), torch.from_numpy(scene.latents), negative_prompt=NEGATIVE, **settings
+def people(engine: Engine, count: int, seed: int = 0) -> list[Person]:
+    """`count` persons of random ID and pose on a row of boxes."""
+    rng, model, side = np.random.default_rng(seed), engine.model, engine.model.default_size
+    return [
+        Person(
+            id_tokens=rng.standard_normal((model.num_id_tokens, model.cross_attention_dim)),
+            box=(side * i / 10, side * i / 12, side * (i / 10 + 0.4), side * (i / 12 + 0.4)),
+            pose_image=(rng.random((3, side, side)) > 0.8).astype(np.float32),
         )
-        return z.double().numpy()
-
-    truth = reference(torch.float64)
-    scale = float(np.sqrt(np.mean(truth**2)))
-    ours_error, torch_error = (
-        float(np.sqrt(np.mean((z - truth) ** 2))) / scale for z in (ours, reference(torch.float32))
-    )
-    return ours_error, torch_error
+        for i in range(count)
+    ]

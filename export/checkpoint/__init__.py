@@ -1,0 +1,303 @@
+"""Folders → torch modules: the only importer of diffusers' and transformers' loaders.
+
+>>> checkpoint = Checkpoint.open("checkpoints/miniature")     # reads JSON and file headers, checks everything
+>>> unet = checkpoint.load_unet(torch.float16)                # reads weights
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from realisid_trt.config import RealisIDConfig
+from realisid_trt.errors import CheckpointError
+
+from .checks import check_all, check_steps, check_tokenizer
+from .classes import (
+    DIFFUSERS_CLASSES,
+    Component,
+    check_headers,
+    check_keys,
+    compare,
+    component_of,
+    ddim_config,
+    full_config,
+    module_class,
+    quiet,
+)
+from .files import component_key, read_header, read_json, read_weights, readable
+from .folders import OWN, Folders, tokenizer_of
+from .id_projection import build_projection
+
+__all__ = ["Checkpoint", "tokenizer_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A RealisID checkpoint whose configs agree with each other; weights are read by the load_* methods.
+
+    config:               realisid_config.json; box_snap is filled in.
+    vae_scale_factor:     f, output pixels per latent cell.
+    levels:               L, resolutions of the UNet.
+    sample_size:          side of the latents that the UNet was trained on: the local branch's canvas.
+    residuals:            (channels, level) of every skip in the encoder's order, then of the mid block.
+    pooled_dim:           P, width of the pooled text; 0 without added conditions.
+    cross_attention_dim:  D, width of text and ID tokens. emb_dim: E, width of the time embedding.
+    image_size, image_mean, image_std: of the image encoder's input, px and per colour.
+    num_id_tokens:        T.
+    scheduler_config:     of the DDIMScheduler, every key.
+    """
+
+    path: Path
+    components: Mapping[str, Component] = field(repr=False)
+    folders: Mapping[str, Path] = field(repr=False)
+    scheduler_config: Mapping[str, Any] = field(repr=False)
+    text_encoder_names: tuple[str, ...]
+    config: RealisIDConfig
+    vae_scale_factor: int
+    levels: int
+    sample_size: int
+    latent_channels: int
+    residuals: tuple[tuple[int, int], ...]
+    has_added_conditions: bool
+    pooled_dim: int
+    cross_attention_dim: int
+    emb_dim: int
+    image_size: int
+    image_mean: tuple[float, ...]
+    image_std: tuple[float, ...]
+    num_id_tokens: int
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        base_model: str | Path | None = None,
+        variant: str | None = None,
+        local_files_only: bool = False,
+    ) -> Checkpoint:
+        """The checked checkpoint in the folder `path`.
+
+        base_model:       folder or hub id for what the checkpoint lacks; None takes "base_model" of model_index.json,
+                          which counts from the checkpoint.
+        variant:          of the weight files, e.g. "fp16"; a component without it gives its plain files.
+        local_files_only: never ask the hub, only its local cache.
+        Raises CheckpointError for everything that can be wrong without reading weights.
+        """
+        path = Path(path).absolute()
+        with readable(path), _possible(path):
+            folders = Folders(path, base_model, variant, local_files_only)
+            realisid = RealisIDConfig.from_dict(
+                read_json(path / "realisid_config.json", "it says what the weights were trained with"),
+                source=str(path / "realisid_config.json"),
+            )
+            unet = component_of("unet", folders.find("unet"), variant)
+            added = unet.config.get("addition_embed_type") == "text_time"
+            texts = ("text_encoder", "text_encoder_2") if added else ("text_encoder",)
+            names = ("vae", *texts, "image_encoder", *OWN)
+            components = {"unet": unet, **{name: component_of(name, folders.find(name), variant) for name in names}}
+            extractor = folders.find("feature_extractor") / "preprocessor_config.json"
+            ddim = ddim_config(folders.find("scheduler"))
+            configs = {name: full_config(component) for name, component in components.items()}
+            configs["feature_extractor"] = read_json(extractor, "it says how photos are normalised")
+            facts = check_all(configs, realisid, texts)
+            check_steps(ddim, realisid)
+            for name in texts:
+                check_tokenizer(folders.find(tokenizer_of(name)), configs[name])
+            checkpoint = cls(
+                path=path,
+                components=components,
+                folders=dict(folders.found),
+                scheduler_config=ddim,
+                text_encoder_names=texts,
+                **facts,
+            )
+            if realisid.null_id == "file":
+                checkpoint._check_null_id_file()
+        return checkpoint
+
+    def check_weights(self) -> None:
+        """Raises CheckpointError unless every part has the keys and shapes that its config asks for.
+
+        Reads file headers only (seconds at full size): for the start of an hour-long build. The load_* methods check
+        the same, and what only reading can show.
+        """
+        with readable(self.path):
+            for component in self.components.values():
+                check_headers(component)
+
+    @property
+    def feature_extractor(self) -> dict[str, Any]:
+        """How a photo becomes the image encoder's input, as JSON values: image_size, image_mean and image_std."""
+        return {
+            "image_size": self.image_size,
+            "image_mean": list(self.image_mean),
+            "image_std": list(self.image_std),
+        }
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of a prompt, 77 for CLIP."""
+        length: int = full_config(self.components[self.text_encoder_names[0]])["max_position_embeddings"]
+        return length
+
+    def text_encoder_dims(self, name: str) -> tuple[int, int]:
+        """Widths of a text encoder's hidden states and of its pooled output."""
+        config = full_config(self.components[name])
+        projected = self.components[name].class_name == "CLIPTextModelWithProjection"
+        return config["hidden_size"], config["projection_dim" if projected else "hidden_size"]
+
+    def weights_bytes(self, component: str) -> int:
+        """Size of a component's weight files."""
+        with readable(self.path):
+            return sum(file.stat().st_size for file in self.components[component].files)
+
+    def load_unet(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The UNet2DConditionModel, in evaluation mode and without gradients, as all load_* give it."""
+        return self._load("unet", dtype)
+
+    def load_vae(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The AutoencoderKL."""
+        return self._load("vae", dtype)
+
+    def load_text_encoder(self, name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """One of `text_encoder_names`: a CLIPTextModel or CLIPTextModelWithProjection."""
+        assert name in self.text_encoder_names, name
+        return self._load(name, dtype)
+
+    def load_image_encoder(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The CLIPVisionModelWithProjection; the ID projection reads its hidden_states[-2]."""
+        return self._load("image_encoder", dtype)
+
+    def load_controlnet(self, which: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The "local" or the "global" branch: a ControlNetModel."""
+        assert which in ("local", "global"), which
+        return self._load(f"controlnet_{which}", dtype)
+
+    def load_id_projection(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """A LinearProjection or a Resampler: (B, N, hidden) → (B, T, D)."""
+        component = self.components["id_projection"]
+        with torch.device("meta"):
+            module = build_projection(component.config)
+        weights = read_weights(component.files)
+        shapes = {key: tuple(value.shape) for key, value in weights.items()}
+        check_keys(component, *compare(shapes, {key: tuple(value.shape) for key, value in module.state_dict().items()}))
+        module.load_state_dict({key: value.to(dtype) for key, value in weights.items()}, assign=True)
+        return module.eval().requires_grad_(False)
+
+    def load_scheduler(self) -> Any:
+        """The DDIMScheduler of `scheduler_config`."""
+        from diffusers import DDIMScheduler
+
+        with quiet():
+            return DDIMScheduler.from_config(dict(self.scheduler_config))  # type: ignore[no-untyped-call]
+
+    def tokenizer_folder(self, name: str) -> Path:
+        """The tokenizer's folder; `name` is the tokenizer's or its text encoder's."""
+        return self.folders[tokenizer_of(name)]
+
+    def load_tokenizer(self, name: str) -> Any:
+        """The CLIPTokenizer, from whichever files the folder has; `name` as in `tokenizer_folder`.
+
+        Its backend_tokenizer.to_str() is the tokenizer.json that folders with vocab.json and merges.txt lack.
+        """
+        from transformers import CLIPTokenizer
+
+        folder = self.tokenizer_folder(name)
+        try:
+            with quiet():
+                return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        except Exception as error:  # the tokenizers library raises bare Exception
+            raise CheckpointError(f"{folder} is no CLIP tokenizer: {error}. Copy its files again.") from error
+
+    @torch.no_grad()
+    def null_id_tokens(self) -> Tensor:
+        """(T, D) float32: the ID tokens of a dropped ID, by the checkpoint's `null_id`.
+
+        zero_image: projection of the image encoder's features of a zero *normalised* image, which is the mean colour,
+        not black (IP-Adapter's way). zero_tokens: zeros. file: null_id.safetensors.
+        """
+        if self.config.null_id == "file":
+            return read_weights([self.path / "null_id.safetensors"])["null_id_tokens"].float()
+        if self.config.null_id == "zero_tokens":
+            return torch.zeros(self.num_id_tokens, self.cross_attention_dim)
+        zero = torch.zeros(1, 3, self.image_size, self.image_size)
+        features = self.load_image_encoder()(zero, output_hidden_states=True).hidden_states[-2]
+        tokens: Tensor = self.load_id_projection()(features)[0]
+        return tokens
+
+    def weights_key(self, component: str) -> str:
+        """sha256 over all that a component's export depends on: its config and the contents of its weight files.
+
+        component: a folder of the layout, or "null_id" for the null ID's tokens. File hashes are remembered, between
+                   processes too (realisid_trt.files.VerifiedFiles).
+        """
+        with readable(self.path):
+            if component == "null_id":
+                file = [self.path / "null_id.safetensors"] if self.config.null_id == "file" else []
+                parts = {name: self.weights_key(name) for name in ("image_encoder", "id_projection")}
+                return component_key({"null_id": self.config.null_id, **(parts if not file else {})}, file)
+            if component == "scheduler":
+                return component_key(self.scheduler_config, [])
+            if component in self.components:
+                return component_key(self.components[component].config, self.components[component].files)
+            return component_key({}, sorted(file for file in self.folders[component].iterdir() if file.is_file()))
+
+    def _load(self, name: str, dtype: torch.dtype) -> nn.Module:
+        component = self.components[name]
+        kind = "torch_dtype" if name in DIFFUSERS_CLASSES else "dtype"
+        try:
+            with quiet():
+                module, info = module_class(component.class_name).from_pretrained(
+                    component.folder,
+                    **{kind: dtype},
+                    variant=component.variant,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    output_loading_info=True,
+                    ignore_mismatched_sizes=True,  # reported with the other keys below, not by an exception
+                )
+        except MemoryError:
+            raise
+        except Exception as error:  # whatever a library makes of a config or a file it cannot use
+            raise CheckpointError(
+                f"{component.folder} could not be loaded as {component.class_name}: {error}. Copy the folder again, or "
+                "correct its config.json."
+            ) from error
+        check_keys(component, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
+        loaded: nn.Module = module.eval().requires_grad_(False)
+        return loaded
+
+    def _check_null_id_file(self) -> None:
+        file = self.path / "null_id.safetensors"
+        shape = (self.num_id_tokens, self.cross_attention_dim)
+        if not file.is_file():
+            raise CheckpointError(
+                f'{file} is missing, and realisid_config.json says null_id "file". Expected the key null_id_tokens of '
+                f'shape {shape}. Copy the file, or set null_id to "zero_image" if the model was trained so.'
+            )
+        found = {key: entry[1] for key, entry in read_header(file).items()}
+        if found != {"null_id_tokens": shape}:
+            raise CheckpointError(
+                f"{file} holds {found}, expected the one key null_id_tokens of shape {shape} (ID tokens, width). "
+                "Save it so."
+            )
+
+
+@contextmanager
+def _possible(path: Path) -> Iterator[None]:
+    """Turns what a value leads to that no check foresaw into a CheckpointError."""
+    try:
+        yield
+    except (TypeError, KeyError, IndexError, ValueError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"{path}: a config.json has a value of an impossible kind ({type(error).__name__}: {error}). Compare the "
+            "configs with those of the base model."
+        ) from error

@@ -1,0 +1,119 @@
+"""The folders of a checkpoint: its own, and what it takes from a base model named by reference."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from realisid_trt.errors import CheckpointError
+
+from .files import STEMS, read_json
+
+OWN = ("controlnet_local", "controlnet_global", "id_projection")  # what makes it a RealisID checkpoint
+FROM_BASE = (
+    "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "image_encoder",
+    "feature_extractor",
+)  # fmt: skip
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+def tokenizer_of(name: str) -> str:
+    """The folder of a text encoder's tokenizer: "tokenizer_2" of "text_encoder_2". A tokenizer's own name stays."""
+    return name.replace("text_encoder", "tokenizer")
+
+
+class Folders:
+    """Finds the folders of a checkpoint: its own first, then the base model's, which is looked up when first needed."""
+
+    def __init__(self, path: Path, base_model: str | Path | None, variant: str | None, local_files_only: bool) -> None:
+        if not path.is_dir():
+            what = "is a file" if path.exists() else "does not exist"
+            raise CheckpointError(
+                f"{path} {what}, expected a checkpoint's folder. A small one to try with: "
+                "python -m export.miniature --out checkpoints/miniature"
+            )
+        index = read_json(path / "model_index.json", "it lists the checkpoint's parts and its base model")
+        self.path, self.variant, self.local_files_only = path, variant, local_files_only
+        if base_model is not None and (folder := Path(os.path.expanduser(base_model))).is_dir():
+            base_model = folder.absolute()  # an argument counts from the working directory
+        self.reference = str(base_model or index.get("base_model") or "")
+        self.base: Path | None = None
+        self.found: dict[str, Path] = {}
+
+    def find(self, name: str) -> Path:
+        """The folder of one part. Raises CheckpointError."""
+        folder = self.path / name
+        if not folder.is_dir() and name in OWN:
+            raise CheckpointError(
+                f"{folder} is missing; every RealisID checkpoint has its own. Copy it from where the checkpoint comes "
+                "from."
+            )
+        if not folder.is_dir():
+            if not self.reference:
+                raise CheckpointError(
+                    f'{folder} is missing, and model_index.json names no "base_model" to take it from. Copy the '
+                    "folder, or name the base model (a folder or a hub id) there or with --base-model."
+                )
+            if self.base is None:
+                lacking = [part for part in FROM_BASE if not (self.path / part).is_dir()]
+                self.base = base_folder(self.reference, self.path, lacking, self.variant, self.local_files_only)
+            folder = self.base / name
+            if not folder.is_dir():
+                raise CheckpointError(
+                    f"{name} is neither in {self.path} nor in the base model {self.reference} ({self.base}). Copy the "
+                    "folder into the checkpoint, or name another base model."
+                )
+        self.found[name] = folder
+        return folder
+
+
+def base_folder(
+    reference: str, checkpoint: Path, components: Iterable[str], variant: str | None, local_files_only: bool
+) -> Path:
+    """The folder of a base model: a local one (absolute, or relative to the checkpoint), or a hub snapshot.
+
+    components: folders of it that are needed; of a hub model only their JSON, tokenizer files and safetensors are
+                downloaded, the asked variant where there is one. Raises CheckpointError.
+    """
+    folder = Path(os.path.normpath(checkpoint / os.path.expanduser(reference)))  # Path's own raises for ~nobody
+    if folder.is_dir():
+        return folder
+    if not HUB_ID.fullmatch(reference):
+        raise CheckpointError(
+            f"the base model {reference} is not a folder ({folder}), and not the id of a hub model (owner/name). "
+            'Correct "base_model" in model_index.json, or give another with --base-model.'
+        )
+    from huggingface_hub import HfApi, snapshot_download
+
+    try:
+        if local_files_only:
+            return Path(snapshot_download(reference, local_files_only=True))
+        wanted = _wanted(HfApi().list_repo_files(reference), components, variant)
+        return Path(snapshot_download(reference, allow_patterns=wanted))
+    except Exception as error:  # the hub's client raises its own, httpx's and the system's kinds
+        how = "is not in the local cache" if local_files_only else "could not be downloaded"
+        raise CheckpointError(
+            f"the base model {reference} is no folder in {checkpoint}, and as a hub model it {how}: "
+            f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}. "
+            f"Download it where there is a network (hf download {reference}) and name its folder with --base-model, "
+            'or in "base_model" of model_index.json.'
+        ) from error
+
+
+def _wanted(names: Iterable[str], components: Iterable[str], variant: str | None) -> list[str]:
+    """Of a hub model's files, those that the components need: small files, and one set of safetensors each."""
+    wanted = []
+    names = list(names)
+    for component in components:
+        files = [name for name in names if name.startswith(f"{component}/") and name.count("/") == 1]
+        wanted += [name for name in files if name.endswith((".json", ".txt"))]
+        weights = [name for name in files if name.endswith(".safetensors")]
+        stem = re.escape(f"{component}/{STEMS.get(component, 'model')}")
+        for dotted in dict.fromkeys((f"\\.{re.escape(variant)}" if variant else "", "")):
+            found = [name for name in weights if re.fullmatch(rf"{stem}{dotted}(-\d+-of-\d+)?\.safetensors", name)]
+            if found:
+                wanted += found
+                break
+    return [*wanted, "model_index.json"]

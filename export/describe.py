@@ -1,0 +1,96 @@
+"""What an engine says of itself: the manifest, and what its parts were made from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from realisid_trt.manifest import FORMAT
+
+from .checkpoint import Checkpoint, tokenizer_of
+from .forms import FORMS, artifact_name
+from .staging import Artifact, content_key
+
+
+def versions() -> dict[str, str]:
+    """Of everything whose version can change what is built."""
+    packages = ("realisid_trt", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
+    return {package: importlib.metadata.version(package) for package in packages}
+
+
+def sources(*names: str) -> dict[str, str]:
+    """The text of files and folders of this package: an artifact is stale when what makes it has changed."""
+    here = Path(__file__).parent
+    files = [
+        file for name in names for file in ([here / name] if (here / name).is_file() else (here / name).rglob("*.py"))
+    ]
+    return {file.relative_to(here).as_posix(): file.read_text(encoding="utf-8") for file in sorted(files)}
+
+
+def describe(
+    checkpoint: Checkpoint, made: dict[str, Artifact], networks: Sequence[str], backends: Sequence[str]
+) -> dict[str, Any]:
+    """The manifest: all that the runtime must know. Without its seal, and without the verification of the whole."""
+    c, installed, scheduler = checkpoint, versions(), checkpoint.scheduler_config
+    builds = {f"{backend}-{FORMS[backend].name}": backend for backend in backends}
+    described: dict[str, Any] = {}
+    for network in networks:
+        artifacts = {build: made[artifact_name(network, FORMS[backend])] for build, backend in builds.items()}
+        flops = {artifact.info["flops_per_row"] for artifact in artifacts.values()}
+        described[network] = {
+            "flops_per_row": flops.pop(),
+            "builds": {build: _network(artifact) for build, artifact in artifacts.items()},
+        }
+    return {
+        "format": FORMAT,
+        "name": c.path.name,
+        "made_by": installed,
+        "realisid_config": c.config.to_dict(),
+        "checkpoint": {name: c.weights_key(name) for name in c.components},
+        "model": {
+            "sample_size": c.sample_size,
+            "latent_channels": c.latent_channels,
+            "vae_scale_factor": c.vae_scale_factor,
+            "levels": c.levels,
+            "residual_levels": [level for _, level in c.residuals],
+            "cross_attention_dim": c.cross_attention_dim,
+            "pooled_dim": c.pooled_dim,
+            "tokenizers": {name: made[tokenizer_of(name)].info for name in c.text_encoder_names},
+            "num_id_tokens": c.num_id_tokens,
+            **c.feature_extractor,
+            "id_encoder_key": content_key(
+                c.weights_key("image_encoder"),
+                c.weights_key("id_projection"),
+                c.feature_extractor,
+                c.config.face_margin,
+            ),
+        },
+        "scheduler": {
+            "timestep_spacing": scheduler["timestep_spacing"],
+            "steps_offset": scheduler["steps_offset"],
+            "prediction_type": scheduler["prediction_type"],
+            "final_alpha_cumprod": float(c.load_scheduler().final_alpha_cumprod),
+        },
+        "networks": described,
+        "builds": {
+            build: {
+                "backend": backend,
+                "precision": str(FORMS[backend].dtype).removeprefix("torch."),
+                "opset": FORMS[backend].opset,
+                "architecture": "portable",
+                "versions": {"onnxruntime": installed["onnxruntime"]},
+            }
+            for build, backend in builds.items()
+        },
+        "faces": made["faces"].info,
+        "files": {file: listed for artifact in made.values() for file, listed in sorted(artifact.files.items())},
+    }
+
+
+def _network(artifact: Artifact) -> dict[str, Any]:
+    """One network of one build: its graph's hash, the size of graph and weights, and what the worker found out."""
+    info = {key: value for key, value in artifact.info.items() if key != "flops_per_row"}
+    sizes = [listed["bytes"] for listed in artifact.files.values()]
+    return {"sha256": artifact.files[info["file"]]["sha256"], "bytes": sum(sizes), **info}

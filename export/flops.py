@@ -1,0 +1,23 @@
+"""Floating-point operations, counted by running the shapes and not the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from .networks import Network
+from .to_onnx import example
+
+
+def flops_per_row(network: Network, module: nn.Module, units: Mapping[str, int]) -> int:
+    """Operations of one row (a multiply-add is 2) at these unit sizes. Leaves the module on the meta device."""
+    module = module.to("meta").float()
+    inputs = [
+        tensor.to("meta") for tensor in example(network.inputs, {**units, "rows": 1, "timesteps": 1}, torch.float32)
+    ]
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        module(*(tensor.to("meta") for tensor in inputs))
+    return int(counter.get_total_flops())

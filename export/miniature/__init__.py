@@ -1,0 +1,236 @@
+"""Checkpoints of the real classes with random weights: a small one for tests and demos, a full-size one for timing.
+
+    python -m export.miniature --out checkpoints/miniature --seed 0
+
+Pictures made with them are coloured noise, but everything else is as with trained weights: files, shapes, configs,
+tokens, how the prompt, the ID, the pose and the box reach the prediction.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from tqdm import tqdm
+
+import realisid_trt.config
+from realisid_trt.config import RealisIDConfig
+from realisid_trt.errors import CheckpointError, DiskError, RequestError
+
+from ..checkpoint import classes, files, id_projection, tokenizer_of
+from ..checkpoint.classes import DIFFUSERS_CLASSES, Component, class_name, meta_module, quiet
+from ..checkpoint.files import STEMS
+from ..files import check_space, disk_errors, exchange, sync, target_folder
+from .presets import Recipe, component_configs, preprocessor_config, scheduler_config
+from .tokenizer import END, vocabulary_and_merges, write_tokenizer
+from .weights import carry_noise, draw, write_weights
+
+__all__ = ["make_checkpoint", "miniature_key", "recipe_of"]
+
+MADE_BY = "export.miniature"  # stands in model_index.json; only folders that say so are ever replaced
+RESERVE_BYTES = 64 * 2**20
+
+
+def make_checkpoint(out: str | Path, *, force: bool = False, progress: bool = False, **options: Any) -> Path:
+    """A complete checkpoint in DESIGN.md's layout at `out`, which appears whole or not at all. Returns its path.
+
+    force:    replace a checkpoint that an earlier call made; nothing else is ever overwritten.
+    progress: show a progress bar on stderr.
+    options:  fields of Recipe (seed, preset, family, vae_factor, prediction, projection, id_tokens) and keys of
+              realisid_config.json (branch_pooled_text, null_id, …).
+    Raises RequestError for options that cannot be made or a path that is taken, DiskError for what the disk refuses or
+    has no room for.
+    """
+    recipe = recipe_of(**options)
+    out = target_folder(out)
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        with disk_errors(out.parent):
+            _check_target(out, force)
+            modules = modules_of(recipe, temporary)
+            check_space(out.parent, _weights_bytes(recipe, modules) + RESERVE_BYTES, f"preset {recipe.preset}")
+            out.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(out)
+            temporary.mkdir()
+            _write_small_files(temporary, recipe, modules)
+            _write_components(recipe, modules, progress)
+            for path in (*temporary.rglob("*"), temporary):
+                sync(path)
+        exchange(temporary, out)
+    except (OSError, SafetensorError) as error:  # what disk_errors does not know, and safetensors, which tells no errno
+        raise DiskError(f"{out} could not be written: {error}. Free some space, or choose another --out.") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return out
+
+
+def recipe_of(**options: Any) -> Recipe:
+    """The checked Recipe of `make_checkpoint`'s options. Raises RequestError."""
+    options = {key: value.item() if isinstance(value, np.generic) else value for key, value in options.items()}
+    keys = {field.name for field in dataclasses.fields(RealisIDConfig)}
+    fields = {field.name for field in dataclasses.fields(Recipe)} - {"realisid"}
+    if unknown := sorted(set(options) - keys - fields):
+        raise RequestError(f"unknown option {', '.join(unknown)}. Known: {', '.join(sorted(keys | fields))}.")
+    values = Recipe().realisid.to_dict() | {key: value for key, value in options.items() if key in keys}
+    try:
+        realisid = RealisIDConfig.from_dict(values, "options", "Give another value.")
+    except CheckpointError as error:
+        raise RequestError(str(error)) from error
+    recipe = Recipe(realisid=realisid, **{key: value for key, value in options.items() if key in fields})
+    recipe.check()
+    return dataclasses.replace(
+        recipe, realisid=dataclasses.replace(realisid, box_snap=realisid.box_snap or recipe.factor)
+    )
+
+
+def miniature_key() -> str:
+    """sha256 over what decides the bytes of a checkpoint: the sources that make it, and the versions of the libraries.
+
+    What is kept under this key was not made by older code.
+    """
+    sources = sorted(Path(__file__).parent.glob("*.py"))
+    sources += [Path(str(module.__file__)) for module in (classes, files, id_projection, realisid_trt.config)]
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(source.read_bytes())
+    for library in ("numpy", "torch", "safetensors", "diffusers", "transformers"):
+        digest.update(f"{library} {importlib.metadata.version(library)}\n".encode())
+    return digest.hexdigest()
+
+
+Modules = Mapping[str, tuple[Component, torch.nn.Module]]
+
+
+def modules_of(recipe: Recipe, folder: Path) -> Modules:
+    """Folder of the checkpoint → its component and its module without memory for the weights, in writing order."""
+    configs = component_configs(recipe, vocabulary=len(vocabulary_and_merges()[0]))
+    components = [
+        Component(name, folder / name, class_name(name, config), config, files=(), variant=None)
+        for name, config in configs.items()
+    ]
+    return {component.name: (component, meta_module(component)) for component in components}
+
+
+def _shapes(module: torch.nn.Module) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in module.state_dict().items()}
+
+
+def _weights_bytes(recipe: Recipe, modules: Modules) -> int:
+    numbers = sum(math.prod(shape) for _, module in modules.values() for shape in _shapes(module).values())
+    return numbers * recipe.dtype.itemsize
+
+
+def _write_components(recipe: Recipe, modules: Modules, progress: bool) -> None:
+    """config.json and weights of everything that holds weights."""
+    branch_gain = 0.25 if recipe.preset == "sdxl" else 0.5
+    total = _weights_bytes(recipe, modules)
+    with tqdm(total=total, unit="B", unit_scale=True, disable=not progress, file=sys.stderr) as bar:
+        for component, module in modules.values():
+            bar.set_description(component.name)
+
+            def make(key: str, shape: tuple[int, ...], component: Component = component) -> torch.Tensor:
+                tensor = draw(recipe.seed, component.name, key, shape, branch_gain)
+                if component.name == "unet" and recipe.prediction == "epsilon":
+                    carry_noise(key, tensor, component.config)
+                return tensor
+
+            _write_config(component, module)
+            # transformers 5 keeps CLIPTextModel's keys without this prefix; published files have it, so ours do.
+            prefix = "text_model." if component.name == "text_encoder" else ""
+            keys = {key if key.startswith(prefix) else prefix + key: shape for key, shape in _shapes(module).items()}
+            write_weights(component.folder, STEMS[component.name], keys, make, recipe.dtype, wrote=bar.update)
+
+
+def _write_config(component: Component, module: Any) -> None:
+    """The component's config.json, in its library's own form."""
+    component.folder.mkdir()
+    with quiet():
+        if hasattr(module, "save_config"):
+            module.save_config(component.folder)
+        elif hasattr(module, "config"):
+            module.config.architectures = [component.class_name]
+            module.config.save_pretrained(component.folder)
+        else:
+            _write_config_file(component.folder / "config.json", component.config)
+
+
+def _write_small_files(folder: Path, recipe: Recipe, modules: Modules) -> None:
+    """Tokenizers, scheduler, feature extractor, null ID, realisid_config.json and model_index.json."""
+    import diffusers
+
+    configs = {name: component.config for name, (component, _) in modules.items()}
+    write_tokenizer(folder / "tokenizer", pad_token=END)
+    if "text_encoder_2" in configs:
+        write_tokenizer(folder / "tokenizer_2", pad_token="!")
+    with quiet():
+        scheduler: Any = diffusers.DDIMScheduler(**scheduler_config(recipe.prediction))  # type: ignore[no-untyped-call]
+        scheduler.save_config(folder / "scheduler")
+    (folder / "feature_extractor").mkdir()
+    preprocessor = preprocessor_config(configs["image_encoder"]["image_size"])
+    _write_config_file(folder / "feature_extractor" / "preprocessor_config.json", preprocessor)
+    projection = configs["id_projection"]
+    if recipe.realisid.null_id == "file":
+        shapes = {
+            "null_id_tokens": (projection.get("num_tokens") or projection["num_queries"], projection["output_dim"])
+        }
+        write_weights(
+            folder, "null_id", shapes, lambda key, shape: draw(recipe.seed, "null_id", key, shape), torch.float32
+        )
+    _write_config_file(folder / "realisid_config.json", recipe.realisid.to_dict())
+    index: dict[str, Any] = {
+        "_class_name": "RealisIDPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "_made_by": MADE_BY,
+        "_recipe": {key: value for key, value in dataclasses.asdict(recipe).items() if key != "realisid"},
+    }
+    for name, (component, _) in modules.items():
+        if name != "id_projection":
+            index[name] = ["diffusers" if name in DIFFUSERS_CLASSES else "transformers", component.class_name]
+    index |= {tokenizer_of(name): ["transformers", "CLIPTokenizer"] for name in modules if "text" in name}
+    index |= {
+        "feature_extractor": ["transformers", "CLIPImageProcessor"],
+        "id_projection": ["realisid", projection["class"]],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+    }
+    _write_config_file(folder / "model_index.json", index)
+
+
+def _write_config_file(path: Path, values: Mapping[str, Any]) -> None:
+    """A JSON file as diffusers indents them."""
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_target(out: Path, force: bool) -> None:
+    """Raises RequestError unless `out` is free, or ours and `force` was given."""
+    if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        ours = json.loads((out / "model_index.json").read_text(encoding="utf-8")).get("_made_by") == MADE_BY
+    except (OSError, ValueError, AttributeError):
+        ours = False
+    if not ours:
+        raise RequestError(
+            f"{out} exists and is not a checkpoint made by {MADE_BY}, so it is never overwritten. Choose another --out."
+        )
+    if not force:
+        raise RequestError(f"{out} exists. Replace it with --force, or choose another --out.")
+
+
+def _sweep(out: Path) -> None:
+    """Deletes what killed runs left beside `out`: 13 GB at full size."""
+    for leftover in out.parent.glob(f".{out.name}.*.part"):
+        owner = leftover.name.split(".")[-2]
+        if owner.isdigit() and not Path("/proc", owner).exists() and Path("/proc").exists():
+            shutil.rmtree(leftover, ignore_errors=True)

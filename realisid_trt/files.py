@@ -1,0 +1,99 @@
+"""Files: written whole or not at all, hashed once, and where this project keeps what it can make again."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from .errors import DiskError
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def cache_folder() -> Path:
+    """$XDG_CACHE_HOME/realisid_trt, else ~/.cache/realisid_trt, else (no home: some containers) a temporary folder."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "realisid_trt"
+    try:
+        return Path.home() / ".cache" / "realisid_trt"
+    except RuntimeError:
+        return Path(tempfile.gettempdir()) / f"realisid_trt-{os.getuid()}"
+
+
+@contextlib.contextmanager
+def whole_or_not(path: Path) -> Iterator[Path]:
+    """`with whole_or_not(path) as partial:` write `partial`; it becomes `path` when the block ends, or never was.
+
+    Makes the folder if need be; `partial` lies beside `path` and ends as it does.
+    Raises DiskError for what the disk refuses.
+    """
+    if not path.name:
+        raise DiskError(f"{str(path)!r} names no file. Give the path of one.")
+    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.chmod(0o644)  # safetensors writes files that only their owner may read
+        os.replace(partial, path)
+    except OSError as error:
+        advice = "Free some space" if error.errno in FULL else "Choose another place"
+        raise DiskError(f"{path} could not be written ({error.strerror or error}). {advice}.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def file_sha256(path: Path) -> str:
+    """Hex digest of the file's content, read in pieces. Raises OSError."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class VerifiedFiles:
+    """sha256 of files, remembered by path, size, mtime, ctime and inode: 13 GB are not read at every start.
+
+    A context manager: what was learned is written on leaving, beside what others learned meanwhile. A memory that
+    cannot be read or written is no error.
+    """
+
+    LIMIT = 4096  # entries
+
+    def __init__(self) -> None:
+        self._file = cache_folder() / "verified.json"
+        self._known: dict[str, str] = {}
+        self._learned: dict[str, str] = {}
+
+    def __enter__(self) -> VerifiedFiles:
+        self._known = self._read()
+        return self
+
+    def sha256(self, path: Path) -> str:
+        """Hex digest of the file's content. Raises OSError."""
+        stat = path.stat()
+        key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
+        if key not in self._known:
+            self._known[key] = self._learned[key] = file_sha256(path)
+        return self._known[key]
+
+    def __exit__(self, *exception: object) -> None:
+        if not self._learned:
+            return
+        changed = {key.split("|", 1)[0] for key in self._learned}
+        kept = {key: value for key, value in self._read().items() if key.split("|", 1)[0] not in changed}
+        entries = list((kept | self._learned).items())[-self.LIMIT :]
+        with contextlib.suppress(OSError, DiskError):
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with whole_or_not(self._file) as partial:
+                partial.write_text(json.dumps(dict(entries)), encoding="utf-8")
+
+    def _read(self) -> dict[str, str]:
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            known = json.loads(self._file.read_text(encoding="utf-8"))
+            return {str(key): str(value) for key, value in known.items()}
+        return {}

@@ -1,0 +1,200 @@
+"""Identities: what is kept, what a file gives back, and which files are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from realisid_trt.errors import DiskError, EngineMismatch, PhotoError, RequestError
+from realisid_trt.identity import Identity
+
+
+def make(**changes: Any) -> Identity:
+    rng = np.random.default_rng(0)
+    values: dict[str, Any] = {
+        "id_tokens": rng.standard_normal((5, 8)).astype(np.float32),
+        "landmarks": rng.random((478, 2)),
+        "box": (10.5, 20.0, 110.5, 120.0),
+        "photo_size": (600, 512),
+        "id_encoder_key": "k" * 64,
+        "mask_source": "hull+person",
+        "notes": ("2 faces; the clearly largest was taken, face=1 from the left.",),
+    }
+    return Identity(**values | changes)
+
+
+def same(one: Identity, other: Identity) -> bool:
+    pairs = [(getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(Identity)]
+    return all(np.array_equal(a, b) and type(a) is type(b) for a, b in pairs)
+
+
+def test_stored_and_loaded_is_the_same(tmp_path: Path) -> None:
+    identity = make()
+    identity.save(tmp_path / "alice.safetensors")
+    assert same(Identity.load(tmp_path / "alice.safetensors"), identity)
+    assert [path.name for path in tmp_path.iterdir()] == ["alice.safetensors"]
+    assert (tmp_path / "alice.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_arrays_in_column_order_are_stored_as_what_they_are(tmp_path: Path) -> None:
+    """safetensors writes memory as it lies; a transposed array came back as another one."""
+    plain = make()
+    turned = make(id_tokens=np.asfortranarray(plain.id_tokens), landmarks=np.asfortranarray(plain.landmarks))
+    turned.save(tmp_path / "alice.safetensors")
+    assert same(Identity.load(tmp_path / "alice.safetensors"), plain)
+
+
+def test_arrays_belong_to_the_identity_and_cannot_be_written(tmp_path: Path) -> None:
+    tokens = np.ones((5, 8), np.float64)
+    identity = make(id_tokens=tokens)
+    tokens[:] = 7
+    assert (identity.id_tokens == 1).all() and identity.id_tokens.dtype == np.float32
+    identity.save(tmp_path / "alice.safetensors")
+    for found in (identity, Identity.load(tmp_path / "alice.safetensors")):
+        for array in (found.id_tokens, found.landmarks):
+            with pytest.raises(ValueError, match="read-only"):
+                array[0] = 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"id_tokens": np.zeros(8)}, r"id_tokens of an identity are \(8,\), expected \(T, D\)"),
+        ({"id_tokens": [["a"]]}, "not an array of numbers"),
+        ({"id_tokens": np.full((5, 8), np.nan)}, "NaN or infinity"),
+        ({"landmarks": np.zeros((468, 2))}, r"\(468, 2\), expected \(478, 2\)"),
+        ({"landmarks": np.full((478, 2), np.inf)}, "NaN or infinity"),
+        ({"box": (0, 0, 10)}, "expected x0, y0, x1, y1"),
+        ({"box": (0, 0, float("nan"), 10)}, "expected x0, y0, x1, y1"),
+        ({"box": (10, 0, 0, 10)}, "with x0 < x1"),
+        ({"box": "left"}, "expected x0, y0, x1, y1"),
+        ({"box": None}, "expected x0, y0, x1, y1"),
+        ({"photo_size": (600.5, 512)}, r"expected \(height, width\) in pixels"),
+        ({"photo_size": (0, 512)}, r"expected \(height, width\) in pixels"),
+        ({"photo_size": 512}, r"expected \(height, width\) in pixels"),
+    ],
+)
+def test_fields_that_cannot_be_meant(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        make(**changes)
+
+
+def test_numbers_of_numpy_are_stored_too(tmp_path: Path) -> None:
+    """JSON knows no float32."""
+    made = make(box=np.array([1, 2, 3, 4], np.float32), photo_size=np.array([600, 512]))
+    assert made.box == (1.0, 2.0, 3.0, 4.0) and made.photo_size == (600, 512)
+    made.save(tmp_path / "alice.safetensors")
+    assert same(Identity.load(tmp_path / "alice.safetensors"), made)
+
+
+def test_places_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "file" / "alice.safetensors", tmp_path / "folder.safetensors", tmp_path / ("a" * 300)):
+        with pytest.raises(DiskError, match="could not be written.*Choose another place"):
+            make().save(path)
+    assert {path.name for path in tmp_path.iterdir()} == {"file", "folder.safetensors"}
+    make().save(tmp_path / "new" / "alice.safetensors")  # a folder that is missing is made
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "alice.safetensors"
+    make().save(path)
+    before = path.read_bytes()
+
+    def write(target: Path, content: bytes) -> int:
+        with open("/dev/full", "wb", buffering=0) as full:
+            return full.write(content)
+
+    monkeypatch.setattr(Path, "write_bytes", write)
+    with pytest.raises(DiskError, match="No space left on device.*Free some space"):
+        make(mask_source="bisenet").save(path)
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> Path:
+    make().save(tmp_path / "alice.safetensors")
+    return tmp_path / "alice.safetensors"
+
+
+def rewrite(path: Path, tensors: dict[str, Any], metadata: dict[str, Any]) -> None:
+    """The stored file with some tensors and metadata changed; None removes one."""
+    with safe_open(path, framework="numpy") as file:
+        old = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        words = dict(file.metadata())
+    kept = {name: value for name, value in (old | tensors).items() if value is not None}
+    save_file(kept, path, {name: value for name, value in (words | metadata).items() if value is not None})
+
+
+@pytest.mark.parametrize(
+    ("tensors", "metadata"),
+    [
+        ({"id_tokens": np.zeros(40, np.float32)}, {}),
+        ({"id_tokens": np.full((5, 8), np.nan, np.float32)}, {}),
+        ({"id_tokens": None}, {}),
+        ({"landmarks": np.zeros((468, 2))}, {}),
+        ({"landmarks": np.full((478, 2), np.inf)}, {}),
+        ({}, {"box": "[1, 2]"}),
+        ({}, {"box": "{"}),
+        ({}, {"box": "7"}),
+        ({}, {"box": '["a", "b", "c", "d"]'}),
+        ({}, {"photo_size": "[-1, 5]"}),
+        ({}, {"notes": "null"}),
+        ({}, {"mask_source": None}),
+    ],
+)
+def test_altered_files_are_refused(stored: Path, tensors: dict[str, Any], metadata: dict[str, Any]) -> None:
+    rewrite(stored, tensors, metadata)
+    with pytest.raises(PhotoError, match="cannot be read as a stored identity .*Make it again with embed") as caught:
+        Identity.load(stored)
+    assert caught.value.code == "identity"
+
+
+def test_files_that_are_no_identity(stored: Path, tmp_path: Path) -> None:
+    content = stored.read_bytes()
+    damaged = [content[:100], content[:-8], b"", b"Dear Alice", bytes(200), content[:8] + b"\xff" * 50 + content[58:]]
+    for damage in damaged:
+        stored.write_bytes(damage)
+        with pytest.raises(PhotoError, match="alice.safetensors cannot be read as a stored identity"):
+            Identity.load(stored)
+    save_file({"x": np.zeros(3)}, stored)
+    with pytest.raises(PhotoError, match="is not a stored identity .* Make one: python -m realisid_trt embed"):
+        Identity.load(stored)
+    for path in (tmp_path / "nobody.safetensors", tmp_path, "a" * 5000 + ".safetensors", "zero\0byte.safetensors"):
+        with pytest.raises(PhotoError, match="cannot be read as a stored identity"):
+            Identity.load(path)
+
+
+def test_random_damage_never_escapes_as_another_exception(stored: Path) -> None:
+    content, chance = stored.read_bytes(), np.random.default_rng(3)
+    header = 8 + int.from_bytes(content[:8], "little")
+    for _ in range(150):
+        damaged = bytearray(content)
+        for place in chance.integers(0, header, 3):
+            damaged[place] = chance.integers(0, 256)
+        stored.write_bytes(damaged)
+        try:
+            assert Identity.load(stored).id_tokens.ndim == 2
+        except PhotoError as error:
+            assert error.code == "identity"
+
+
+def test_another_encoders_identity_is_refused() -> None:
+    make().check("k" * 64, "alice")
+    with pytest.raises(EngineMismatch, match="alice was made by another ID encoder .*Embed the photo again"):
+        make().check("0" * 64, "alice")
+
+
+def test_notes_are_json(stored: Path) -> None:
+    with safe_open(stored, framework="numpy") as file:
+        assert json.loads(file.metadata()["notes"]) == list(make().notes)

@@ -1,0 +1,270 @@
+"""From a person asked for to conditions: caches, crops and poses of the caller's own, and what is said of a bad one.
+
+The face models are the real ones; the image encoder is a projection of the crop's means, so that nothing is built.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from realisid_trt.boxes import Grid
+from realisid_trt.conditions import pose_image
+from realisid_trt.config import RealisIDConfig
+from realisid_trt.errors import EngineMismatch, NumericsError, PhotoError, RequestError
+from realisid_trt.faces import FaceFinder
+from realisid_trt.identity import Identity
+from realisid_trt.people import People
+from realisid_trt.photo import LoadedPhoto, load_photo
+from realisid_trt.request import Person
+from tests.realisid_trt.faces.photographs import beside, enlarged, refusal
+
+MODEL = SimpleNamespace(
+    num_id_tokens=4,
+    cross_attention_dim=12,
+    image_size=64,
+    image_mean=(0.5, 0.5, 0.5),
+    image_std=(0.5, 0.5, 0.5),
+    id_encoder_key="e" * 64,
+    default_size=128,
+)
+GRID = Grid(128, 128, 4, 3, 4)
+BOX = (10, 10, 80, 80)
+
+
+class Encoder:
+    """id_pixels (1, 3, 64, 64) → id_tokens (1, 4, 12): means of 16 × 16 px, four rows of tokens. Counts its runs."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+        self.factor = np.float32(1)
+
+    def put(self, array: Any, for_networks: bool = False) -> Any:
+        return array
+
+    def get(self, tensor: Any) -> Any:
+        return tensor.copy()
+
+    def run(self, network: str, inputs: dict[str, Any]) -> dict[str, Any]:
+        assert network == "id_encoder"
+        self.runs += 1
+        means = inputs["id_pixels"].reshape(1, 3, 4, 16, 4, 16).mean((3, 5))
+        return {"id_tokens": means.transpose(0, 2, 3, 1).reshape(1, 4, 12) * self.factor}
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    return Encoder()
+
+
+@pytest.fixture
+def people(encoder: Encoder, finder: FaceFinder) -> People:
+    return People(encoder, finder, MODEL, RealisIDConfig(branch_pooled_text="zeros"))  # type: ignore[arg-type]
+
+
+def prepare(people: People, person: Person, name: str = "person 1") -> Any:
+    return people.prepare(person, GRID, alone=True, name=name)
+
+
+# -- photos and caches -------------------------------------------------------------------------------------------------
+
+
+def test_boxes_and_size_are_those_of_the_upright_original(people: People, hopper: LoadedPhoto) -> None:
+    """A box drawn by hand on a photo of 5400 px means its pixels, and what is reported can be handed in again."""
+    small = people.embed(hopper.rgb, box=(160, 110, 350, 345))
+    large = people.embed(enlarged(hopper, 9), box=np.array((160, 110, 350, 345)) * 9)
+    assert large.photo_size == (5400, 4608) and small.photo_size == (600, 512)
+    np.testing.assert_allclose(np.array(large.box) / 9, small.box)
+    assert np.abs(large.landmarks - small.landmarks).max() < 0.03
+    assert np.abs(large.id_tokens - small.id_tokens).max() < 0.1 * np.abs(small.id_tokens).max()
+    placed = [prepare(people, Person(identity)).face_box.px for identity in (small, large)]
+    assert placed[0] == placed[1]
+
+
+def test_photo_size_is_that_of_the_turned_photo(people: People, hopper: LoadedPhoto) -> None:
+    lying = people.embed(hopper.turned(1).rgb)
+    assert lying.photo_size == (600, 512) and lying.box == people.embed(hopper.rgb).box
+    assert "pixels of the turned photo" in lying.notes[0]
+
+
+def test_what_is_remembered_names_no_photo(people: People, encoder: Encoder, photos: Any, tmp_path: Path) -> None:
+    """The same pixels under another name are the same identity: its notes must not say another photo's name."""
+    copy = Path(shutil.copy(photos.hopper, tmp_path / "copy.jpg"))
+    first = prepare(people, Person(photos.hopper, box=BOX), "person 1")
+    again = prepare(people, Person(copy, box=BOX), "person 2")
+    assert encoder.runs == 1
+    assert again.notes == first.notes and again.notes[0].startswith("background removed by")
+    for name in ("hopper", "person", "photo:"):
+        assert name not in again.notes[0].replace("the person mask", "").replace("and person mask", "")
+
+
+def test_what_is_remembered_cannot_be_written(people: People, photos: Any) -> None:
+    identity = people.embed(photos.hopper)
+    for array in (identity.id_tokens, identity.landmarks):
+        with pytest.raises(ValueError, match="read-only"):
+            array *= 2
+    assert people.embed(photos.hopper) is identity
+
+
+def test_the_note_on_the_background_is_that_of_the_crop(people: People, astronaut: LoadedPhoto) -> None:
+    """Noise with a box by hand: the person net sees nobody, so the mask is the hull alone, and the note says that."""
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3)).astype(np.uint8)
+    identity = people.embed(noise, box=(64, 64, 192, 192), landmarks=people.embed(astronaut.rgb).landmarks)
+    assert identity.mask_source == "hull"
+    assert "mesh hull alone" in identity.notes[0] and "person mask sees nobody" in identity.notes[0]
+
+
+@pytest.mark.parametrize("face", [True, [0], 1.5, "left"])
+def test_a_wrong_face_is_refused_whatever_is_remembered(people: People, photos: Any, face: Any) -> None:
+    """True equals 1 as a key of a cache, a list is none at all."""
+    people.embed(photos.hopper, face=0)
+    people.embed(photos.hopper, face=np.int64(0))  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="expected a whole number"):
+        people.embed(photos.hopper, face=face)
+
+
+def test_a_wrong_box_is_refused_whatever_is_remembered(people: People, photos: Any) -> None:
+    people.embed(photos.hopper, box=(160, 110, 350, 345))
+    for box in (((160, 110), (350, 345)), "left", (160, 110, 350)):
+        with pytest.raises(RequestError, match="four finite numbers"):
+            people.embed(photos.hopper, box=box)  # type: ignore[arg-type]
+
+
+def test_tokens_that_overflowed_are_an_error_of_numbers(people: People, encoder: Encoder, photos: Any) -> None:
+    encoder.factor = np.float32(np.inf)
+    with pytest.raises(NumericsError, match="id_tokens of .*hopper.jpg holds"):
+        people.embed(photos.hopper)
+
+
+# -- crops of the caller's own -----------------------------------------------------------------------------------------
+
+
+def test_own_crop_is_what_the_encoder_sees(people: People, finder: FaceFinder, hopper: LoadedPhoto) -> None:
+    face = finder.find(hopper)
+    found = people.embed(hopper.rgb)
+    crop, _ = finder.crop(hopper, face, MODEL.image_size)
+    own = people.embed(hopper.rgb, crop=crop)
+    np.testing.assert_array_equal(own.id_tokens, found.id_tokens)
+    np.testing.assert_array_equal(own.landmarks, found.landmarks)
+    assert own.mask_source == "own" and own.box == found.box and own.notes == ()
+    large = Image.fromarray(finder.crop(hopper, face, 160)[0])
+    reduced = large.resize((64, 64), Image.Resampling.BILINEAR)
+    tokens = [people.embed(hopper.rgb, crop=picture).id_tokens for picture in (large, reduced)]
+    np.testing.assert_array_equal(*tokens)
+    other = people.embed(hopper.rgb, crop=np.full((64, 64, 3), 200, np.uint8))  # remembered apart
+    assert np.abs(other.id_tokens - found.id_tokens).max() > 0.1 and people.embed(hopper.rgb) is found
+
+
+def test_own_crop_of_a_drawing(people: People, astronaut: LoadedPhoto) -> None:
+    """Nothing of a drawing needs to be found: box, landmarks and crop are the caller's."""
+    landmarks = people.embed(astronaut.rgb).landmarks
+    drawing = np.full((300, 300, 3), 230, np.uint8)
+    identity = people.embed(drawing, box=(60, 60, 240, 240), landmarks=landmarks, crop=np.zeros((99, 99, 3), np.uint8))
+    np.testing.assert_array_equal(identity.id_tokens, -1)
+    np.testing.assert_array_equal(identity.landmarks, landmarks)
+
+
+def test_own_crop_that_is_none(people: People, photos: Any) -> None:
+    with pytest.raises(RequestError, match=r"the crop of .*hopper.jpg is 80×90, expected a square \(S, S, 3\)"):
+        people.embed(photos.hopper, crop=np.zeros((90, 80, 3), np.uint8))
+    assert "uint8" in refusal("dtype", people.embed, photos.hopper, crop=np.zeros((90, 90, 3), np.float32))
+
+
+# -- identities --------------------------------------------------------------------------------------------------------
+
+
+def by_hand(identity: Identity, **changes: Any) -> Identity:
+    fields = ("id_tokens", "landmarks", "box", "photo_size", "id_encoder_key", "mask_source")
+    return Identity(**{name: getattr(identity, name) for name in fields} | changes)
+
+
+def test_identity_of_other_tokens_is_refused(people: People, photos: Any) -> None:
+    """It used to end in NumPy's "all input arrays must have the same shape"."""
+    identity = people.embed(photos.hopper)
+    wrong = by_hand(identity, id_tokens=np.zeros((5, 12)))
+    with pytest.raises(
+        RequestError, match=r"id_tokens of the identity of person 1 has shape \(5, 12\), expected \(4, 12\)"
+    ):
+        prepare(people, Person(wrong))
+    with pytest.raises(EngineMismatch, match="the identity of person 1"):
+        prepare(people, Person(by_hand(identity, id_encoder_key="0" * 64)))
+
+
+def test_stored_identity_stands_for_the_photo(people: People, photos: Any, tmp_path: Path) -> None:
+    identity = people.embed(photos.hopper)
+    identity.save(tmp_path / "hopper.safetensors")
+    expected = prepare(people, Person(photos.hopper))
+    for person in (Person(tmp_path / "hopper.safetensors"), Person(identity), Person(identity=identity)):
+        prepared = prepare(people, person)
+        np.testing.assert_array_equal(prepared.id_tokens, expected.id_tokens)
+        np.testing.assert_array_equal(prepared.pose_image, expected.pose_image)
+        assert prepared.face_box == expected.face_box and prepared.mask_source == "hull+person"
+        assert prepared.notes == expected.notes
+    with pytest.raises(RequestError, match="face=1 of person 1 chooses among the faces of a photo, but an identity"):
+        prepare(people, Person(str(tmp_path / "hopper.safetensors"), face=1))
+
+
+# -- poses -------------------------------------------------------------------------------------------------------------
+
+
+def test_landmarks_in_pixels_are_refused_not_drawn_black(people: People, finder: FaceFinder, photos: Any) -> None:
+    identity = people.embed(photos.hopper)
+    pixels = identity.landmarks * 200 + 100
+    with pytest.raises(RequestError, match="landmarks of person 1 run from .*divide by its side"):
+        prepare(people, Person(identity, landmarks=pixels))
+    with pytest.raises(RequestError, match="landmarks of person 1 run from .*divide by its side"):
+        prepare(people, Person(identity, pose=by_hand(identity, landmarks=pixels)))
+    drawn = prepare(people, Person(identity, landmarks=identity.landmarks.astype(np.float32)[::-1][::-1]))
+    assert drawn.pose_image.max() == 1
+    own = prepare(people, Person(identity, landmarks=np.asfortranarray(identity.landmarks)))
+    np.testing.assert_array_equal(own.pose_image, pose_image(identity.landmarks, 128))
+
+
+def test_pose_photo_with_several_faces_says_how_to_choose(
+    people: People, photos: Any, hopper: LoadedPhoto, astronaut: LoadedPhoto, tmp_path: Path
+) -> None:
+    """face= of a person belongs to its ID photo."""
+    group = tmp_path / "group.png"
+    Image.fromarray(beside(hopper, hopper).rgb).save(group)
+    text = refusal("many_faces", prepare, people, Person(photos.astronaut, pose=group))
+    assert "group.png: 2 faces" in text and "Choose one with pose=engine.embed(photo, face=0…1)" in text
+    chosen = prepare(people, Person(photos.astronaut, pose=people.embed(group, face=1)))
+    np.testing.assert_array_equal(chosen.pose_image, pose_image(people.embed(group, face=1).landmarks, 128))
+    id_text = refusal("many_faces", prepare, people, Person(group))
+    assert "Choose one with face=0…1" in id_text
+
+
+def test_what_was_decided_about_the_pose_photo_is_said(people: People, photos: Any, astronaut: LoadedPhoto) -> None:
+    prepared = prepare(people, Person(photos.hopper, pose=astronaut.turned(1).rgb))
+    assert [note.startswith("pose photo: the face is upright") for note in prepared.notes] == [False, True]
+
+
+def test_poses_that_are_none(people: People, photos: Any) -> None:
+    with pytest.raises(PhotoError, match="nowhere.jpg: no such file"):
+        prepare(people, Person(photos.hopper, pose="nowhere.jpg"))
+    with pytest.raises(PhotoError, match="the pose of person 1: a int is not a photo"):
+        prepare(people, Person(photos.hopper, pose=7))  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match=r"pose_image of person 1 reaches from 0 to 255, expected \[0, 1\]"):
+        prepare(people, Person(photos.hopper, pose_image=np.tile([0.0, 255.0], (3, 128, 64))))
+
+
+def test_own_tokens_are_checked_and_copied(people: People, photos: Any) -> None:
+    tokens, landmarks = np.ones((4, 12)), people.embed(photos.hopper).landmarks
+    prepared = prepare(people, Person(id_tokens=tokens, box=BOX, landmarks=landmarks))
+    tokens[:] = 2
+    assert (prepared.id_tokens == 1).all() and prepared.mask_source is None and prepared.notes == ()
+    with pytest.raises(RequestError, match=r"id_tokens of person 1 has shape \(5, 12\), expected \(4, 12\)"):
+        prepare(people, Person(id_tokens=np.ones((5, 12)), box=BOX, landmarks=landmarks))
+
+
+def test_load_photo_is_what_embed_takes(people: People, photos: Any) -> None:
+    identities = [
+        people.embed(source) for source in (photos.hopper, photos.hopper.read_bytes(), load_photo(photos.hopper).rgb)
+    ]
+    assert all(identity is identities[0] for identity in identities)
