@@ -78,7 +78,8 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
     backends = _check(options, report)
     path = options.checkpoint or miniature_checkpoint(report)
     name = "miniature" if options.checkpoint is None else Path(os.path.realpath(path)).name
-    out = target_folder(options.out or Path("engines") / name)
+    asked = options.out or Path("engines") / name
+    out = target_folder(asked)
 
     # Behind the cheap checks: these bring torch.
     from .checkpoint import Checkpoint
@@ -94,6 +95,7 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
         raise RequestError(f"--only {' '.join(unknown)}: no such network. Known: {', '.join(known)}.")
 
     with open_staging(out) as staging:
+        staging.origin = _origin(path, options)
         made, jobs = _plan(staging, checkpoint, known, backends, options)
         if made:
             report(f"{len(made)} of {len(made) + len(jobs)} networks stand from an earlier build")
@@ -103,17 +105,17 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
         built = [job.artifact for job in wanted]
         if missing := [job.artifact for job in jobs if job.artifact not in made]:
             report(f"{len(missing)} networks are still missing; the engine stays as it is. Finish without --only.")
-            return {"out": str(out), "complete": False, "built": built, "missing": missing}
+            return {"out": str(asked), "complete": False, "built": built, "missing": missing}
         made |= small_parts(staging, checkpoint, options.face_landmarker, options.face_parser)
         manifest = describe(checkpoint, made, list(known), backends)
         if staging.stands(manifest):
             manifest = staging.current
-            report(f"{out} is what this command builds; nothing to do")
+            report(f"{asked} is what this command builds; nothing to do")
         else:
             _verify_whole(staging, checkpoint, manifest, report)
             staging.publish(manifest, list(made))
     return {
-        "out": str(out),
+        "out": str(asked),
         "complete": True,
         "built": built,
         "reused": [artifact for artifact in made if artifact not in built],
@@ -132,6 +134,14 @@ def miniature_checkpoint(report: Report) -> Path:
         report(f"making the miniature checkpoint (random weights) in {folder}")
         make_checkpoint(folder, seed=0)
     return folder
+
+
+def _origin(checkpoint: Path, options: Options) -> dict[str, str | None]:
+    """What opens the same checkpoint from any working folder."""
+    base_model = options.base_model
+    if base_model and Path(base_model).is_dir():  # else an id on the hub
+        base_model = str(Path(base_model).absolute())
+    return {"path": str(Path(checkpoint).absolute()), "base_model": base_model, "variant": options.variant}
 
 
 def _check(options: Options, report: Report) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ embeddings are networks of their own: they do not change over the steps, and no 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -204,23 +205,46 @@ class Condition(nn.Module):
         return self.embedding(image)
 
 
+class Sinusoids(nn.Module):
+    """diffusers' `Timesteps` with torch's own frequencies as a constant: (K,) → (K, F) float32.
+
+    An exporter folds their exponential with other rounding, and a timestep of 1000 multiplies that by as much.
+    """
+
+    def __init__(self, timesteps: nn.Module) -> None:
+        super().__init__()
+        half = timesteps.num_channels // 2
+        exponents = -math.log(10000) * torch.arange(half, dtype=torch.float32) / (half - timesteps.downscale_freq_shift)
+        self.register_buffer("frequencies", timesteps.scale * torch.exp(exponents), persistent=False)
+        self.cosine_first = timesteps.flip_sin_to_cos
+
+    def forward(self, values: Tensor) -> Tensor:
+        angles = values[:, None] * self.frequencies
+        sine, cosine = torch.sin(angles), torch.cos(angles)
+        return torch.cat([cosine, sine] if self.cosine_first else [sine, cosine], dim=-1)
+
+
 class TimeEmbedding(nn.Module):
     """timestep (K,), pooled (K, P), time_ids (K, 6) → emb (K, E): time + added conditions, before the first SiLU."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.time_proj, self.time_embedding = model.time_proj, model.time_embedding
-        self.add_time_proj = getattr(model, "add_time_proj", None)
+        self.time_proj, self.time_embedding = Sinusoids(model.time_proj), model.time_embedding
         self.add_embedding = getattr(model, "add_embedding", None)
+        self.add_time_proj = Sinusoids(model.add_time_proj) if self.add_embedding is not None else None
 
     def forward(self, timestep: Tensor, pooled: Tensor | None = None, time_ids: Tensor | None = None) -> Tensor:
-        # The sinusoids are float32 whatever the weights: diffusers casts them afterwards too.
-        dtype = self.time_embedding.linear_1.weight.dtype
-        emb = self.time_embedding(self.time_proj(timestep).to(dtype))
+        emb = self.time_embedding(self._narrow(self.time_proj(timestep)))
         if self.add_embedding is None:
             return emb
-        sinusoids = self.add_time_proj(time_ids.flatten()).reshape(time_ids.shape[0], -1).to(dtype)
+        sinusoids = self._narrow(self.add_time_proj(time_ids.flatten()).reshape(time_ids.shape[0], -1))
         return emb + self.add_embedding(torch.cat([pooled, sinusoids], dim=-1))
+
+    def _narrow(self, sinusoids: Tensor) -> Tensor:
+        """In the weights' precision, as diffusers casts them; float64 is the truth's and stays."""
+        return (
+            sinusoids if sinusoids.dtype == torch.float64 else sinusoids.to(self.time_embedding.linear_1.weight.dtype)
+        )
 
 
 class Branch(nn.Module):

@@ -213,9 +213,7 @@ class Engine:
             with watch("vae"):
                 pictures = [] if output == "latents" else list(decode(self.backend, latents))
             images = [to_pil(picture) for picture in pictures] if output == "pil" else pictures
-            usage = self.backend.usage
-            timings = watch.ms | {f"denoise.{name}": usage.ms[name] for name in LOOP if name in usage.ms}
-            return self._results(requests, seeds, images, latents, people, timings, step_ms)
+            return self._results(requests, seeds, images, latents, people, self._timings(watch), step_ms)
 
     @contextmanager
     def _use(self) -> Iterator[None]:
@@ -228,6 +226,15 @@ class Engine:
                 yield
             finally:
                 self._user = 0
+
+    def _timings(self, watch: Stopwatch) -> dict[str, float]:
+        """Milliseconds of every stage; behind "denoise", of what ran in its steps."""
+        usage, timings = self.backend.usage, dict[str, float]()
+        for stage, ms in watch.ms.items():
+            timings[stage] = ms
+            if stage == "denoise":
+                timings |= {f"denoise.{name}": usage.ms[name] for name in LOOP if name in usage.ms}
+        return timings
 
     def _results(
         self,

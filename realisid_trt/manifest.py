@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,7 +25,6 @@ from .errors import EngineDamaged, EngineMismatch, EngineMissing, ShapeError
 FORMAT = 1
 MANIFEST = "manifest.json"
 CONSTANTS = "constants.safetensors"
-REBUILD = "Build it again: python -m export.build --checkpoint … --out {path}"
 
 
 @dataclass(frozen=True)
@@ -174,15 +174,15 @@ class Manifest:
     def read(cls, path: str | os.PathLike[str]) -> Manifest:
         """The manifest of an engine directory: format and seal verified, files not yet."""
         folder = find_engine(Path(os.path.abspath(path)))
-        rebuild = REBUILD.format(path=path)
+        again = rebuild(path)
         try:
             values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise EngineDamaged(f"{folder / MANIFEST} cannot be read as JSON ({error}). {rebuild}") from None
+            raise EngineDamaged(f"{folder / MANIFEST} cannot be read as JSON ({error}). {again}") from None
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             found = values.get("format") if isinstance(values, dict) else type(values).__name__
             raise EngineMismatch(
-                f"{folder} has engine format {found!r}; this realisid_trt reads format {FORMAT}. {rebuild}"
+                f"{folder} has engine format {found!r}; this realisid_trt reads format {FORMAT}. {again}"
             )
         computed, sealed = seal(values), values.get("seal")
         if not isinstance(sealed, dict):
@@ -193,7 +193,7 @@ class Manifest:
             raise EngineDamaged(
                 f"{folder / MANIFEST} was edited after the build: {', '.join(edited[:5])}"
                 f"{f' and {len(edited) - 5} more' if len(edited) > 5 else ''} no longer match its seal. "
-                f"An engine is what was built and verified; to change it, change the checkpoint. {rebuild}"
+                f"An engine is what was built and verified; to change it, change the checkpoint. {again}"
             )
         return cls(folder, values)
 
@@ -228,8 +228,8 @@ class Manifest:
                 return build
         built = ", ".join(build.backend for build in self.builds.values())
         raise EngineMissing(
-            f"{self.path} was built for {built}, not for {backend}. "
-            f"Build that too: python -m export.build --checkpoint … --backend {backend} --out {self.path}"
+            f"{self.path} was built for {built}, not for {backend}. Build that too: python -m export.build "
+            f"--checkpoint … --backend {backend} --out {shlex.quote(str(self.path))}"
         )
 
     def networks(self, build: Build) -> dict[str, Network]:
@@ -254,7 +254,7 @@ class Manifest:
         """Every listed file is there and is what was built. Hashes are remembered by path, size, mtime and inode."""
         from .files import VerifiedFiles
 
-        rebuild = REBUILD.format(path=self.path)
+        again = rebuild(self.path)
         with VerifiedFiles() as verified:
             for name, listed in self.values["files"].items():
                 file = self.path / name
@@ -262,14 +262,19 @@ class Manifest:
                     size = file.stat().st_size
                     digest = verified.sha256(file) if size == listed["bytes"] else None
                 except OSError as error:
-                    raise EngineDamaged(f"{file} is missing or unreadable ({error.strerror}). {rebuild}") from None
+                    raise EngineDamaged(f"{file} is missing or unreadable ({error.strerror}). {again}") from None
                 if size != listed["bytes"]:
-                    raise EngineDamaged(f"{file} is {size} bytes; the build wrote {listed['bytes']}. {rebuild}")
+                    raise EngineDamaged(f"{file} is {size} bytes; the build wrote {listed['bytes']}. {again}")
                 if digest != listed["sha256"]:
                     raise EngineDamaged(
                         f"{file} was altered after the build: its sha256 is {str(digest)[:12]}…, the manifest "
-                        f"says {listed['sha256'][:12]}…. {rebuild}"
+                        f"says {listed['sha256'][:12]}…. {again}"
                     )
+
+
+def rebuild(path: str | os.PathLike[str]) -> str:
+    """The sentence that mends a damaged engine."""
+    return f"Build it again: python -m export.build --checkpoint … --out {shlex.quote(str(path))}"
 
 
 def find_engine(path: Path) -> Path:
@@ -281,9 +286,10 @@ def find_engine(path: Path) -> Path:
         return previous
     if not path.is_dir():
         raise EngineMissing(
-            f"{path}: no such engine directory. Build one: python -m export.build --checkpoint … --out {path}"
+            f"{path}: no such engine directory. Build one: python -m export.build --checkpoint … --out "
+            f"{shlex.quote(str(path))}"
         )
-    raise EngineMissing(f"{path} holds no {MANIFEST}, so it is not an engine directory. {REBUILD.format(path=path)}")
+    raise EngineMissing(f"{path} holds no {MANIFEST}, so it is not an engine directory. {rebuild(path)}")
 
 
 def seal(values: Mapping[str, Any]) -> dict[str, str]:

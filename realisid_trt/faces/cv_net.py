@@ -9,15 +9,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from .. import manifest
 from ..errors import EngineDamaged
-from ..manifest import REBUILD
 
 Floats = NDArray[np.float32]
 
 
 def rebuild(folder: Path) -> str:
     """The command that mends `folder`, the faces/ folder of an engine."""
-    return REBUILD.format(path=folder.parent)
+    return manifest.rebuild(folder.parent)
 
 
 class CvNet:

@@ -266,7 +266,7 @@ def test_a_full_disk_in_a_worker(own: Options, tmp_path: Path, monkeypatch: pyte
         raise OSError(errno.ENOSPC, "No space left on device")
 
     assert own.checkpoint is not None
-    monkeypatch.setattr(to_onnx.onnx, "save", full)
+    monkeypatch.setattr(to_onnx, "_strip", full)
     source, limits = (own.checkpoint, None, None), Limits.of_requests(1, 1, 8)
     job = workers.Job("test", "key", source, "unet_time", FORMS["onnxruntime"], limits, 0)
     with pytest.raises(DiskError, match="is full. Free some space and run the same command again"):

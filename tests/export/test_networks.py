@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.models.embeddings import Timesteps
 
 from export.build import Options, build
 from export.checkpoint import Checkpoint
@@ -14,7 +15,7 @@ from export.exact import in_float64
 from export.flops import flops_per_row
 from export.forms import Limits, OnnxForm
 from export.miniature import make_checkpoint
-from export.networks import networks
+from export.networks import Network, Sinusoids, Size, Tap, networks
 from export.to_onnx import example, to_onnx
 from export.verify import parity_shapes, verify
 
@@ -73,6 +74,27 @@ def test_the_branch_with_its_condition_outside_is_the_controlnet(checkpoint: Che
     )  # fmt: skip
     for a, b in zip(ours, [*down, mid], strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(("features", "cosine_first", "shift"), [(320, True, 0), (256, True, 0), (96, False, 1)])
+def test_sinusoids_are_diffusers_own_in_the_graph_too(
+    tmp_path: Path, features: int, cosine_first: bool, shift: float
+) -> None:
+    """An exporter folds the frequencies with other rounding, and a timestep of 1000 makes that a large error."""
+    import onnxruntime as ort
+
+    theirs = Timesteps(features, cosine_first, shift)
+    timesteps = torch.cat([torch.arange(1000.0), torch.tensor([1024.0, 2048.0])])
+    ours = Sinusoids(theirs)
+    torch.testing.assert_close(ours(timesteps), theirs(timesteps), rtol=0, atol=0)
+    count = Size("timesteps")
+    network = Network(
+        "sinusoids", (), (Tap("timestep", (count,), torch.float32),), (Tap("emb", (count, features)),), lambda _: ours
+    )
+    to_onnx(network, ours, OnnxForm(20, "fp32"), Limits(rows=(1, 1), timesteps=(1, 2000), side=(2, 2)), tmp_path / "x")
+    session = ort.InferenceSession(str(tmp_path / "x"), providers=["CPUExecutionProvider"])
+    [graph] = session.run(None, {"timestep": timesteps.numpy()})
+    assert np.abs(graph - theirs(timesteps).numpy()).max() < 2e-7
 
 
 def test_flops_are_counted(checkpoint: Checkpoint) -> None:

@@ -1,0 +1,1 @@
+"""Measurements: latency against an honest baseline. A figure comes with hardware, versions and the exact command."""

@@ -1,0 +1,86 @@
+"""Floating-point operations that were really asked for: rows evaluated × operations per row. A multiply-add is 2."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from realisid_trt.errors import RequestError
+from realisid_trt.manifest import Manifest
+
+if TYPE_CHECKING:
+    import torch
+
+    from export.checkpoint import Checkpoint
+
+# What one row of an unmodified diffusers forward evaluates, in words of the engine's networks (DESIGN §5).
+NAIVE_PARTS = {
+    "unet": ("unet_time", "unet_encoder", "unet_decoder"),
+    "controlnet_local": ("local_time", "local_condition", "local_branch"),
+    "controlnet_global": ("global_time", "global_condition", "global_branch"),
+    "vae": ("vae_decoder",),
+}
+
+
+def flops_per_row(manifest: Manifest, height: int, width: int, checkpoint: Checkpoint | None) -> dict[str, int]:
+    """Network, and module of the naive pipeline → operations of one row at this picture size, px.
+
+    At the model's own size they stand in the manifest. At another they are counted anew, on the meta device: attention
+    grows with the square of the size, so nothing can be scaled. Raises RequestError if that needs a checkpoint.
+    """
+    counts = {name: int(network["flops_per_row"]) for name, network in manifest.values["networks"].items()}
+    if (height, width) != (manifest.model.default_size,) * 2:
+        if checkpoint is None:
+            side = manifest.model.default_size
+            raise RequestError(
+                f"the operations of a {width}×{height} px picture are counted from the checkpoint's configs; the "
+                f"engine knows {side}×{side} px only. Give --checkpoint too, or leave --height and --width out."
+            )
+        counts |= count_networks(checkpoint, height, width)
+    naive = {name: sum(counts[part] for part in parts) for name, parts in NAIVE_PARTS.items()}
+    return counts | naive
+
+
+def count_networks(checkpoint: Checkpoint, height: int, width: int) -> dict[str, int]:
+    """Network → operations of one row at this picture size, of those whose inputs depend on it. Reads no weights."""
+    import torch
+
+    from export.flops import flops_per_row as count
+    from export.networks import Size, networks
+
+    coarsest = checkpoint.vae_scale_factor * 2 ** (checkpoint.levels - 1)
+    units = {"height": height // coarsest, "width": width // coarsest}
+    return {
+        name: count(network, network.module(torch.float32), units)
+        for name, network in networks(_Shapes(checkpoint)).items()  # type: ignore[arg-type]
+        if any(isinstance(size, Size) and size.unit in units for tap in network.inputs for size in tap.shape)
+    }
+
+
+def total_flops(rows: Mapping[str, int], per_row: Mapping[str, int]) -> int:
+    """Of these rows; what has no count (the kernels between the networks) is a per mille and left out."""
+    return sum(count * per_row[name] for name, count in rows.items() if name in per_row)
+
+
+class _Shapes:
+    """A checkpoint whose modules have shapes but no weights."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._checkpoint, name)
+
+    def load_unet(self, dtype: torch.dtype) -> torch.nn.Module:
+        return self._meta("unet")
+
+    def load_vae(self, dtype: torch.dtype) -> torch.nn.Module:
+        return self._meta("vae")
+
+    def load_controlnet(self, which: str, dtype: torch.dtype) -> torch.nn.Module:
+        return self._meta(f"controlnet_{which}")
+
+    def _meta(self, component: str) -> torch.nn.Module:
+        from export.checkpoint.classes import meta_module
+
+        return meta_module(self._checkpoint.components[component]).eval()

@@ -1,0 +1,300 @@
+"""RealisID as a good engineer would script it with diffusers: the honest baseline.
+
+Everything that such a script does well is done: inference mode, the guidance rows batched into one UNet call and one
+call per ControlNet, prompts and ID tokens computed once, scaled-dot-product attention, no third row before the ID is
+switched on. Everything that needs other modules than diffusers' own is not: an unmodified `forward` computes the time
+and condition embeddings again at every step, runs the encoder half once per row, and both branches once per row and
+person.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from export.checkpoint import Checkpoint
+from realisid_trt.backends import Usage
+from realisid_trt.boxes import FaceBox, Grid, snap_box
+from realisid_trt.conditions import location_mask
+from realisid_trt.errors import RequestError
+from realisid_trt.request import OMITTED, Omitted, Person
+from realisid_trt.rows import steps_without_id
+from realisid_trt.stopwatch import Stopwatch
+
+Progress = Callable[[int, int], object]
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+LOOP = ("crop", "controlnet_local", "controlnet_global", "merge", "unet", "guidance")  # what a step consists of
+
+
+@dataclass(frozen=True, eq=False)
+class NaiveResult:
+    """latents (1, C, h, w) float32; image (H, W, 3) float32 in [0, 1], or None; the rest as in the engine's Result."""
+
+    latents: NDArray[np.float32]
+    image: NDArray[np.float32] | None
+    timings: dict[str, float]
+    step_ms: tuple[float, ...]
+    rows: dict[str, int]
+
+
+class NaivePipeline:
+    """The checkpoint's own modules in float32, on the CPU."""
+
+    def __init__(self, checkpoint: Checkpoint, memory_format: str = "contiguous") -> None:
+        """Loads the weights. memory_format: of the convolutions, "contiguous" or "channels_last"; `load` tries both."""
+        self.checkpoint, self.config, self.memory_format = checkpoint, checkpoint.config, memory_format
+        self._format = FORMATS[memory_format]
+
+        def load(module: Any) -> Any:
+            return module.to(memory_format=self._format)
+
+        self.unet, self.vae = load(checkpoint.load_unet()), load(checkpoint.load_vae())
+        self.controlnets = {name: load(checkpoint.load_controlnet(name)) for name in ("local", "global")}
+        self.text_encoders = {name: checkpoint.load_text_encoder(name) for name in checkpoint.text_encoder_names}
+        self.tokenizers = {name: checkpoint.load_tokenizer(name) for name in checkpoint.text_encoder_names}
+        self.null_id_tokens = checkpoint.null_id_tokens()
+        self.scheduler = checkpoint.load_scheduler()
+        self.usage = Usage()
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, memory_format: str, size_px: tuple[int, int]) -> NaivePipeline:
+        """The pipeline in this memory format; "auto": the faster one here, by one step of plain text-to-image."""
+        if memory_format != "auto":
+            return cls(checkpoint, memory_format)
+        cells = (px // checkpoint.vae_scale_factor for px in size_px)
+        latents = np.zeros((1, checkpoint.latent_channels, *cells), np.float32)
+        best: tuple[float, NaivePipeline] | None = None
+        for name in FORMATS:
+            pipeline = cls(checkpoint, name)
+            steps = [pipeline.generate("", (), latents, num_inference_steps=4, decode=False).step_ms for _ in range(2)]
+            fastest = min(min(run) for run in steps)
+            if best is None or fastest < best[0]:
+                best = fastest, pipeline
+        assert best is not None
+        return best[1]
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        prompt: str,
+        persons: Sequence[Person],
+        latents: NDArray[np.float32],
+        *,
+        negative_prompt: str | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        id_guidance_scale: float | None = None,
+        subject_conditioning_ratio: float | None | Omitted = OMITTED,
+        delay: bool = True,
+        decode: bool = True,
+        progress: Progress | None = None,
+    ) -> NaiveResult:
+        """One picture, from the latents (1, C, h, w) given: both branches' scales are 1.
+
+        persons: each with id_tokens, pose_image and box.
+        delay:   False evaluates three rows at every step; before the ID is switched on the third has weight zero, so
+                 that the picture is the same. Without persons there are two rows in either case.
+
+        Raises RequestError for a person that is given by a photo, BoxError for a box that does not fit.
+        """
+        config, self.usage = self.config, Usage()
+        steps = config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        alpha = subject_conditioning_ratio
+        alpha = config.subject_conditioning_ratio if isinstance(alpha, Omitted) else alpha
+        lambda_t = config.guidance_scale if guidance_scale is None else guidance_scale
+        lambda_i = config.id_guidance_scale if id_guidance_scale is None else id_guidance_scale
+        switch = steps_without_id(steps, alpha)
+        watch = Stopwatch()
+        with watch("text"):
+            texts = [self.encode_prompt(negative_prompt), self.encode_prompt(prompt)]
+        with watch("conditions"):
+            f = self.checkpoint.vae_scale_factor
+            size_px = latents.shape[-2] * f, latents.shape[-1] * f
+            rows = self._rows(texts, persons, size_px)
+        z = torch.from_numpy(np.array(latents, np.float32)).contiguous(memory_format=self._format)
+        self.scheduler.set_timesteps(steps)
+        step_ms = []
+        with watch("denoise"):
+            for i, timestep in enumerate(self.scheduler.timesteps):
+                start = time.perf_counter()
+                with_id = bool(persons) and i >= switch
+                num_rows = 3 if with_id or (persons and not delay) else 2
+                none, text, *full = self._predict(z, timestep, rows, num_rows).chunk(num_rows)
+                with self.usage.measure("guidance", 1):
+                    prediction = none + lambda_t * (text - none)
+                    if with_id:
+                        prediction = prediction + lambda_i * (full[0] - text)
+                    z = self.scheduler.step(prediction, timestep, z, eta=0.0, return_dict=False)[0]
+                step_ms.append((time.perf_counter() - start) * 1e3)
+                if progress is not None:
+                    progress(i + 1, steps)
+        image = None
+        if decode:
+            with watch("vae"), self.usage.measure("vae", 1):
+                decoded = self.vae.decode(z / self.vae.config.scaling_factor, return_dict=False)[0]
+                image = (decoded[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1).contiguous().numpy()
+        timings = watch.ms | {f"denoise.{name}": self.usage.ms[name] for name in LOOP if name in self.usage.ms}
+        return NaiveResult(z.contiguous().numpy(), image, timings, tuple(step_ms), dict(self.usage.rows))
+
+    def encode_prompt(self, prompt: str | None) -> tuple[Tensor, Tensor | None]:
+        """prompt_embeds (1, 77, D), pooled (1, P) or None. None is the absent negative prompt."""
+        c = self.checkpoint
+        if prompt is None and self.config.force_zeros_for_empty_prompt:
+            pooled = torch.zeros(1, c.pooled_dim) if c.has_added_conditions else None
+            return torch.zeros(1, c.max_length, c.cross_attention_dim), pooled
+        hidden_states, pooled = [], None
+        for name, encoder in self.text_encoders.items():
+            tokens = self.tokenizers[name](
+                prompt or "", padding="max_length", max_length=c.max_length, truncation=True, return_tensors="pt"
+            )
+            with self.usage.measure(name, 1):
+                out = encoder(tokens.input_ids, output_hidden_states=c.has_added_conditions)
+            hidden_states.append(out.hidden_states[-2] if c.has_added_conditions else out[0])
+            pooled = out[0] if c.has_added_conditions else None
+        return torch.cat(hidden_states, dim=-1), pooled
+
+    def _rows(
+        self, texts: Sequence[tuple[Tensor, Tensor | None]], persons: Sequence[Person], size_px: tuple[int, int]
+    ) -> _Rows:
+        """The inputs of the none, text and full row; fewer rows are a slice of them."""
+        (negative, negative_pooled), (text, text_pooled) = texts
+        num_persons = len(persons)
+        added: dict[str, Tensor] = {}
+        branch_added: dict[str, Tensor] = {}
+        if negative_pooled is not None and text_pooled is not None:
+            pooled = torch.cat([negative_pooled, text_pooled, text_pooled])
+            time_ids = torch.tensor([[*size_px, 0, 0, *size_px]], dtype=torch.float32)
+            added = {"text_embeds": pooled, "time_ids": time_ids.repeat(3, 1)}
+            seen = pooled if self.config.branch_pooled_text == "per_row" else torch.zeros_like(pooled)
+            branch_added = {
+                "text_embeds": seen.repeat_interleave(num_persons, 0),
+                "time_ids": time_ids.repeat(3 * num_persons, 1),
+            }
+        rows = _Rows(torch.cat([negative, text, text]), added, branch_added, num_persons)
+        if not persons:
+            return rows
+        if any(person.id_tokens is None or person.pose_image is None or person.box is None for person in persons):
+            raise RequestError(
+                "the naive pipeline has no face front end: give Person(id_tokens=…, pose_image=…, box=…)."
+            )
+        c = self.checkpoint
+        grid = Grid(*size_px, c.vae_scale_factor, c.levels, self.config.box_snap or c.vae_scale_factor)
+        rows.boxes = [snap_box(person.box, grid) for person in persons]  # type: ignore[arg-type]
+        rows.shares = [_shares(rows.boxes, level, self.config.overlap) for level in range(c.levels)]
+        tokens = torch.from_numpy(np.stack([np.asarray(person.id_tokens, np.float32) for person in persons]))
+        null = self.null_id_tokens.expand(num_persons, -1, -1)
+        rows.id_tokens = torch.cat([null, null, tokens])
+        poses = torch.from_numpy(np.stack([np.asarray(person.pose_image, np.float32) for person in persons]))
+        masks = torch.from_numpy(np.stack([location_mask(box.px, *size_px) for box in rows.boxes]))
+        rows.pose_images, rows.location_masks = (
+            images.repeat(3, 1, 1, 1).contiguous(memory_format=self._format) for images in (poses, masks)
+        )
+        return rows
+
+    def _predict(self, latents: Tensor, timestep: Tensor, rows: _Rows, num_rows: int) -> Tensor:
+        """noise_pred (num_rows, C, h, w) of the first rows."""
+        injected: dict[str, Any] = {}
+        if rows.num_persons:
+            num, canvas = num_rows * rows.num_persons, self.checkpoint.sample_size
+            with self.usage.measure("crop", rows.num_persons):
+                faces = [
+                    F.interpolate(
+                        latents[..., y0:y1, x0:x1], size=(canvas, canvas), mode="bilinear", align_corners=False
+                    )
+                    for x0, y0, x1, y1 in (box.cells(0) for box in rows.boxes)
+                ]
+                face_latents = torch.cat(faces).repeat(num_rows, 1, 1, 1)
+            local = self._controlnet("local", face_latents, timestep, rows, rows.pose_images[:num])
+            picture = latents.expand(num, -1, -1, -1)
+            whole = self._controlnet("global", picture, timestep, rows, rows.location_masks[:num])
+            with self.usage.measure("merge", num_rows):
+                *down, mid = (self._merge(i, *pair, rows) for i, pair in enumerate(zip(local, whole, strict=True)))
+            injected = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+        with self.usage.measure("unet", num_rows):
+            noise_pred: Tensor = self.unet(
+                latents.expand(num_rows, -1, -1, -1),
+                timestep,
+                encoder_hidden_states=rows.prompt_embeds[:num_rows],
+                added_cond_kwargs=_first(rows.added, num_rows),
+                return_dict=False,
+                **injected,
+            )[0]
+        return noise_pred
+
+    def _controlnet(self, name: str, latents: Tensor, timestep: Tensor, rows: _Rows, condition: Tensor) -> list[Tensor]:
+        with self.usage.measure(f"controlnet_{name}", len(latents)):
+            down, mid = self.controlnets[name](
+                latents,
+                timestep,
+                encoder_hidden_states=rows.id_tokens[: len(latents)],
+                controlnet_cond=condition,
+                added_cond_kwargs=_first(rows.branch_added, len(latents)),
+                return_dict=False,
+            )
+        return [*down, mid]
+
+    def _merge(self, index: int, local: Tensor, whole: Tensor, rows: _Rows) -> Tensor:
+        """What every row receives at one skip: mean_p i_g + Σ_p R(i_l). local, whole: (rows × persons, …)."""
+        level, persons = self.checkpoint.residuals[index][1], rows.num_persons
+        merged = whole if persons == 1 else whole.reshape(-1, persons, *whole.shape[1:]).mean(1)
+        mode: dict[str, Any] = {"mode": self.config.relocate_mode}
+        if mode["mode"] == "bilinear":
+            mode["align_corners"] = False
+        for p, box in enumerate(rows.boxes):
+            x0, y0, x1, y1 = box.cells(level)
+            small = F.interpolate(local[p::persons], size=(y1 - y0, x1 - x0), **mode)
+            share = rows.shares[level][p]
+            merged[..., y0:y1, x0:x1] += small if share is None else small * share
+        return merged
+
+
+@dataclass(eq=False)
+class _Rows:
+    """Three rows' worth of inputs; per person ones are ordered row by row. shares: [level][person], see `_shares`."""
+
+    prompt_embeds: Tensor
+    added: dict[str, Tensor]
+    branch_added: dict[str, Tensor]
+    num_persons: int
+    boxes: Sequence[FaceBox] = ()
+    shares: Sequence[Sequence[Tensor | None]] = ()
+    id_tokens: Tensor = torch.empty(0)
+    pose_images: Tensor = torch.empty(0)
+    location_masks: Tensor = torch.empty(0)
+
+
+def _shares(boxes: Sequence[FaceBox], level: int, overlap: str) -> list[Tensor | None]:
+    """The part of each person's residual that counts in each cell of its box; None: all of it, as in the paper."""
+    if overlap == "sum" or len(boxes) == 1:
+        return [None] * len(boxes)
+    owners = torch.zeros(len(boxes), *boxes[0].grid.size(level))
+    for p, (x0, y0, x1, y1) in enumerate(box.cells(level) for box in boxes):
+        if overlap == "priority":
+            owners[:p, y0:y1, x0:x1] = 0
+        owners[p, y0:y1, x0:x1] = 1
+    owners /= owners.sum(0).clamp(min=1)
+    return [owners[p, y0:y1, x0:x1] for p, (x0, y0, x1, y1) in enumerate(box.cells(level) for box in boxes)]
+
+
+def _first(added: dict[str, Tensor], rows: int) -> dict[str, Tensor] | None:
+    return {name: values[:rows] for name, values in added.items()} or None
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Torch computes with this many threads, and afterwards with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

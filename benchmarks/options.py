@@ -1,0 +1,125 @@
+"""What `benchmarks.latency` can be asked for: the options, what is refused, and the command line."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from realisid_trt.errors import RequestError
+from realisid_trt.request import MAX_PERSONS
+
+BASELINES = ("naive", "naive-no-delay")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What is asked for. The command line takes its defaults from here.
+
+    engine:        engine directory. backend, device: as in Engine.load.
+    checkpoint:    the folder that it was built from, for the baselines' weights; None takes it from the engine.
+    baseline:      some of BASELINES, or ("none",).
+    persons:       numbers of persons, each a case of its own.
+    steps:         None takes the engine's default; height, width: px, None takes the model's size.
+    runs, warmup:  rounds that are measured, and short rounds before them.
+    threads:       of the engine and of the baselines; None takes every core this process may use.
+    memory_format: of the baselines' convolutions: "contiguous", "channels_last", or "auto" for the faster one here.
+    photo:         measure the face front end on this photo too.
+    out, plot:     files to write.
+    """
+
+    engine: Path
+    checkpoint: Path | None = None
+    baseline: tuple[str, ...] = ("naive",)
+    persons: tuple[int, ...] = (1, 2)
+    steps: int | None = None
+    height: int | None = None
+    width: int | None = None
+    runs: int = 5
+    warmup: int = 1
+    threads: int | None = None
+    backend: str = "auto"
+    device: str = "cpu"
+    memory_format: str = "auto"
+    seed: int = 0
+    prompt: str = "two friends hiking, golden hour"
+    photo: Path | None = None
+    out: Path | None = None
+    plot: Path | None = None
+
+    def check(self) -> None:
+        """Raises RequestError for what cannot be meant, before anything is loaded."""
+        least = {"runs": 1, "warmup": 0, "steps": 1, "threads": 1, "seed": 0, "height": 1, "width": 1}
+        for name, bound in least.items():
+            value = getattr(self, name)
+            if value is not None and value < bound:
+                raise RequestError(f"--{name} is {value}, expected at least {bound}.")
+        for count in self.persons:
+            if not 0 <= count <= MAX_PERSONS:
+                raise RequestError(f"--persons {count}: an engine takes 0 to {MAX_PERSONS}.")
+        unknown = sorted(set(self.baseline) - {*BASELINES, "none"})
+        if unknown or ("none" in self.baseline and len(set(self.baseline)) > 1):
+            raise RequestError(
+                f"--baseline {' '.join(self.baseline)}: expected {', '.join(BASELINES)}, both of them, or none alone."
+            )
+        if self.threads is not None and self.device != "cpu":
+            raise RequestError(f"--threads {self.threads} is for --device cpu; {self.device} says for itself.")
+        if self.photo is not None and not self.photo.is_file():
+            raise RequestError(f"--photo {self.photo}: no such file.")
+        for flag, path in (("--out", self.out), ("--plot", self.plot)):
+            if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+                raise RequestError(f"{flag} {path}: expected a file in a folder that exists.")
+        if self.plot is not None:
+            from .report import check_plot
+
+            check_plot(self.plot)
+
+
+def parser() -> argparse.ArgumentParser:
+    line = argparse.ArgumentParser(
+        prog="python -m benchmarks.latency",
+        description="Milliseconds per picture, stage and step, beside an honest baseline on the same weights.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""baselines:
+  naive           diffusers' own modules, guidance rows batched, no third row before the ID is switched on
+  naive-no-delay  the same with three rows at every step (of weight zero before the switch: the same picture)
+examples:
+  python -m benchmarks.latency --engine engines/NAME --persons 1 2 --steps 30 --baseline naive
+  python -m benchmarks.latency --engine engines/NAME --baseline naive naive-no-delay --out latency.json \\
+      --plot latency.png
+  python -m benchmarks.latency --engine engines/NAME --baseline none --photo alice.jpg""",
+    )
+    default: dict[str, Any] = {field.name: field.default for field in fields(Options)}
+    shown = "default %(default)s"
+    line.add_argument("--engine", type=Path, required=True, metavar="DIR", help="engine directory")
+    line.add_argument("--checkpoint", type=Path, metavar="DIR", help="the folder it was built from, if that has moved")
+    line.add_argument(
+        "--baseline",
+        nargs="+",
+        choices=(*BASELINES, "none"),
+        default=list(default["baseline"]),
+        help=shown,
+    )
+    line.add_argument("--persons", nargs="+", type=int, default=list(default["persons"]), metavar="N", help=shown)
+    line.add_argument("--steps", type=int, help="denoising steps (default: the engine's)")
+    line.add_argument("--height", type=int, metavar="PX", help="of the picture (default: the model's)")
+    line.add_argument("--width", type=int, metavar="PX", help="of the picture (default: the model's)")
+    line.add_argument("--runs", type=int, default=default["runs"], help=f"measured rounds, {shown}")
+    line.add_argument("--warmup", type=int, default=default["warmup"], help=f"short rounds before them, {shown}")
+    line.add_argument("--threads", type=int, help="of engine and baselines (default: every core)")
+    line.add_argument("--backend", default=default["backend"], help=shown)
+    line.add_argument("--device", default=default["device"], help=shown)
+    line.add_argument(
+        "--memory-format",
+        choices=("auto", "contiguous", "channels_last"),
+        default=default["memory_format"],
+        help="of the baselines; auto tries both and takes the faster",
+    )
+    line.add_argument("--seed", type=int, default=default["seed"], help=shown)
+    line.add_argument("--prompt", default=default["prompt"], help=shown)
+    line.add_argument("--photo", type=Path, metavar="FILE", help="measure the face front end on this photo too")
+    line.add_argument("--out", type=Path, metavar="FILE", help="store the JSON object")
+    line.add_argument("--plot", type=Path, metavar="FILE", help="draw steps and stages (.png, .svg, .pdf)")
+    line.add_argument("--json", action="store_true", help="the last line of stdout is one JSON object")
+    return line

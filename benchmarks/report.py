@@ -1,0 +1,200 @@
+"""Runs → figures → a table for people, and a plot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from realisid_trt.errors import RequestError
+from realisid_trt.files import whole_or_not
+
+from .flops import total_flops
+from .measure import Run, speed_ratio, spread
+
+PHASES = ("without_id", "with_id")
+Case = dict[str, Any]
+# One colour of the plot → the stages of the engine, and of the baselines, that do this work.
+FAMILIES = {
+    "text": ("text",),
+    "conditions, time": ("persons", "conditions", "time"),
+    "local branch": ("denoise.local_branch", "denoise.controlnet_local"),
+    "global branch": ("denoise.global_branch", "denoise.controlnet_global"),
+    "UNet": ("denoise.unet_encoder", "denoise.unet_decoder", "denoise.unet"),
+    "between networks": tuple(
+        f"denoise.{name}" for name in ("crop_upsample", "relocate_merge", "guide_step", "crop", "merge", "guidance")
+    ),
+    "VAE": ("vae",),
+}
+
+
+def summarise(
+    persons: int,
+    taken: Mapping[str, Sequence[Run]],
+    differences: Mapping[str, float],
+    switch: int,
+    per_row: Mapping[str, int],
+) -> Case:
+    """One case of the JSON object.
+
+    taken:       contender → its runs; "engine" first.
+    differences: baseline → relative RMS of the latents' difference.
+    switch:      steps without the ID. per_row: operations per row of every network; empty: not known.
+    """
+    switch = switch if persons else len(taken["engine"][0].step_ms)
+    contenders = {name: _contender(runs, switch, per_row) for name, runs in taken.items()}
+    engine, ratios = taken["engine"], {}
+    for name, difference in differences.items():
+        baseline = taken[name]
+        ratios[name] = {
+            "total": speed_ratio([run.total_ms for run in baseline], [run.total_ms for run in engine]),
+            "denoise": speed_ratio([r.stages["denoise"] for r in baseline], [r.stages["denoise"] for r in engine]),
+            "flop": contenders[name]["tflop"] / contenders["engine"]["tflop"] if per_row else None,
+            "latents_relative_rms": difference,
+        }
+    return {"persons": persons, "contenders": contenders, "ratios": ratios}
+
+
+def _contender(runs: Sequence[Run], switch: int, per_row: Mapping[str, int]) -> dict[str, Any]:
+    total = spread([run.total_ms for run in runs])
+    elsewhere = [run.elsewhere for run in runs if run.elsewhere is not None]
+    stages = {stage: spread([run.stages[stage] for run in runs]) for stage in runs[0].stages}
+    rows, step_rows = runs[-1].rows, runs[-1].step_rows
+    parts = {"without_id": slice(None, switch), "with_id": slice(switch, None)}
+    phase_ms = {phase: [ms for run in runs for ms in run.step_ms[part]] for phase, part in parts.items()}
+    phase_rows = {phase: next(iter(step_rows[part]), None) for phase, part in parts.items()}
+    tflop = total_flops(rows, per_row) / 1e12 if per_row else None
+    names = {stage: stage.removeprefix("denoise.") for stage in stages}
+    return {
+        "total_ms": total,
+        "stages_ms": stages,
+        "step_ms": {phase: spread(ms) if ms else None for phase, ms in phase_ms.items()},
+        "step_ms_runs": [list(run.step_ms) for run in runs],
+        "cores_busy_elsewhere": spread(elsewhere) if elsewhere else None,
+        "rows": dict(rows),
+        "step_rows": phase_rows,
+        "tflop": tflop,
+        "step_tflop": {
+            phase: total_flops(rows, per_row) / 1e12 if rows is not None and per_row else None
+            for phase, rows in phase_rows.items()
+        },
+        "gflop_per_s": tflop * 1e6 / total["p50"] if tflop is not None else None,
+        "stage_gflop_per_s": {
+            stage: rows[name] * per_row[name] / 1e6 / stages[stage]["p50"]
+            for stage, name in names.items()
+            if name in rows and name in per_row
+        },
+    }
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """What people read."""
+    hardware, settings = result["hardware"], result["settings"]
+    ram = f", {hardware['ram_bytes'] / 2**30:.0f} GiB" if hardware["ram_bytes"] else ""
+    known = ("onnxruntime", "torch", "diffusers")
+    lines = [
+        f"{result['engine']['name']}: {result['engine']['backend']}, {result['engine']['precision']}; {result['date']}",
+        f"{hardware['cpu']}, {hardware['threads']} threads on {hardware['cores_available']} cores{ram}; "
+        + ", ".join(f"{name} {result['versions'][name]}" for name in known if name in result["versions"]),
+        f"{settings['width']}×{settings['height']} px, {settings['steps']} steps, {settings['steps_without_id']} "
+        f"of them without the ID; {settings['runs']} interleaved runs after {settings['warmup']}; ms, p50 (p95)",
+    ]
+    for case in result["cases"]:
+        lines += ["", *_case_lines(case)]
+    if result["photo"]:
+        lines += ["", "once per new photo, ms, p50 (p95)"]
+        lines += [f"  {stage:<20}{_spread(ms)}" for stage, ms in result["photo"].items()]
+    return "\n".join(lines)
+
+
+def _case_lines(case: Case) -> list[str]:
+    contenders: Mapping[str, Any] = case["contenders"]
+    rows: list[list[str]] = [[_persons(case["persons"]), *contenders]]
+
+    def add(label: str, cells: Sequence[str]) -> None:
+        rows.append([label, *cells])
+
+    add("total", [_spread(c["total_ms"]) for c in contenders.values()])
+    stages = dict.fromkeys(stage for c in contenders.values() for stage in c["stages_ms"])
+    for stage in sorted(stages, key=lambda stage: list(stages).index(stage.partition(".")[0])):
+        label = "  " * (1 + stage.count(".")) + stage.rpartition(".")[2]
+        add(label, [_spread(c["stages_ms"].get(stage)) for c in contenders.values()])
+    for phase, label in zip(PHASES, ("step without ID", "step with ID"), strict=True):
+        if any(c["step_ms"][phase] for c in contenders.values()):
+            add(label, [_spread(c["step_ms"][phase]) for c in contenders.values()])
+            add("  rows", [_rows(c["step_rows"][phase]) for c in contenders.values()])
+            add("  TFLOP", [_number(c["step_tflop"][phase]) for c in contenders.values()])
+    add("cores busy elsewhere", [_spread(c["cores_busy_elsewhere"]) for c in contenders.values()])
+    add("TFLOP", [_number(c["tflop"]) for c in contenders.values()])
+    add("GFLOP/s", [_number(c["gflop_per_s"]) for c in contenders.values()])
+    for name, label in (("total", "engine is faster by"), ("denoise", "  in the loop by")):
+        ratios = [case["ratios"].get(c, {}).get(name) for c in contenders]
+        add(label, ["" if r is None else f"{r['median']:.2f}× ({r['min']:.2f}–{r['max']:.2f})" for r in ratios])
+    add("  in operations by", [_number(case["ratios"].get(c, {}).get("flop"), "×") for c in contenders])
+    shown = [case["ratios"].get(c, {}).get("latents_relative_rms") for c in contenders]
+    add("latents differ by", ["" if value is None else f"{value:.1e}" for value in shown])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for label, *cells in rows:
+        if any(cells):
+            aligned = (f"  {cell:>{width}}" for cell, width in zip(cells, widths[1:], strict=True))
+            lines.append((label.ljust(widths[0]) + "".join(aligned)).rstrip())
+    return lines
+
+
+def _persons(count: int) -> str:
+    return f"{count} person{'' if count == 1 else 's'}"
+
+
+def _spread(ms: Mapping[str, float] | None) -> str:
+    return "" if ms is None else f"{ms['p50']:.1f} ({ms['p95']:.1f})"
+
+
+def _number(value: float | None, unit: str = "") -> str:
+    return "" if value is None else f"{value:.3g}{unit}" if value < 1000 else f"{value:.0f}{unit}"
+
+
+def _rows(rows: Mapping[str, int] | None) -> str:
+    """Rows of a step in the order of the step, such as "2 + 2 + 2 + 3"."""
+    return "" if not rows else " + ".join(str(count) for count in rows.values())
+
+
+def check_plot(path: Path) -> None:
+    """Raises RequestError before the measurement if a plot cannot be drawn after it."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        raise RequestError("--plot needs matplotlib, which is not installed. pip install 'realisid_trt[dev]'") from None
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise RequestError(f"--plot {path}: expected a file that ends in .png, .svg or .pdf.")
+
+
+def plot(result: Mapping[str, Any], path: Path) -> None:
+    """Per case: milliseconds of every step, and of every stage stacked. Raises DiskError."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    cases = result["cases"]
+    figure = Figure(figsize=(11, 3.6 * len(cases)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, case in zip(figure.subplots(len(cases), 2, squeeze=False), cases, strict=True):
+        by_step, by_stage = axes
+        for name, contender in case["contenders"].items():
+            medians = [spread(step)["p50"] for step in zip(*contender["step_ms_runs"], strict=True)]
+            by_step.plot(range(1, len(medians) + 1), medians, marker=".", label=name)
+        by_step.set(title=f"{_persons(case['persons'])}: every step", xlabel="step", ylabel="ms", ylim=(0, None))
+        by_step.legend(loc="lower right")
+        left = dict.fromkeys(case["contenders"], 0.0)
+        for label, stages in FAMILIES.items():
+            widths = [
+                sum(c["stages_ms"][stage]["p50"] for stage in stages if stage in c["stages_ms"])
+                for c in case["contenders"].values()
+            ]
+            by_stage.barh(list(left), widths, left=list(left.values()), label=label)
+            left = {name: start + width for (name, start), width in zip(left.items(), widths, strict=True)}
+        by_stage.set(title="every stage", xlabel="ms per picture")
+        by_stage.invert_yaxis()
+    legend = figure.axes[1].get_legend_handles_labels()
+    figure.legend(*legend, loc="outside lower center", ncols=len(FAMILIES), fontsize="small")
+    with whole_or_not(path) as partial:
+        figure.savefig(partial, dpi=120)
