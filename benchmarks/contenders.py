@@ -103,13 +103,13 @@ def run_naive(pipeline: NaivePipeline, prompt: str, arguments: Mapping[str, Any]
 def open_original(manifest: Manifest, path: Path | None) -> Checkpoint:
     """The checkpoint that an engine was built from; path: where it lies now. Raises CheckpointError."""
     from export.checkpoint import Checkpoint  # torch, which an engine by itself does without
-    from export.staging import built_from
+    from export.origins import recall
 
-    origin = built_from(manifest.path)
+    origin = recall(manifest.values)
     if path is None and "path" not in origin:
         raise CheckpointError(
-            f"{manifest.path} does not say what it was built from, and a baseline needs those weights. Give "
-            "--checkpoint CKPT, or --baseline none."
+            f"Where the checkpoint of {manifest.path} lies is not known on this machine, and a baseline needs its "
+            "weights. Give --checkpoint CKPT, or --baseline none."
         )
     origin |= {"path": str(path)} if path is not None else {}
     checkpoint = Checkpoint.open(**origin)  # type: ignore[arg-type]

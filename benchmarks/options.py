@@ -18,7 +18,7 @@ class Options:
     """What is asked for. The command line takes its defaults from here.
 
     engine:        engine directory. backend, device: as in Engine.load.
-    checkpoint:    the folder that it was built from, for the baselines' weights; None takes it from the engine.
+    checkpoint:    the folder that it was built from, for the baselines' weights; None: where it lay then.
     baseline:      some of BASELINES, or ("none",).
     persons:       numbers of persons, each a case of its own.
     steps:         None takes the engine's default; height, width: px, None takes the model's size.

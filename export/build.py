@@ -85,6 +85,7 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
     from .checkpoint import Checkpoint
     from .describe import describe
     from .networks import networks
+    from .origins import remember
     from .small_parts import small_parts
     from .workers import export_all
 
@@ -95,7 +96,6 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
         raise RequestError(f"--only {' '.join(unknown)}: no such network. Known: {', '.join(known)}.")
 
     with open_staging(out) as staging:
-        staging.origin = _origin(path, options)
         made, jobs = _plan(staging, checkpoint, known, backends, options)
         if made:
             report(f"{len(made)} of {len(made) + len(jobs)} networks stand from an earlier build")
@@ -114,6 +114,7 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
         else:
             _verify_whole(staging, checkpoint, manifest, report)
             staging.publish(manifest, list(made))
+    remember(manifest, checkpoint=path, base_model=options.base_model, variant=options.variant)
     return {
         "out": str(asked),
         "complete": True,
@@ -134,14 +135,6 @@ def miniature_checkpoint(report: Report) -> Path:
         report(f"making the miniature checkpoint (random weights) in {folder}")
         make_checkpoint(folder, seed=0)
     return folder
-
-
-def _origin(checkpoint: Path, options: Options) -> dict[str, str | None]:
-    """What opens the same checkpoint from any working folder."""
-    base_model = options.base_model
-    if base_model and Path(base_model).is_dir():  # else an id on the hub
-        base_model = str(Path(base_model).absolute())
-    return {"path": str(Path(checkpoint).absolute()), "base_model": base_model, "variant": options.variant}
 
 
 def _check(options: Options, report: Report) -> tuple[str, ...]:

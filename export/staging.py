@@ -48,13 +48,11 @@ def content_key(*parts: object) -> str:
 class Staging:
     """The folder `.NAME.building` beside `NAME`. Use `open_staging`.
 
-    out:    the engine directory, from `target_folder`.
-    origin: arguments of `Checkpoint.open`; remembered beside the artifacts, for those who compare with the original.
+    out: the engine directory, from `target_folder`.
     """
 
     def __init__(self, out: Path) -> None:
         self.out = out
-        self.origin: dict[str, str | None] = {}
         self.folder = out.with_name(f".{out.name}.building")
         self.artifacts: dict[str, Artifact] = {}
         self.current: dict[str, Any] = {}  # manifest of the engine that is there now, if it is whole
@@ -100,11 +98,7 @@ class Staging:
 
     def _record(self, name: str, artifact: Artifact) -> None:
         self.artifacts[name] = artifact
-        self._write_records()
-
-    def _write_records(self) -> None:
-        artifacts = {name: asdict(artifact) for name, artifact in self.artifacts.items()}
-        write_json(self.folder / RECORDS, {"checkpoint": self.origin, "artifacts": artifacts})
+        write_json(self.folder / RECORDS, {name: asdict(artifact) for name, artifact in self.artifacts.items()})
 
     def _is_whole(self, folder: Path, artifact: Artifact) -> bool:
         with VerifiedFiles() as verified:
@@ -133,7 +127,7 @@ class Staging:
     def prune(self, names: list[str]) -> None:
         """Removes artifacts other than `names`, and files that belong to none."""
         self.artifacts = {name: self.artifacts[name] for name in names}
-        self._write_records()
+        write_json(self.folder / RECORDS, {name: asdict(artifact) for name, artifact in self.artifacts.items()})
         belonging = {self.folder / file for artifact in self.artifacts.values() for file in artifact.files}
         belonging |= {self.folder / RECORDS, self.folder / MANIFEST}
         for path in sorted(self.folder.rglob("*"), reverse=True):
@@ -168,17 +162,9 @@ def open_staging(out: Path) -> Iterator[Staging]:
 
 def _read_records(folder: Path) -> dict[str, Artifact]:
     try:
-        records = json.loads((folder / RECORDS).read_text(encoding="utf-8"))["artifacts"]
+        records = json.loads((folder / RECORDS).read_text(encoding="utf-8"))
         return {name: Artifact(**record) for name, record in records.items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return {}
-
-
-def built_from(engine: Path) -> dict[str, str | None]:
-    """Arguments of `Checkpoint.open` for the checkpoint that an engine was built from; empty if nobody remembers."""
-    try:
-        return dict(json.loads((engine / RECORDS).read_text(encoding="utf-8"))["checkpoint"])
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError):
         return {}
 
 

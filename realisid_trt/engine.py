@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -166,7 +165,7 @@ class Engine:
         for request in requests:
             request.check()
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        seeds = [secrets.randbelow(2**32) if request.seed is None else request.seed for request in requests]
+        seeds = [int.from_bytes(os.urandom(4)) if request.seed is None else request.seed for request in requests]
 
         prologue, put = self._prologue, self.backend.put
         coefficients = prologue.coefficients(steps)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +21,8 @@ def cache_folder() -> Path:
     try:
         return Path.home() / ".cache" / "realisid_trt"
     except RuntimeError:
+        import tempfile  # seldom needed and slow to import
+
         return Path(tempfile.gettempdir()) / f"realisid_trt-{os.getuid()}"
 
 
@@ -49,8 +49,20 @@ def whole_or_not(path: Path) -> Iterator[Path]:
             partial.unlink(missing_ok=True)
 
 
+def sha256(*parts: bytes | memoryview) -> str:
+    """Hex digest of the parts, one behind the other."""
+    import hashlib  # with OpenSSL behind it, a third of what importing the rest of the package takes
+
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
 def file_sha256(path: Path) -> str:
     """Hex digest of the file's content, read in pieces. Raises OSError."""
+    import hashlib
+
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

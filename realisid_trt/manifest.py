@@ -6,7 +6,6 @@ model. It is checked before anything else is opened: what follows can trust it.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shlex
@@ -21,6 +20,7 @@ import numpy as np
 from .config import RealisIDConfig
 from .ddim import DDIM
 from .errors import EngineDamaged, EngineMismatch, EngineMissing, ShapeError
+from .files import VerifiedFiles, sha256
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -252,8 +252,6 @@ class Manifest:
 
     def check_files(self) -> None:
         """Every listed file is there and is what was built. Hashes are remembered by path, size, mtime and inode."""
-        from .files import VerifiedFiles
-
         again = rebuild(self.path)
         with VerifiedFiles() as verified:
             for name, listed in self.values["files"].items():
@@ -305,5 +303,5 @@ def seal(values: Mapping[str, Any]) -> dict[str, str]:
             entries = [(section, content)]
         for name, value in entries:
             text = json.dumps(value, sort_keys=True, separators=(",", ":"))
-            digests[name] = hashlib.sha256(f"{name}={text}".encode()).hexdigest()[:16]
+            digests[name] = sha256(f"{name}={text}".encode())[:16]
     return digests

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from .config import RealisIDConfig
 from .errors import BoxError, RequestError
 from .faces import Face, FaceFinder
 from .faces.choice import CHOOSE_WITH, check_face_number, checked_box
+from .files import sha256
 from .identity import Identity
 from .manifest import Model
 from .mesh import checked_landmarks
@@ -96,7 +96,7 @@ class People:
         name = _name(photo, name)
         look = self._look(photo, name, face, box, landmarks)
         own = None if crop is None else load_crop(crop, self._model.image_size, f"the crop of {name}")
-        key = look.key, None if own is None else hashlib.sha256(own.tobytes()).digest()
+        key = look.key, None if own is None else sha256(own.tobytes())
         return self._identities.get(key, lambda: self._embed(look, own, name))
 
     def prepare(self, person: Person, grid: Grid, alone: bool, name: str) -> PreparedPerson:

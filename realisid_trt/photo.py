@@ -9,7 +9,6 @@ Footgun: never `cv2.imread`. It returns a half-grey picture for a truncated JPEG
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import struct
@@ -25,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from .errors import PhotoError, RequestError
+from .files import sha256
 
 MAX_PIXELS = 100_000_000  # refused from the header, before anything is decoded
 MIN_SIDE_PX = 64
@@ -121,9 +121,7 @@ def load_crop(source: Photo, size_px: int, name: str) -> NDArray[np.uint8]:
 
 def photo_hash(photo: LoadedPhoto) -> str:
     """SHA-256 of size and pixels, in hex: the cache key of what was computed from a photo."""
-    digest = hashlib.sha256(repr((photo.size, photo.rgb.shape)).encode())
-    digest.update(np.ascontiguousarray(photo.rgb).data)
-    return digest.hexdigest()
+    return sha256(repr((photo.size, photo.rgb.shape)).encode(), np.ascontiguousarray(photo.rgb).data)
 
 
 def _path(source: object) -> str | None:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer as Bpe
 
 from .backends import Backend
 from .errors import RealisIDWarning, RequestError
@@ -23,6 +22,8 @@ class Prompts:
     """The tokenizers of an engine, one per text encoder."""
 
     def __init__(self, folder: Path, tokenizers: Mapping[str, Tokenizer]) -> None:
+        from tokenizers import Tokenizer as Bpe  # when an engine is loaded: it would slow down every import
+
         self._tokenizers: dict[str, Bpe] = {}
         for name, spec in tokenizers.items():
             bpe = Bpe.from_file(str(folder / spec.file))

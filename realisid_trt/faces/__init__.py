@@ -8,7 +8,6 @@ most 2048 px (photo.py), and only this file and choice.py know both.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..errors import EngineDamaged, RequestError
+from ..files import sha256
 from ..mesh import checked_landmarks
 from ..photo import LoadedPhoto
 from .choice import CHOOSE_WITH, Seen, checked_box, choose, usable
@@ -116,7 +116,7 @@ class FaceFinder:
     def model_id(self) -> str:
         """Names the models: two finders of one id give the same answers."""
         nets = [*self.detector.nets, self.person_mask.net, *([self.parser.net] if self.parser else [])]
-        digest = hashlib.sha256(" ".join(net.sha256 for net in nets).encode()).hexdigest()
+        digest = sha256(" ".join(net.sha256 for net in nets).encode())
         return f"mtcnn+{self.landmark_model.model_id}+{digest[:12]}"
 
     def see(self, photo: LoadedPhoto) -> Seen:

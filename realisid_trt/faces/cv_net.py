@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import cv2
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from .. import manifest
 from ..errors import EngineDamaged
+from ..files import sha256
 
 Floats = NDArray[np.float32]
 
@@ -38,7 +38,7 @@ class CvNet:
                 f"{path} is missing or unreadable ({error.strerror}). {rebuild(path.parent)}"
             ) from error
         self.path = path
-        self.sha256 = hashlib.sha256(content).hexdigest()
+        self.sha256 = sha256(content)
         try:
             self._net = cv2.dnn.readNetFromONNX(np.frombuffer(content, np.uint8))
             self._outputs = [str(output) for output in self._net.getUnconnectedOutLayersNames()]

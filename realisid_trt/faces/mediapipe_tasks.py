@@ -7,7 +7,6 @@ MediaPipe's own detector misses small and grouped faces that MTCNN finds, so it 
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError, PhotoError, RequestError
+from ..files import sha256
 from ..mesh import NUM_LANDMARKS
 from .landmarks import LandmarkModel, Roi
 from .squares import Points, crop_square
@@ -44,7 +44,7 @@ class TasksLandmarks(LandmarkModel):
                 f"Either `pip install 'realisid_trt[mediapipe]'`, {convert}"
             ) from error
         self._mediapipe: Any = mediapipe
-        self._id = f"tasks-{hashlib.sha256(content).hexdigest()[:8]}"
+        self._id = f"tasks-{sha256(content)[:8]}"
         try:
             options = tasks.vision.FaceLandmarkerOptions(
                 base_options=tasks.BaseOptions(model_asset_buffer=content), num_faces=1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -41,7 +42,8 @@ def test_missing_or_damaged_file_is_named_and_the_command_is_for_this_engine(
     for files in (None, FILES):
         with pytest.raises(EngineDamaged, match=file) as caught:
             FaceFinder.load(folder, files=files)
-        assert "python -m export.build" in str(caught.value) and f"--out {folder.parent}" in str(caught.value)
+        said = str(caught.value)
+        assert "python -m export.build" in said and f"--out {shlex.quote(str(folder.parent))}" in said
 
 
 def test_files_that_the_manifest_does_not_list_are_not_opened(folder: Path, finder: FaceFinder) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -160,4 +161,4 @@ def test_parser_with_other_outputs_is_refused(hopper: LoadedPhoto, finder: FaceF
     parser = FaceParser(folder)
     with pytest.raises(EngineDamaged, match=r"\(1, 3, 512, 512\), expected \(1, 19, 512, 512\)") as caught:
         parser(hopper.rgb, finder.find(hopper).square, np.eye(2, 3), 64)
-    assert f"--out {folder.parent} --face-parser FILE.onnx" in str(caught.value)
+    assert f"--out {shlex.quote(str(folder.parent))} --face-parser FILE.onnx" in str(caught.value)

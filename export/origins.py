@@ -1,0 +1,37 @@
+"""Where the checkpoints of engines lay. This machine remembers; an engine, which is given away, does not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from realisid_trt.errors import DiskError
+from realisid_trt.files import cache_folder, whole_or_not
+
+from .staging import content_key
+
+
+def remember(manifest: Mapping[str, Any], *, checkpoint: Path, base_model: str | None, variant: str | None) -> None:
+    """Keeps what opens the checkpoint again, from any working folder. A cache that cannot be written is no error."""
+    if base_model and Path(base_model).is_dir():  # else an id on the hub
+        base_model = str(Path(base_model).absolute())
+    origin = {"path": str(Path(checkpoint).absolute()), "base_model": base_model, "variant": variant}
+    with contextlib.suppress(DiskError), whole_or_not(_record(manifest)) as partial:
+        partial.write_text(json.dumps(origin), encoding="utf-8")
+
+
+def recall(manifest: Mapping[str, Any]) -> dict[str, str | None]:
+    """Arguments of `Checkpoint.open` for the checkpoint with an engine's weights; empty if nobody remembers."""
+    try:
+        return dict(json.loads(_record(manifest).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def _record(manifest: Mapping[str, Any]) -> Path:
+    """One per set of weights and configuration, wherever the engine lies."""
+    key = content_key(manifest["checkpoint"], manifest["realisid_config"])
+    return cache_folder() / "origins" / f"{key[:16]}.json"
