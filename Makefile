@@ -1,13 +1,15 @@
 # make demo    a picture of two people from two photographs, through the whole system
 # make test    everything, on a CPU
-# Each makes its own virtual environment in .venv and installs what it needs.
+# make gpu-test  what needs an NVIDIA GPU: tests and benchmarks, into gpu-test.json
+# Each makes its own virtual environment and installs what it needs.
 
 PYTHON      ?= python3
 TORCH_INDEX ?=
 VENV        := .venv
 RUN         := $(VENV)/bin/python
+GPU_VENV    := .venv-gpu
 
-.PHONY: demo test lint clean
+.PHONY: demo test gpu-test lint clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m export.build --out engines/miniature
@@ -34,5 +36,15 @@ $(VENV)/.test: $(VENV)/.demo
 	$(RUN) -m pip install -q -e '.[cpu,export,dev]'
 	touch $@
 
+# An environment of its own: onnxruntime and onnxruntime-gpu overwrite each other.
+gpu-test: $(GPU_VENV)/.installed
+	$(GPU_VENV)/bin/python -m benchmarks.gpu --out gpu-test.json
+
+$(GPU_VENV)/.installed: setup.py
+	$(PYTHON) -m venv $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install -q torch==2.13.0
+	$(GPU_VENV)/bin/python -m pip install -q -e '.[gpu,export,dev]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build out *.egg-info engines/miniature engines/test-* engines/.[!.]*
+	rm -rf $(VENV) $(GPU_VENV) build out *.egg-info engines/miniature engines/test-* engines/.[!.]*

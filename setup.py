@@ -30,7 +30,7 @@ setup(
         "export.miniature",
     ],
     package_dir={"realisid_trt.kernels": "kernels"},
-    package_data={"realisid_trt": ["py.typed"]},
+    package_data={"realisid_trt": ["py.typed"], "realisid_trt.kernels": ["*.cu", "*.cuh"]},
     install_requires=[
         "numpy>=2",
         "pillow>=11",
@@ -41,19 +41,20 @@ setup(
     ],
     extras_require={
         "cpu": [ORT],
-        "gpu": ["onnxruntime-gpu>=1.23", *CUDA],
+        "gpu": ["onnxruntime-gpu[cuda,cudnn]>=1.23", *CUDA],
         "tensorrt": ["tensorrt>=10.13,<12", *CUDA],
         "tensorrt-rtx": ["tensorrt_rtx>=1.7,<2", *CUDA],
         "mediapipe": ["mediapipe>=1.0,<2"],  # brings opencv-contrib, which overwrites opencv-python-headless
-        "export": [
-            ORT,
+        "export": [  # beside cpu or gpu, whose ONNX Runtimes overwrite each other
             "torch>=2.13,<2.14",  # the dynamo exporter's graphs change with every release
             "diffusers>=0.42,<0.43",  # networks.py cuts its UNet and ControlNet
             "transformers>=5.23,<6",
             "onnx>=1.23,<2",
             "onnxscript>=0.7,<0.8",
             "tflite>=2.18",
+            CUDA[1],  # with the next: the CUDA kernels are compiled without a toolkit
+            "nvidia-cuda-nvrtc>=13,<14",
         ],
-        "dev": ["pytest>=9", "ruff>=0.17,<0.18", "mypy>=2.4,<3", "matplotlib>=3.10"],
+        "dev": [*CUDA, "pytest>=9", "ruff>=0.17,<0.18", "mypy>=2.4,<3", "matplotlib>=3.10"],
     },
 )

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from realisid_trt import Engine, Person
-from realisid_trt.conditions import id_pixels
-from realisid_trt.errors import CheckpointError
+from realisid_trt.conditions import id_pixels, pose_image
+from realisid_trt.errors import CheckpointError, RequestError
 from realisid_trt.faces import FaceFinder
 from realisid_trt.manifest import Manifest
 from realisid_trt.photo import load_photo
@@ -22,12 +22,13 @@ from .measure import Run, differences, relative_rms, spread, timed
 if TYPE_CHECKING:
     from export.checkpoint import Checkpoint
 
-    from .naive import NaivePipeline
-
 Progress = Callable[[int, int], object]
-ENGINE_LOOP = ("local_branch", "global_branch", "unet_encoder", "unet_decoder")
-NAIVE_LOOP = ("controlnet_local", "controlnet_global", "unet")
-EPSILON = {"float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+# The networks of a step: the engine's, and the baselines'.
+LOOP = (
+    "local_branch", "global_branch", "unet_encoder", "unet_decoder",
+    "controlnet_local", "controlnet_global", "unet",
+)  # fmt: skip
+SAME = 2.0**-11.5  # relative RMS: half of float32's digits
 FACE = 0.3  # side of a face box over the shorter side of the picture
 
 
@@ -49,72 +50,52 @@ def make_persons(engine: Engine, count: int, height: int, width: int, seed: int)
     return persons
 
 
-def contenders(
-    names: Sequence[str],
-    engine: Engine,
-    pipeline: NaivePipeline | None,
-    prompt: str,
-    arguments: Mapping[str, Any],
-    progress: Progress,
-) -> dict[str, Callable[[int], Run]]:
-    """Name → callable of a round's number that makes one picture. arguments: what `generate` of both understands.
+@dataclass(frozen=True, eq=False)
+class Contender:
+    """The engine or a baseline. generate: of either; counter: the object whose `usage` counts its rows."""
 
-    Every round has a prompt of its own: the engine remembers prompts, and a baseline does not.
-    """
-    found: dict[str, Callable[[int], Run]] = {}
-    for name in names:
-        if name == "engine":
-            found[name] = partial(run_engine, engine, prompt, arguments, progress)
-        else:
-            assert pipeline is not None
-            found[name] = partial(run_naive, pipeline, prompt, {**arguments, "delay": name == "naive"}, progress)
-    return found
+    generate: Callable[..., Any]
+    counter: Any
+
+    def run(self, prompt: str, progress: Progress, **arguments: Any) -> Run:
+        """One picture, timed. arguments: those that `generate` of both understands."""
+        snapshots: list[dict[str, int]] = []
+
+        def note(done: int, total: int) -> None:
+            snapshots.append(dict(self.counter.usage.rows))
+            progress(done, total)
+
+        result, total_ms, cores = timed(lambda: self.generate(prompt, progress=note, **arguments))
+        steps = differences(snapshots, LOOP)
+        return Run(total_ms, result.timings, result.step_ms, result.rows, steps, result.latents, cores)
 
 
-def run_engine(engine: Engine, prompt: str, arguments: Mapping[str, Any], progress: Progress, take: int) -> Run:
-    """One picture by the engine; the rows are those that its backend counted. arguments: of `Engine.generate`."""
-    snapshots: list[dict[str, int]] = []
-
-    def note(done: int, total: int) -> None:
-        snapshots.append(dict(engine.backend.usage.rows))
-        progress(done, total)
-
-    height, width = (cells * engine.model.vae_scale_factor for cells in arguments["latents"].shape[-2:])
-    options = {"height": height, "width": width, "output": "np", "progress": note, **arguments}
-    result, total_ms, elsewhere = timed(lambda: engine.generate(f"{prompt}, {take}", **options))
-    steps = differences(snapshots, ENGINE_LOOP)
-    return Run(total_ms, result.timings, result.step_ms, result.rows, steps, result.latents, elsewhere)
-
-
-def run_naive(pipeline: NaivePipeline, prompt: str, arguments: Mapping[str, Any], progress: Progress, take: int) -> Run:
-    """One picture by the baseline; the rows are counted where its modules are called."""
-    snapshots: list[dict[str, int]] = []
-
-    def note(done: int, total: int) -> None:
-        snapshots.append(dict(pipeline.usage.rows))
-        progress(done, total)
-
-    options = {"progress": note, **arguments}
-    result, total_ms, elsewhere = timed(lambda: pipeline.generate(f"{prompt}, {take}", **options))
-    steps = differences(snapshots, NAIVE_LOOP)
-    return Run(total_ms, result.timings, result.step_ms, result.rows, steps, result.latents, elsewhere)
-
-
-def open_original(manifest: Manifest, path: Path | None) -> Checkpoint:
-    """The checkpoint that an engine was built from; path: where it lies now. Raises CheckpointError."""
+def open_original(
+    manifest: Manifest, path: Path | None, base_model: str | None = None, variant: str | None = None
+) -> Checkpoint:
+    """The checkpoint that an engine was built from; what is None is as it was then. Raises CheckpointError."""
     from export.checkpoint import Checkpoint  # torch, which an engine by itself does without
     from export.origins import recall
 
-    origin = recall(manifest.values)
-    if path is None and "path" not in origin:
+    given = {"path": path, "base_model": base_model, "variant": variant}
+    origin: dict[str, Any] = recall(manifest.values) | {key: value for key, value in given.items() if value is not None}
+    if "path" not in origin:
         raise CheckpointError(
             f"Where the checkpoint of {manifest.path} lies is not known on this machine, and a baseline needs its "
             "weights. Give --checkpoint CKPT, or --baseline none."
         )
-    origin |= {"path": str(path)} if path is not None else {}
-    checkpoint = Checkpoint.open(**origin)  # type: ignore[arg-type]
+    checkpoint = Checkpoint.open(**origin)
     check_same_weights(manifest, checkpoint)
     return checkpoint
+
+
+def check_same_arithmetic(device: str, precision: str) -> None:
+    """Raises RequestError unless an engine there computes as the baselines do: in float32 on the CPU."""
+    if not device.startswith("cpu") or precision != "float32":
+        raise RequestError(
+            f"the baselines compute float32 on the CPU, this engine {precision} on {device}: no ratio between the two "
+            "means anything. Measure the engine alone with --baseline none, or give --device cpu."
+        )
 
 
 def check_same_weights(manifest: Manifest, checkpoint: Checkpoint) -> None:
@@ -131,18 +112,17 @@ def check_same_weights(manifest: Manifest, checkpoint: Checkpoint) -> None:
         )
 
 
-def check_same_picture(engine: Run, baseline: Run, precision: str) -> float:
+def check_same_picture(engine: Run, baseline: Run) -> float:
     """The relative RMS difference of the final latents.
 
-    Raises CheckpointError if fewer than half of the digits of `precision` agree: then it is not the same work.
+    Raises CheckpointError if fewer than half of float32's digits agree: then it is not the same work.
     """
     difference = relative_rms(engine.latents, baseline.latents)
-    bound = EPSILON[precision] ** 0.5
-    if not difference <= bound:
+    if not difference <= SAME:
         raise CheckpointError(
             f"engine and baseline make different pictures: their final latents differ by {difference:.1e} (relative "
-            f"RMS), where {precision} arithmetic leaves less than {bound:.1e}. The engine was built from other "
-            "weights: give the checkpoint that it was built from, or build it again."
+            f"RMS), where float32 arithmetic leaves less than {SAME:.1e}. The engine was built from other weights: "
+            "give the checkpoint that it was built from, or build it again."
         )
     return difference
 
@@ -162,6 +142,8 @@ def photo_stages(engine: Engine, photo: Path, runs: int) -> dict[str, dict[str, 
         pixels = id_pixels(crop, model.image_mean, model.image_std)
         backend.get(backend.run("id_encoder", {"id_pixels": backend.put(pixels[None], for_networks=True)})["id_tokens"])
         times.append(time.perf_counter())
+        pose_image(face.landmarks, model.default_size, engine.config.pose_style)
+        times.append(time.perf_counter())
         taken.append(np.diff(times) * 1e3)
-    stages = ("decode", "detect+landmarks", "crop", "id_encoder")
+    stages = ("decode", "detect+landmarks", "crop", "id_encoder", "pose_image")
     return {stage: spread([float(ms[index]) for ms in taken[1:]]) for index, stage in enumerate(stages)}

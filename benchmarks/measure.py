@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ from realisid_trt.machine import available_cores
 T = TypeVar("T")
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx")
 PACKAGES = ("realisid_trt", *RUNTIMES, "torch", "diffusers", "transformers", "numpy")
+STAT = Path("/proc/stat")  # Linux
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +34,7 @@ class Run:
     rows:      rows that each network evaluated.
     step_rows: the same of each denoising step.
     latents:   (1, C, h, w) float32, the final ones.
-    elsewhere: cores that other processes kept busy meanwhile, on average; None where the system does not say.
+    cores:     what `timed` says of the machine meanwhile.
     """
 
     total_ms: float
@@ -41,25 +43,20 @@ class Run:
     rows: Mapping[str, int]
     step_rows: Sequence[Mapping[str, int]]
     latents: NDArray[np.float32]
-    elsewhere: float | None
+    cores: Mapping[str, float]
 
 
-def interleave(contenders: Mapping[str, Callable[[int], T]], rounds: Iterable[int]) -> Iterator[dict[str, T]]:
-    """Every contender once per round, A B, B A, A B, …: whatever slows the machine down meets all of them alike.
-
-    contenders: name → callable of the round's number.
-    Yields name → what the contender returned, in the order of `contenders`, round after round.
-    """
-    names = list(contenders)
-    for number in rounds:
-        done = {name: contenders[name](number) for name in (names if number % 2 == 0 else names[::-1])}
-        yield {name: done[name] for name in names}
+def turns(names: Sequence[str], number: int) -> list[str]:
+    """The order of a round: A B C, B C A, C A B, …: what slows the machine down, or warms it up, meets all alike."""
+    first = number % len(names)
+    return [*names[first:], *names[:first]]
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:
-    """p50, p95, min and max. p95 of n values is interpolated: below 20 values it lies close to the max."""
+    """p50, p95, min, max and count. p95 is interpolated: below 20 values it lies close to the max."""
     p50, p95 = np.percentile(values, (50, 95))
-    return {"p50": float(p50), "p95": float(p95), "min": float(min(values)), "max": float(max(values))}
+    ends = {"min": float(min(values)), "max": float(max(values))}
+    return {"p50": float(p50), "p95": float(p95), **ends, "count": len(values)}
 
 
 def speed_ratio(baseline_ms: Sequence[float], ours_ms: Sequence[float]) -> dict[str, Any]:
@@ -84,25 +81,28 @@ def differences(snapshots: Sequence[Mapping[str, int]], names: Sequence[str]) ->
     return steps
 
 
-def timed(make: Callable[[], T]) -> tuple[T, float, float | None]:
-    """What `make` returned, its milliseconds, and how many cores other processes kept busy meanwhile (or None)."""
-    others, start = _others_seconds(), time.perf_counter()
+def timed(make: Callable[[], T]) -> tuple[T, float, dict[str, float]]:
+    """What `make` returned, its milliseconds, and the cores that this process lacked meanwhile, on average.
+
+    cores_busy_elsewhere: kept busy by other processes. cores_stolen: given to other virtual machines by the host.
+    Empty where the system does not say.
+    """
+    lacked, start = _lacked_seconds(), time.perf_counter()
     made = make()
-    seconds, others_after = time.perf_counter() - start, _others_seconds()
-    busy = None if others is None or others_after is None else max(0.0, (others_after - others) / seconds)
-    return made, seconds * 1e3, busy
+    seconds, lacked_after = time.perf_counter() - start, _lacked_seconds()
+    return made, seconds * 1e3, {name: max(0.0, (lacked_after[name] - lacked[name]) / seconds) for name in lacked}
 
 
-def _others_seconds() -> float | None:
-    """Core-seconds that everything but this process has computed. From Linux' /proc/stat, in steps of 10 ms."""
+def _lacked_seconds() -> dict[str, float]:
+    """Core-seconds since the machine started that went elsewhere. From Linux' /proc/stat, in steps of 10 ms."""
     try:
-        user, nice, system, _, _, irq, softirq, *_ = map(
-            int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
-        )
+        counts = map(int, STAT.read_text().split("\n", 1)[0].split()[1:])
+        user, nice, system, _, _, irq, softirq, steal, *_ = (count / os.sysconf("SC_CLK_TCK") for count in counts)
     except (OSError, ValueError):
-        return None
+        return {}
     own = os.times()
-    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK") - own.user - own.system
+    busy = user + nice + system + irq + softirq
+    return {"cores_busy_elsewhere": busy - own.user - own.system, "cores_stolen": steal}
 
 
 def hardware(threads: int) -> dict[str, Any]:
@@ -132,6 +132,16 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def commit() -> str | None:
+    """The commit that is measured, "-dirty" with changes upon it; None outside a git checkout."""
+    line = ["git", "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(line, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
 
 
 def now() -> str:

@@ -1,10 +1,12 @@
 """RealisID as a good engineer would script it with diffusers: the honest baseline.
 
-Everything that such a script does well is done: inference mode, the guidance rows batched into one UNet call and one
-call per ControlNet, prompts and ID tokens computed once, scaled-dot-product attention, no third row before the ID is
-switched on. Everything that needs other modules than diffusers' own is not: an unmodified `forward` computes the time
-and condition embeddings again at every step, runs the encoder half once per row, and both branches once per row and
-person.
+What the usual script for three-way guidance does is done: inference mode, the guidance rows batched into one UNet call
+and one call per ControlNet, prompts and ID tokens computed once, scaled-dot-product attention, no third row before the
+ID is switched on. `share_null` adds what a closer look gives: unless `branch_pooled_text` is "per_row", the none and
+the text row show the ControlNets the same null ID, which is then evaluated once for both.
+
+What needs other modules than diffusers' own is not done: an unmodified `forward` computes the time and condition
+embeddings again at every step, and runs the UNet's encoder half once per row.
 """
 
 from __future__ import annotations
@@ -50,37 +52,33 @@ class NaivePipeline:
     """The checkpoint's own modules in float32, on the CPU."""
 
     def __init__(self, checkpoint: Checkpoint, memory_format: str = "contiguous") -> None:
-        """Loads the weights. memory_format: of the convolutions, "contiguous" or "channels_last"; `load` tries both."""
-        self.checkpoint, self.config, self.memory_format = checkpoint, checkpoint.config, memory_format
-        self._format = FORMATS[memory_format]
-
-        def load(module: Any) -> Any:
-            return module.to(memory_format=self._format)
-
-        self.unet, self.vae = load(checkpoint.load_unet()), load(checkpoint.load_vae())
-        self.controlnets = {name: load(checkpoint.load_controlnet(name)) for name in ("local", "global")}
+        """Loads the weights. memory_format: of the convolutions, "contiguous" or "channels_last"."""
+        self.checkpoint, self.config = checkpoint, checkpoint.config
+        self.unet: Any = checkpoint.load_unet()
+        self.vae: Any = checkpoint.load_vae()
+        self.controlnets: dict[str, Any] = {name: checkpoint.load_controlnet(name) for name in ("local", "global")}
         self.text_encoders = {name: checkpoint.load_text_encoder(name) for name in checkpoint.text_encoder_names}
         self.tokenizers = {name: checkpoint.load_tokenizer(name) for name in checkpoint.text_encoder_names}
         self.null_id_tokens = checkpoint.null_id_tokens()
         self.scheduler = checkpoint.load_scheduler()
         self.usage = Usage()
+        self.use_format(memory_format)
 
-    @classmethod
-    def load(cls, checkpoint: Checkpoint, memory_format: str, size_px: tuple[int, int]) -> NaivePipeline:
-        """The pipeline in this memory format; "auto": the faster one here, by one step of plain text-to-image."""
-        if memory_format != "auto":
-            return cls(checkpoint, memory_format)
-        cells = (px // checkpoint.vae_scale_factor for px in size_px)
-        latents = np.zeros((1, checkpoint.latent_channels, *cells), np.float32)
-        best: tuple[float, NaivePipeline] | None = None
-        for name in FORMATS:
-            pipeline = cls(checkpoint, name)
-            steps = [pipeline.generate("", (), latents, num_inference_steps=4, decode=False).step_ms for _ in range(2)]
-            fastest = min(min(run) for run in steps)
-            if best is None or fastest < best[0]:
-                best = fastest, pipeline
-        assert best is not None
-        return best[1]
+    def use_format(self, memory_format: str) -> None:
+        """Lays the convolutions' weights out in this format, in place."""
+        self.memory_format, self._format = memory_format, FORMATS[memory_format]
+        for module in (self.unet, self.vae, *self.controlnets.values()):
+            module.to(memory_format=self._format)
+
+    def use_faster_format(self, persons: Sequence[Person], latents: NDArray[np.float32]) -> None:
+        """The faster format here, by the better of two steps of this picture with the ID."""
+
+        def step_ms(memory_format: str) -> float:
+            self.use_format(memory_format)
+            steps: dict[str, Any] = {"num_inference_steps": 2, "subject_conditioning_ratio": None, "decode": False}
+            return min(self.generate("", persons, latents, **steps).step_ms)
+
+        self.use_format(min(FORMATS, key=step_ms))
 
     @torch.inference_mode()
     def generate(
@@ -95,14 +93,16 @@ class NaivePipeline:
         id_guidance_scale: float | None = None,
         subject_conditioning_ratio: float | None | Omitted = OMITTED,
         delay: bool = True,
+        share_null: bool = False,
         decode: bool = True,
         progress: Progress | None = None,
     ) -> NaiveResult:
         """One picture, from the latents (1, C, h, w) given: both branches' scales are 1.
 
-        persons: each with id_tokens, pose_image and box.
-        delay:   False evaluates three rows at every step; before the ID is switched on the third has weight zero, so
-                 that the picture is the same. Without persons there are two rows in either case.
+        persons:    each with id_tokens, pose_image and box.
+        delay:      False evaluates three rows at every step; before the ID is switched on the third has weight zero, so
+                    that the picture is the same. Without persons there are two rows in either case.
+        share_null: the none and the text row share their rows of the ControlNets, where these do not see the text.
 
         Raises RequestError for a person that is given by a photo, BoxError for a box that does not fit.
         """
@@ -119,8 +119,8 @@ class NaivePipeline:
         with watch("conditions"):
             f = self.checkpoint.vae_scale_factor
             size_px = latents.shape[-2] * f, latents.shape[-1] * f
-            rows = self._rows(texts, persons, size_px)
-        z = torch.from_numpy(np.array(latents, np.float32)).contiguous(memory_format=self._format)
+            rows = self._rows(texts, persons, size_px, share_null and config.branch_pooled_text != "per_row")
+        noisy_latents = torch.from_numpy(np.array(latents, np.float32)).contiguous(memory_format=self._format)
         self.scheduler.set_timesteps(steps)
         step_ms = []
         with watch("denoise"):
@@ -128,22 +128,24 @@ class NaivePipeline:
                 start = time.perf_counter()
                 with_id = bool(persons) and i >= switch
                 num_rows = 3 if with_id or (persons and not delay) else 2
-                none, text, *full = self._predict(z, timestep, rows, num_rows).chunk(num_rows)
+                none, text, *full = self._predict(noisy_latents, timestep, rows, num_rows).chunk(num_rows)
                 with self.usage.measure("guidance", 1):
                     prediction = none + lambda_t * (text - none)
                     if with_id:
                         prediction = prediction + lambda_i * (full[0] - text)
-                    z = self.scheduler.step(prediction, timestep, z, eta=0.0, return_dict=False)[0]
+                    noisy_latents = self.scheduler.step(
+                        prediction, timestep, noisy_latents, eta=0.0, return_dict=False
+                    )[0]
                 step_ms.append((time.perf_counter() - start) * 1e3)
                 if progress is not None:
                     progress(i + 1, steps)
         image = None
         if decode:
             with watch("vae"), self.usage.measure("vae", 1):
-                decoded = self.vae.decode(z / self.vae.config.scaling_factor, return_dict=False)[0]
+                decoded = self.vae.decode(noisy_latents / self.vae.config.scaling_factor, return_dict=False)[0]
                 image = (decoded[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1).contiguous().numpy()
         timings = watch.ms | {f"denoise.{name}": self.usage.ms[name] for name in LOOP if name in self.usage.ms}
-        return NaiveResult(z.contiguous().numpy(), image, timings, tuple(step_ms), dict(self.usage.rows))
+        return NaiveResult(noisy_latents.contiguous().numpy(), image, timings, tuple(step_ms), dict(self.usage.rows))
 
     def encode_prompt(self, prompt: str | None) -> tuple[Tensor, Tensor | None]:
         """prompt_embeds (1, 77, D), pooled (1, P) or None. None is the absent negative prompt."""
@@ -163,7 +165,11 @@ class NaivePipeline:
         return torch.cat(hidden_states, dim=-1), pooled
 
     def _rows(
-        self, texts: Sequence[tuple[Tensor, Tensor | None]], persons: Sequence[Person], size_px: tuple[int, int]
+        self,
+        texts: Sequence[tuple[Tensor, Tensor | None]],
+        persons: Sequence[Person],
+        size_px: tuple[int, int],
+        share_null: bool,
     ) -> _Rows:
         """The inputs of the none, text and full row; fewer rows are a slice of them."""
         (negative, negative_pooled), (text, text_pooled) = texts
@@ -179,7 +185,8 @@ class NaivePipeline:
                 "text_embeds": seen.repeat_interleave(num_persons, 0),
                 "time_ids": time_ids.repeat(3 * num_persons, 1),
             }
-        rows = _Rows(torch.cat([negative, text, text]), added, branch_added, num_persons)
+        branch_of = [0, 0, 1] if share_null else [0, 1, 2]
+        rows = _Rows(torch.cat([negative, text, text]), added, branch_added, num_persons, branch_of)
         if not persons:
             return rows
         if any(person.id_tokens is None or person.pose_image is None or person.box is None for person in persons):
@@ -192,7 +199,7 @@ class NaivePipeline:
         rows.shares = [_shares(rows.boxes, level, self.config.overlap) for level in range(c.levels)]
         tokens = torch.from_numpy(np.stack([np.asarray(person.id_tokens, np.float32) for person in persons]))
         null = self.null_id_tokens.expand(num_persons, -1, -1)
-        rows.id_tokens = torch.cat([null, null, tokens])
+        rows.id_tokens = torch.cat([*[null] * branch_of[2], tokens])
         poses = torch.from_numpy(np.stack([np.asarray(person.pose_image, np.float32) for person in persons]))
         masks = torch.from_numpy(np.stack([location_mask(box.px, *size_px) for box in rows.boxes]))
         rows.pose_images, rows.location_masks = (
@@ -204,7 +211,8 @@ class NaivePipeline:
         """noise_pred (num_rows, C, h, w) of the first rows."""
         injected: dict[str, Any] = {}
         if rows.num_persons:
-            num, canvas = num_rows * rows.num_persons, self.checkpoint.sample_size
+            canvas, branch_of = self.checkpoint.sample_size, rows.branch_of[:num_rows]
+            num = (branch_of[-1] + 1) * rows.num_persons
             with self.usage.measure("crop", rows.num_persons):
                 faces = [
                     F.interpolate(
@@ -212,12 +220,15 @@ class NaivePipeline:
                     )
                     for x0, y0, x1, y1 in (box.cells(0) for box in rows.boxes)
                 ]
-                face_latents = torch.cat(faces).repeat(num_rows, 1, 1, 1)
+                face_latents = torch.cat(faces).repeat(branch_of[-1] + 1, 1, 1, 1)
             local = self._controlnet("local", face_latents, timestep, rows, rows.pose_images[:num])
             picture = latents.expand(num, -1, -1, -1)
             whole = self._controlnet("global", picture, timestep, rows, rows.location_masks[:num])
             with self.usage.measure("merge", num_rows):
-                *down, mid = (self._merge(i, *pair, rows) for i, pair in enumerate(zip(local, whole, strict=True)))
+                merged = [self._merge(i, *pair, rows) for i, pair in enumerate(zip(local, whole, strict=True))]
+                if branch_of != list(range(num_rows)):
+                    merged = [residual[branch_of] for residual in merged]
+                *down, mid = merged
             injected = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
         with self.usage.measure("unet", num_rows):
             noise_pred: Tensor = self.unet(
@@ -243,7 +254,7 @@ class NaivePipeline:
         return [*down, mid]
 
     def _merge(self, index: int, local: Tensor, whole: Tensor, rows: _Rows) -> Tensor:
-        """What every row receives at one skip: mean_p i_g + Σ_p R(i_l). local, whole: (rows × persons, …)."""
+        """What rows receive at one skip: mean_p i_g + Σ_p R(i_l). local, whole: (branch rows × persons, …)."""
         level, persons = self.checkpoint.residuals[index][1], rows.num_persons
         merged = whole if persons == 1 else whole.reshape(-1, persons, *whole.shape[1:]).mean(1)
         mode: dict[str, Any] = {"mode": self.config.relocate_mode}
@@ -259,12 +270,16 @@ class NaivePipeline:
 
 @dataclass(eq=False)
 class _Rows:
-    """Three rows' worth of inputs; per person ones are ordered row by row. shares: [level][person], see `_shares`."""
+    """Three rows' worth of inputs; per person ones are ordered row by row.
+
+    branch_of: which row of the branches each row receives. shares: [level][person], see `_shares`.
+    """
 
     prompt_embeds: Tensor
     added: dict[str, Tensor]
     branch_added: dict[str, Tensor]
     num_persons: int
+    branch_of: list[int]
     boxes: Sequence[FaceBox] = ()
     shares: Sequence[Sequence[Tensor | None]] = ()
     id_tokens: Tensor = torch.empty(0)

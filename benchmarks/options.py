@@ -10,15 +10,21 @@ from typing import Any
 from realisid_trt.errors import RequestError
 from realisid_trt.request import MAX_PERSONS
 
-BASELINES = ("naive", "naive-no-delay")
+# How NaivePipeline.generate is called for each.
+BASELINES: dict[str, dict[str, Any]] = {
+    "naive": {},
+    "naive-shared": {"share_null": True},
+    "naive-no-delay": {"delay": False},
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What is asked for. The command line takes its defaults from here.
 
-    engine:        engine directory. backend, device: as in Engine.load.
+    engine:        engine directory. backend, device, cuda_graph: as in Engine.load.
     checkpoint:    the folder that it was built from, for the baselines' weights; None: where it lay then.
+    base_model, variant: as in export.build; None: as then.
     baseline:      some of BASELINES, or ("none",).
     persons:       numbers of persons, each a case of its own.
     steps:         None takes the engine's default; height, width: px, None takes the model's size.
@@ -31,6 +37,8 @@ class Options:
 
     engine: Path
     checkpoint: Path | None = None
+    base_model: str | None = None
+    variant: str | None = None
     baseline: tuple[str, ...] = ("naive",)
     persons: tuple[int, ...] = (1, 2)
     steps: int | None = None
@@ -41,6 +49,7 @@ class Options:
     threads: int | None = None
     backend: str = "auto"
     device: str = "cpu"
+    cuda_graph: bool = False
     memory_format: str = "auto"
     seed: int = 0
     prompt: str = "two friends hiking, golden hour"
@@ -61,7 +70,7 @@ class Options:
         unknown = sorted(set(self.baseline) - {*BASELINES, "none"})
         if unknown or ("none" in self.baseline and len(set(self.baseline)) > 1):
             raise RequestError(
-                f"--baseline {' '.join(self.baseline)}: expected {', '.join(BASELINES)}, both of them, or none alone."
+                f"--baseline {' '.join(self.baseline)}: expected some of {', '.join(BASELINES)}, or none alone."
             )
         if self.threads is not None and self.device != "cpu":
             raise RequestError(f"--threads {self.threads} is for --device cpu; {self.device} says for itself.")
@@ -83,7 +92,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""baselines:
   naive           diffusers' own modules, guidance rows batched, no third row before the ID is switched on
-  naive-no-delay  the same with three rows at every step (of weight zero before the switch: the same picture)
+  naive-shared    the same, and the none and text rows share their ControlNet rows if these see no text
+  naive-no-delay  as naive, with three rows at every step (of weight zero before the switch: the same picture)
 examples:
   python -m benchmarks.latency --engine engines/NAME --persons 1 2 --steps 30 --baseline naive
   python -m benchmarks.latency --engine engines/NAME --baseline naive naive-no-delay --out latency.json \\
@@ -94,6 +104,8 @@ examples:
     shown = "default %(default)s"
     line.add_argument("--engine", type=Path, required=True, metavar="DIR", help="engine directory")
     line.add_argument("--checkpoint", type=Path, metavar="DIR", help="the folder it was built from, if that has moved")
+    line.add_argument("--base-model", metavar="DIR|ID", help="where its UNet, VAE and text encoders are, if moved too")
+    line.add_argument("--variant", help="of its weight files, such as fp16 (default: as it was built)")
     line.add_argument(
         "--baseline",
         nargs="+",
@@ -110,6 +122,7 @@ examples:
     line.add_argument("--threads", type=int, help="of engine and baselines (default: every core)")
     line.add_argument("--backend", default=default["backend"], help=shown)
     line.add_argument("--device", default=default["device"], help=shown)
+    line.add_argument("--cuda-graph", action="store_true", help="on a GPU, capture a step and replay it")
     line.add_argument(
         "--memory-format",
         choices=("auto", "contiguous", "channels_last"),

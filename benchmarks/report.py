@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from .flops import total_flops
 from .measure import Run, speed_ratio, spread
 
 PHASES = ("without_id", "with_id")
+CORES = ("cores_busy_elsewhere", "cores_stolen")
+FEW = 20  # values: with fewer, a 95th percentile is the maximum by another name
+SPREAD = f"p50 (p95, or min–max of fewer than {FEW})"
+NETWORK = re.compile("^unet_|^controlnet_|_branch$")  # what the name of a network in a step can do without
 Case = dict[str, Any]
 # One colour of the plot → the stages of the engine, and of the baselines, that do this work.
 FAMILIES = {
@@ -57,7 +62,6 @@ def summarise(
 
 def _contender(runs: Sequence[Run], switch: int, per_row: Mapping[str, int]) -> dict[str, Any]:
     total = spread([run.total_ms for run in runs])
-    elsewhere = [run.elsewhere for run in runs if run.elsewhere is not None]
     stages = {stage: spread([run.stages[stage] for run in runs]) for stage in runs[0].stages}
     rows, step_rows = runs[-1].rows, runs[-1].step_rows
     parts = {"without_id": slice(None, switch), "with_id": slice(switch, None)}
@@ -70,7 +74,7 @@ def _contender(runs: Sequence[Run], switch: int, per_row: Mapping[str, int]) -> 
         "stages_ms": stages,
         "step_ms": {phase: spread(ms) if ms else None for phase, ms in phase_ms.items()},
         "step_ms_runs": [list(run.step_ms) for run in runs],
-        "cores_busy_elsewhere": spread(elsewhere) if elsewhere else None,
+        **{name: spread([run.cores[name] for run in runs]) if runs[0].cores else None for name in CORES},
         "rows": dict(rows),
         "step_rows": phase_rows,
         "tflop": tflop,
@@ -97,12 +101,12 @@ def table(result: Mapping[str, Any]) -> str:
         f"{hardware['cpu']}, {hardware['threads']} threads on {hardware['cores_available']} cores{ram}; "
         + ", ".join(f"{name} {result['versions'][name]}" for name in known if name in result["versions"]),
         f"{settings['width']}×{settings['height']} px, {settings['steps']} steps, {settings['steps_without_id']} "
-        f"of them without the ID; {settings['runs']} interleaved runs after {settings['warmup']}; ms, p50 (p95)",
+        f"of them without the ID; {settings['runs']} interleaved runs after {settings['warmup']}; ms, {SPREAD}",
     ]
     for case in result["cases"]:
         lines += ["", *_case_lines(case)]
     if result["photo"]:
-        lines += ["", "once per new photo, ms, p50 (p95)"]
+        lines += ["", f"once per new photo, ms, {SPREAD}"]
         lines += [f"  {stage:<20}{_spread(ms)}" for stage, ms in result["photo"].items()]
     return "\n".join(lines)
 
@@ -124,12 +128,13 @@ def _case_lines(case: Case) -> list[str]:
             add(label, [_spread(c["step_ms"][phase]) for c in contenders.values()])
             add("  rows", [_rows(c["step_rows"][phase]) for c in contenders.values()])
             add("  TFLOP", [_number(c["step_tflop"][phase]) for c in contenders.values()])
-    add("cores busy elsewhere", [_spread(c["cores_busy_elsewhere"]) for c in contenders.values()])
+    for name in CORES:
+        add(name.replace("_", " "), [_spread(c[name]) for c in contenders.values()])
     add("TFLOP", [_number(c["tflop"]) for c in contenders.values()])
     add("GFLOP/s", [_number(c["gflop_per_s"]) for c in contenders.values()])
     for name, label in (("total", "engine is faster by"), ("denoise", "  in the loop by")):
         ratios = [case["ratios"].get(c, {}).get(name) for c in contenders]
-        add(label, ["" if r is None else f"{r['median']:.2f}× ({r['min']:.2f}–{r['max']:.2f})" for r in ratios])
+        add(label, ["" if r is None else f"{r['median']:.2f}× ({_range(r, 2)})" for r in ratios])
     add("  in operations by", [_number(case["ratios"].get(c, {}).get("flop"), "×") for c in contenders])
     shown = [case["ratios"].get(c, {}).get("latents_relative_rms") for c in contenders]
     add("latents differ by", ["" if value is None else f"{value:.1e}" for value in shown])
@@ -147,7 +152,13 @@ def _persons(count: int) -> str:
 
 
 def _spread(ms: Mapping[str, float] | None) -> str:
-    return "" if ms is None else f"{ms['p50']:.1f} ({ms['p95']:.1f})"
+    if ms is None:
+        return ""
+    return f"{ms['p50']:.1f} ({ms['p95']:.1f})" if ms["count"] >= FEW else f"{ms['p50']:.1f} ({_range(ms, 1)})"
+
+
+def _range(values: Mapping[str, float], digits: int) -> str:
+    return f"{values['min']:.{digits}f}–{values['max']:.{digits}f}"
 
 
 def _number(value: float | None, unit: str = "") -> str:
@@ -155,8 +166,8 @@ def _number(value: float | None, unit: str = "") -> str:
 
 
 def _rows(rows: Mapping[str, int] | None) -> str:
-    """Rows of a step in the order of the step, such as "2 + 2 + 2 + 3"."""
-    return "" if not rows else " + ".join(str(count) for count in rows.values())
+    """Rows of a step in the order of the step, such as "local 2, global 2, encoder 2, decoder 3"."""
+    return ", ".join(f"{NETWORK.sub('', name)} {count}" for name, count in (rows or {}).items())
 
 
 def check_plot(path: Path) -> None:

@@ -17,7 +17,7 @@ from realisid_trt.files import cache_folder
 from realisid_trt.manifest import MANIFEST, seal
 
 from .files import check_space, target_folder, write_json
-from .forms import FORMS, Limits, artifact_name
+from .forms import BACKENDS, Limits, Target, artifact_name, targets_of
 from .staging import Artifact, Staging, content_key, open_staging
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
     """
     start = time.perf_counter()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two exporting processes must not spin against each other
-    backends = _check(options, report)
+    targets = _check(options, report)
     path = options.checkpoint or miniature_checkpoint(report)
     name = "miniature" if options.checkpoint is None else Path(os.path.realpath(path)).name
     asked = options.out or Path("engines") / name
@@ -86,7 +86,7 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
     from .describe import describe
     from .networks import networks
     from .origins import remember
-    from .small_parts import small_parts
+    from .small_parts import kernel_pack, small_parts
     from .workers import export_all
 
     checkpoint = Checkpoint.open(path, base_model=options.base_model, variant=options.variant)
@@ -96,7 +96,7 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
         raise RequestError(f"--only {' '.join(unknown)}: no such network. Known: {', '.join(known)}.")
 
     with open_staging(out) as staging:
-        made, jobs = _plan(staging, checkpoint, known, backends, options)
+        made, jobs = _plan(staging, checkpoint, known, targets, options)
         if made:
             report(f"{len(made)} of {len(made) + len(jobs)} networks stand from an earlier build")
         wanted = [job for job in jobs if not options.only or job.network in options.only]
@@ -107,7 +107,9 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
             report(f"{len(missing)} networks are still missing; the engine stays as it is. Finish without --only.")
             return {"out": str(asked), "complete": False, "built": built, "missing": missing}
         made |= small_parts(staging, checkpoint, options.face_landmarker, options.face_parser)
-        manifest = describe(checkpoint, made, list(known), backends)
+        if any(target.device == "cuda" for target in targets):
+            made |= kernel_pack(staging)
+        manifest = describe(checkpoint, made, list(known), targets)
         if staging.stands(manifest):
             manifest = staging.current
             report(f"{asked} is what this command builds; nothing to do")
@@ -137,24 +139,26 @@ def miniature_checkpoint(report: Report) -> Path:
     return folder
 
 
-def _check(options: Options, report: Report) -> tuple[str, ...]:
-    """The backends to build for, each once."""
+def _check(options: Options, report: Report) -> list[Target]:
+    """What to build."""
     for name in options.backends:
         if name in LATER:
             raise BuildError(f"--backend {name}: this version builds no TensorRT plans yet. Use --backend onnxruntime.")
-        if name not in FORMS:
-            raise RequestError(f"--backend {name} is unknown. Known: {', '.join(FORMS)}.")
+        if name not in BACKENDS:
+            raise RequestError(f"--backend {name} is unknown. Known: {', '.join(BACKENDS)}.")
     for flag in ("batch", "persons", "resolution", "jobs"):
         value = getattr(options, flag)
         if value is not None and value < (0 if flag == "persons" else 1):
             raise RequestError(f"--{flag} is {value}, expected at least {0 if flag == 'persons' else 1}.")
-    if options.precision != "fp32" and set(options.backends) == {"onnxruntime"}:
-        report(f"ONNX Runtime on a CPU runs float32: --{options.precision} changes nothing for backend onnxruntime.")
-    return tuple(dict.fromkeys(options.backends))
+    if options.precision == "bf16" and "onnxruntime" in options.backends:
+        report("ONNX Runtime has no bfloat16 convolutions: --bf16 changes nothing for it. For a GPU use --fp16.")
+    if options.precision == "fp16" and "onnxruntime" in options.backends:
+        report("ONNX Runtime on a CPU runs float32: its networks are built too; those in float16 are for a GPU.")
+    return [target for name in dict.fromkeys(options.backends) for target in targets_of(name, options.precision)]
 
 
 def _plan(
-    staging: Staging, checkpoint: Checkpoint, known: Mapping[str, Network], backends: Sequence[str], options: Options
+    staging: Staging, checkpoint: Checkpoint, known: Mapping[str, Network], targets: Sequence[Target], options: Options
 ) -> tuple[dict[str, Artifact], list[Job]]:
     """The networks that stand, by artifact, and the jobs that make the others."""
     from .describe import sources, versions
@@ -164,11 +168,14 @@ def _plan(
     limits = _limits(checkpoint, options)
     makers = sources("networks.py", "to_onnx.py", "forms.py", "exact.py", "verify.py", "workers.py", "checkpoint")
     source = checkpoint.path, options.base_model, options.variant
-    made, jobs = {}, []
-    for backend in backends:
-        form = FORMS[backend]
+    made: dict[str, Artifact] = {}
+    jobs: dict[str, Job] = {}
+    for target in targets:
         for name, network in known.items():
+            form = target.form_of(name)
             artifact = artifact_name(name, form)
+            if artifact in made or artifact in jobs:  # of another target
+                continue
             # Shapes come from other components too: the canvas from the UNet, the tokens from the projection.
             ports = [port(tap, form, limits) for tap in (*network.inputs, *network.outputs)]
             weights = {component: checkpoint.weights_key(component) for component in network.components}
@@ -178,8 +185,8 @@ def _plan(
                 made[artifact] = found
             else:
                 size = sum(map(checkpoint.weights_bytes, network.components))
-                jobs.append(Job(artifact, key, source, name, form, limits, size))
-    return made, jobs
+                jobs[artifact] = Job(artifact, key, source, name, form, limits, size)
+    return made, list(jobs.values())
 
 
 def _limits(checkpoint: Checkpoint, options: Options) -> Limits:

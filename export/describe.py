@@ -10,7 +10,7 @@ from typing import Any
 from realisid_trt.manifest import FORMAT
 
 from .checkpoint import Checkpoint, tokenizer_of
-from .forms import FORMS, artifact_name
+from .forms import WIDE, Target, artifact_name
 from .staging import Artifact, content_key
 
 
@@ -30,14 +30,13 @@ def sources(*names: str) -> dict[str, str]:
 
 
 def describe(
-    checkpoint: Checkpoint, made: dict[str, Artifact], networks: Sequence[str], backends: Sequence[str]
+    checkpoint: Checkpoint, made: dict[str, Artifact], networks: Sequence[str], targets: Sequence[Target]
 ) -> dict[str, Any]:
     """The manifest: all that the runtime must know. Without its seal, and without the verification of the whole."""
     c, installed, scheduler = checkpoint, versions(), checkpoint.scheduler_config
-    builds = {f"{backend}-{FORMS[backend].name}": backend for backend in backends}
     described: dict[str, Any] = {}
     for network in networks:
-        artifacts = {build: made[artifact_name(network, FORMS[backend])] for build, backend in builds.items()}
+        artifacts = {target.build: made[artifact_name(network, target.form_of(network))] for target in targets}
         flops = {artifact.info["flops_per_row"] for artifact in artifacts.values()}
         described[network] = {
             "flops_per_row": flops.pop(),
@@ -75,15 +74,18 @@ def describe(
         },
         "networks": described,
         "builds": {
-            build: {
-                "backend": backend,
-                "precision": str(FORMS[backend].dtype).removeprefix("torch."),
-                "opset": FORMS[backend].opset,
+            target.build: {
+                "backend": target.backend,
+                "device": target.device,
+                "precision": str(target.form.dtype).removeprefix("torch."),
+                "wide": WIDE if target.form.precision != "fp32" else {},
+                "opset": target.form.opset,
                 "architecture": "portable",
                 "versions": {"onnxruntime": installed["onnxruntime"]},
             }
-            for build, backend in builds.items()
+            for target in targets
         },
+        "kernels": made["kernels"].info if "kernels" in made else None,
         "faces": made["faces"].info,
         "files": {file: listed for artifact in made.values() for file, listed in sorted(artifact.files.items())},
     }

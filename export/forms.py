@@ -56,8 +56,38 @@ class Limits:
         return {"rows": self.rows, "timesteps": self.timesteps, "height": self.side, "width": self.side}[unit]
 
 
-# backend → the form it reads
-FORMS = {"onnxruntime": OnnxForm(opset=20, precision="fp32")}
+@dataclass(frozen=True)
+class Target:
+    """What one build is for: a backend on a kind of device ("cpu" or "cuda"), and the form of its networks."""
+
+    backend: str
+    device: str
+    form: OnnxForm
+
+    @property
+    def build(self) -> str:
+        """What the manifest calls the build."""
+        return f"{self.backend}-{self.form.name}"
+
+    def form_of(self, network: str) -> OnnxForm:
+        """The form of one network: those of WIDE are float32 in every build."""
+        return OnnxForm(self.form.opset, "fp32") if network in WIDE else self.form
+
+
+# Networks that half precision would harm, with the reason.
+WIDE = {"vae_decoder": "SDXL's VAE overflows float16, and it runs once"}
+BACKENDS = ("onnxruntime",)
+
+
+def targets_of(backend: str, precision: str) -> list[Target]:
+    """What is built for a backend. ONNX Runtime runs float32 on a CPU; float16 is for a GPU, beside it.
+
+    It has no bfloat16: opset 20 knows no such convolution, and no CPU could verify the networks.
+    """
+    targets = [Target(backend, "cpu", OnnxForm(20, "fp32"))]
+    if precision == "fp16":
+        targets.append(Target(backend, "cuda", OnnxForm(20, precision)))
+    return targets
 
 
 def artifact_name(network: str, form: OnnxForm) -> str:

@@ -24,10 +24,13 @@ def remember(manifest: Mapping[str, Any], *, checkpoint: Path, base_model: str |
 
 
 def recall(manifest: Mapping[str, Any]) -> dict[str, str | None]:
-    """Arguments of `Checkpoint.open` for the checkpoint with an engine's weights; empty if nobody remembers."""
+    """Arguments of `Checkpoint.open` for the checkpoint with an engine's weights; empty if nobody remembers, or if its
+    folder is gone."""
     try:
-        return dict(json.loads(_record(manifest).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        record = json.loads(_record(manifest).read_text(encoding="utf-8"))
+        origin = {key: record[key] for key in ("path", "base_model", "variant") if isinstance(record[key], str | None)}
+        return origin if Path(origin["path"]).is_dir() else {}
+    except (OSError, ValueError, TypeError, KeyError):
         return {}
 
 

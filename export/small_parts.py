@@ -27,6 +27,21 @@ def small_parts(
     return made
 
 
+def kernel_pack(staging: Staging) -> dict[str, Artifact]:
+    """The fused CUDA kernels for every architecture, by artifact name. Raises BuildError, with the compiler's log."""
+    from realisid_trt.kernels import compile as kernels
+
+    key = content_key("kernels", kernels.key(), kernels.ARCHITECTURES, kernels.LATER)
+    found = staging.find("kernels", key)
+    if found is None:
+        folder = staging.workspace("kernels")
+        (folder / "kernels").mkdir()
+        names = kernels.compile_kernels(folder / "kernels")
+        info = {"key": kernels.key(), "nvrtc": kernels.nvrtc_version(), "files": names}
+        found = staging.add("kernels", key, folder, info)
+    return {"kernels": found}
+
+
 def _constants(staging: Staging, checkpoint: Checkpoint) -> Artifact:
     """null_id_tokens (T, D) float32, and alphas_cumprod (T,) float64: as precise as diffusers has them."""
     key = content_key(

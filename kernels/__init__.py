@@ -4,7 +4,9 @@ crop_upsample   the face, cut out of the latents and up-sampled to the local bra
 relocate_merge  both branches' residuals, placed, averaged, summed and added to the UNet's skips
 guide_step      Eq. (8) and the DDIM update
 
-Each file states the operation once, in NumPy: the reference, and what the CPU backend runs.
+NAME.py states the operation once, in NumPy: the reference, and what the CPU backend runs. NAME.cuh is the same in CUDA
+C++; kernels.cu lists the entry points, compile.py makes them for GPUs, launch.py starts them, host.h builds them for a
+CPU. rows.cuh: rows gathered into what the networks read, and the search for NaN.
 """
 
 from .crop_upsample import crop_upsample

@@ -7,7 +7,6 @@ step counter that lies beside the latents, so a step is the same call every time
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -67,16 +66,16 @@ def denoise(backend: Backend, batch: Batch, progress: Callable[[int, int], objec
 
     progress: called after each step with (steps done, steps in all).
     """
-    step_ms: list[float] = []
+    stamps = [backend.stamp()]
     for steps in phases(batch.plans):
-        run_step = _phase(backend, batch, batch.plans[steps.start])
+        run_step = backend.repeated(_phase(backend, batch, batch.plans[steps.start]))
         for step in steps:
-            start = time.perf_counter()
             run_step()
-            step_ms.append((time.perf_counter() - start) * 1e3)
+            stamps.append(backend.stamp())
             if progress is not None:
+                backend.wait_for(stamps[-2])  # one step ahead at most: the backend stays busy while somebody looks on
                 progress(step + 1, len(batch.plans))
-    return step_ms
+    return backend.elapsed_ms(stamps)
 
 
 def _phase(backend: Backend, batch: Batch, plan: RowPlan) -> Callable[[], None]:

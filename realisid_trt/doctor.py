@@ -78,8 +78,12 @@ def _backends() -> list[Finding]:
 
 
 def _gpu() -> Finding:
-    detail = "not needed: this version runs on the CPU"
-    return Finding("NVIDIA GPU", "optional", f"found; {detail}" if shutil.which("nvidia-smi") else f"none; {detail}")
+    try:
+        from .backends.cuda_memory import probe
+
+        return Finding("NVIDIA GPU", "ok", f"CUDA {probe(0)}")
+    except RealisIDError as error:
+        return Finding("NVIDIA GPU", "optional", f"none; not needed to run on the CPU ({error})")
 
 
 def _export() -> Finding:

@@ -52,21 +52,25 @@ class Engine:
         *,
         networks: Collection[str] | None = None,
         share_rows: bool = True,
+        cuda_graph: bool | None = None,
         face_landmarker: str | os.PathLike[str] | None = None,
     ) -> Engine:
         """The engine at `path`: its manifest and every file verified, its networks opened.
 
         backend:         "auto" takes the first that was built and is installed.
-        device:          the backend's name of a device; "cpu" or "cpu:N" threads for ONNX Runtime.
+        device:          "cpu", "cpu:N" for N threads, "cuda" or "cuda:N" for the GPU of that number. None: a GPU if the
+                         engine was built for one (--fp16) and one can be used here, else the CPU.
         networks:        open only these; None opens all. ("id_encoder",) is enough for `embed`.
         share_rows:      False evaluates three full rows for every picture, as a naive pipeline does. For measurements.
+        cuda_graph:      True: a step on a GPU is captured as a CUDA graph and replayed; where that is refused, a
+                         warning says so. None: where the backend is known to gain by it, which none is yet.
         face_landmarker: MediaPipe's face_landmarker.task, used through the mediapipe package if that is installed.
 
         Raises EngineMissing, EngineDamaged, EngineMismatch or BackendError, with the command that mends it.
         """
         manifest = Manifest.read(path)
         manifest.check_files()
-        opened = open_backend(backend, manifest, device, networks)
+        opened = open_backend(backend, manifest, device, networks, cuda_graph)
         finder = FaceFinder.load(
             manifest.path / "faces",
             face_landmarker=None if face_landmarker is None else Path(face_landmarker),
@@ -177,7 +181,6 @@ class Engine:
 
         watch = Stopwatch()
         with self._use():
-            self.backend.reset_usage()
             with watch("persons"):
                 people = [
                     self._people.prepare(person, grid, alone=len(request.persons) == 1, name=f"person {i + 1}")
@@ -207,8 +210,10 @@ class Engine:
             )
             with watch("denoise"):
                 step_ms = denoise(self.backend, batch, progress)
+                finite = self.backend.all_finite(batch.latents)
                 latents = self.backend.get(batch.latents)
-            check_finite(latents, "the final latents")
+            if not finite:
+                check_finite(latents, "the final latents")
             with watch("vae"):
                 pictures = [] if output == "latents" else list(decode(self.backend, latents))
             images = [to_pil(picture) for picture in pictures] if output == "pil" else pictures
@@ -222,6 +227,7 @@ class Engine:
         with self._lock:
             self._user = threading.get_ident()
             try:
+                self.backend.begin()
                 yield
             finally:
                 self._user = 0

@@ -25,6 +25,9 @@ def inspect_engine(path: str) -> Outcome:
     ]
     for build in manifest.builds.values():
         lines += ["", *_build_lines(manifest, build)]
+    if kernels := values["kernels"]:
+        architectures = ", ".join(name.split(".")[1] for name in kernels["files"])
+        lines += ["", f"CUDA kernels {kernels['key']}: {architectures}, compiled by NVRTC {kernels['nvrtc']}"]
     lines += ["", "parity: RMS error over that of the torch module in the same precision, both against float64"]
     if verified := values["verified"]:
         lines.append(
@@ -36,7 +39,8 @@ def inspect_engine(path: str) -> Outcome:
 def _build_lines(manifest: Manifest, build: Build) -> list[str]:
     versions = ", ".join(f"{package} {version}" for package, version in build.versions.items())
     lines = [
-        f"{build.id}: {build.precision}, opset {build.opset}, {build.architecture}, verified with {versions}",
+        f"{build.id}: {build.precision} on {build.device}, opset {build.opset}, {build.architecture}, "
+        f"verified with {versions}",
         f"{'network':<18}{'MB':>8}{'GFLOP/row':>11}{'parity':>9}  inputs → outputs",
     ]
     networks = manifest.networks(build)
@@ -47,6 +51,8 @@ def _build_lines(manifest: Manifest, build: Build) -> list[str]:
             f"{name:<18}{entry['bytes'] / 1e6:>8.2f}{described['flops_per_row'] / 1e9:>11.3f}"
             f"{entry['parity']['ratio']:>8.2f}×  {_ports(network.inputs)} → {_ports(network.outputs)}"
         )
+    for name, reason in build.wide.items():
+        lines.append(f"float32 all the same: {name} ({reason})")
     axes = {str(size) for n in networks.values() for p in n.inputs for size in p.shape if isinstance(size, Axis)}
     return [*lines, "ranges: " + "; ".join(sorted(axes))]
 

@@ -22,7 +22,7 @@ from .ddim import DDIM
 from .errors import EngineDamaged, EngineMismatch, EngineMissing, ShapeError
 from .files import VerifiedFiles, sha256
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 CONSTANTS = "constants.safetensors"
 
@@ -93,18 +93,35 @@ class Network:
             if port.name in shapes:
                 port.check(shapes[port.name], self.name)
 
+    def output_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+        """The shape of every output, for inputs of these shapes. An axis counts whole multiples of its own."""
+        units = {
+            axis.name: size // axis.multiple
+            for port in self.inputs
+            for axis, size in zip(port.shape, shapes[port.name], strict=True)
+            if isinstance(axis, Axis)
+        }
+        return {
+            port.name: tuple(size if isinstance(size, int) else units[size.name] * size.multiple for size in port.shape)
+            for port in self.outputs
+        }
+
 
 @dataclass(frozen=True)
 class Build:
     """All networks for one backend, in one precision, for one architecture: what a backend opens.
 
+    device:       the kind it is for, "cpu" or "cuda".
+    wide:         networks that are float32 all the same, with the reason.
     architecture: of the GPU, such as "sm_89", or "portable".
     versions:     of the packages that matter where it runs.
     """
 
     id: str
     backend: str
+    device: str
     precision: str
+    wide: Mapping[str, str]
     opset: int
     architecture: str
     versions: Mapping[str, str]
@@ -221,12 +238,15 @@ class Manifest:
         """What was built, by id."""
         return {id: Build(id=id, **build) for id, build in self.values["builds"].items()}
 
-    def build_for(self, backend: str) -> Build:
-        """The build that `backend` opens. Raises EngineMissing if there is none."""
-        for build in self.builds.values():
-            if build.backend == backend:
-                return build
-        built = ", ".join(build.backend for build in self.builds.values())
+    def build_for(self, backend: str, device: str = "cpu") -> Build:
+        """The build that `backend` opens on a kind of device: the one for it, else float32, which runs on any.
+
+        Raises EngineMissing if there is none.
+        """
+        found = [build for build in self.builds.values() if build.backend == backend]
+        for build in [*(b for b in found if b.device == device), *(b for b in found if b.precision == "float32")]:
+            return build
+        built = ", ".join(dict.fromkeys(build.backend for build in self.builds.values()))
         raise EngineMissing(
             f"{self.path} was built for {built}, not for {backend}. Build that too: python -m export.build "
             f"--checkpoint … --backend {backend} --out {shlex.quote(str(self.path))}"

@@ -18,7 +18,7 @@ def decode(backend: Backend, latents: NDArray[np.float32]) -> Iterator[NDArray[n
     One picture at a time: the VAE's activations are the largest of all networks.
     """
     for index in range(len(latents)):
-        outputs = backend.run("vae_decoder", {"latents": backend.put(latents[index : index + 1], for_networks=True)})
+        outputs = backend.run("vae_decoder", {"latents": backend.put(latents[index : index + 1])})
         image = backend.get(outputs["image"])[0]
         check_finite(image, f"the VAE's output for picture {index}")
         yield (image.transpose(1, 2, 0) / 2 + 0.5).clip(0, 1)

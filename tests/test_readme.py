@@ -17,15 +17,23 @@ ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 PROGRAMS = [text for language, text in BLOCKS if language == "python"]
-LINES = [
-    re.split(r"\s{2,}[#(]", line)[0].strip()
-    for language, text in BLOCKS
-    if not language
-    for line in text.replace("\\\n", " ").splitlines()
-]
-INLINE = re.findall(r"`(python -m [^`…]+)`", README)
-COMMANDS = [line for line in [*LINES, *INLINE] if line.startswith("python -m ")]
 [TREE] = [text for _, text in BLOCKS if text.startswith("realisid_trt/")]
+
+
+def commands(block: str) -> list[str]:
+    """The lines of a fenced block that run Python modules, without their remarks."""
+    lines = [re.split(r"\s{2,}[#(]", line)[0].strip() for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line.startswith("python -m ")]
+
+
+def make_targets(text: str) -> set[str]:
+    """What is given to `make` at the start of a line or of a piece of code."""
+    return set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE))
+
+
+INLINE = dict.fromkeys(re.findall(r"`(python -m [^`…]+)`", README))
+SCRIPTS = [found for language, text in BLOCKS if not language and (found := commands(text))]
+SCRIPTS += [[command] for command in INLINE]
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +46,9 @@ def folder(engine_dir: Path, checkpoint_dir: Path, photos: Any, tmp_path_factory
     for name, photo in (("alice", photos.astronaut), ("bob", photos.hopper), ("laughing", photos.astronaut)):
         shutil.copy(photo, here / f"{name}.jpg")
     shutil.copy(photos.astronaut, here / "photo.jpg")
+    (here / "out" / "photos").mkdir(parents=True)  # as `make demo` leaves it
+    shutil.copy(photos.astronaut, here / "out" / "photos" / "astronaut.png")
+    (here / "benchmarks" / "results").mkdir(parents=True)
     return here
 
 
@@ -63,32 +74,48 @@ def test_programs(program: str, folder: Path) -> None:
     assert (folder / "out.png").is_file()
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_commands(command: str, folder: Path) -> None:
-    _, *arguments = shlex.split(for_the_miniature(command))
-    run([sys.executable, *arguments], folder)
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script[0])
+def test_commands(script: list[str], folder: Path) -> None:
+    """The commands of a block depend on each other: one after the other."""
+    for command in script:
+        _, *arguments = shlex.split(for_the_miniature(command))
+        run([sys.executable, *arguments], folder)
 
 
 def test_every_make_target_and_extra_exists() -> None:
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    extras = re.findall(r'^        "([\w-]+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE)
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert {"demo", "test"} <= make_targets(README) <= targets
+    assert make_targets("make bogus  # this\nor `make else X=1`, to make one") - targets == {"bogus", "else"}
+    extras = re.findall(r'^        "([\w-]+)": \[', (ROOT / "setup.py").read_text(encoding="utf-8"), re.MULTILINE)
     named = re.findall(r"pip install '\.\[([\w,-]+)\]'", README)
-    assert set(re.findall(r"\bmake (\w+)", README)) & set(targets) == set(re.findall(r"`?make (demo|test)\b", README))
     assert named and {extra for group in named for extra in group.split(",")} <= set(extras)
 
 
-def test_the_tree_is_the_tree() -> None:
-    shown, parent = set(), Path()
+def tree() -> list[Path]:
+    """Every file and folder that the tree shows; several may share a line, "verify.py: …" behind the first."""
+    shown, parent = [], Path()
     for line in TREE.splitlines():
-        indent, name = len(line) - len(line.lstrip()), line.split()[0]
-        path = Path(name) if indent == 0 else parent / name
-        parent = path if indent == 0 else parent
+        name, words = line.split(maxsplit=1)
+        inside = line.startswith(" ")
+        parent = parent if inside else Path(name)
+        first = parent / name if inside else parent
+        shown += [first, *(parent / second for second in re.findall(r"(\w+\.py):", words))]
+        assert name.endswith("/") == (ROOT / first).is_dir(), f"{first} in the README's tree"
+    return shown
+
+
+def test_the_tree_is_there() -> None:
+    shown = tree()
+    assert Path("export/verify.py") in shown and Path("export/staging.py") in shown
+    for path in shown:
         assert (ROOT / path).exists(), f"the README's tree shows {path}, which is not there"
-        assert name.endswith("/") == (ROOT / path).is_dir(), f"{path} in the README's tree"
-        shown.add(path.as_posix())
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True).stdout.split()
-    folders = {name.split("/")[0] for name in tracked if "/" in name and not name.startswith((".", "docs/"))}
-    assert folders <= shown, f"not in the README's tree: {sorted(folders - shown)}"
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="only a git checkout knows its files")
+def test_the_tree_shows_every_folder() -> None:
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    folders = {name.split("/")[0] for name in listed if "/" in name and not name.startswith((".", "docs/"))}
+    assert folders <= {path.as_posix() for path in tree()}
 
 
 def test_every_picture_and_page_is_there() -> None:

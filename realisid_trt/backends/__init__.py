@@ -6,7 +6,7 @@ them, so a backend keeps them wherever it likes; on a CPU they are NumPy arrays.
 - Latents are float32. What only networks read is in the precision that the networks read: `put(…, for_networks=True)`.
 - `take` and `take_step` may return their argument, or memory that their next call reuses.
 - A network's outputs are valid until it runs again.
-- Everything but `get` may return before it is done; `get` waits.
+- Everything may return before it is done; `get`, `all_finite`, `wait_for` and `elapsed_ms` wait.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError
-from ..manifest import Build, Manifest
+from ..manifest import Manifest
 
 Tensor = Any  # an array where the backend keeps its arrays: np.ndarray on a CPU
 
@@ -39,19 +39,27 @@ class Known(NamedTuple):
 KNOWN = {"onnxruntime": Known("onnxruntime", "onnxruntime", "cpu")}
 
 
-@dataclass
 class Usage:
-    """What the backend itself counted since `reset_usage`: rows evaluated and milliseconds, by network or kernel."""
+    """What the backend itself counted since `begin`: rows evaluated and milliseconds, by network or kernel."""
 
-    rows: dict[str, int] = field(default_factory=dict)
-    ms: dict[str, float] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.rows: dict[str, int] = {}
+        self._ms: dict[str, float] = {}
+
+    @property
+    def ms(self) -> dict[str, float]:
+        """Milliseconds by name."""
+        return self._ms
 
     @contextmanager
     def measure(self, name: str, rows: int) -> Iterator[None]:
         start = time.perf_counter()
         yield
+        self.add(name, rows, (time.perf_counter() - start) * 1e3)
+
+    def add(self, name: str, rows: int, ms: float) -> None:
         self.rows[name] = self.rows.get(name, 0) + rows
-        self.ms[name] = self.ms.get(name, 0.0) + (time.perf_counter() - start) * 1e3
+        self._ms[name] = self._ms.get(name, 0.0) + ms
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +87,8 @@ class Backend(Protocol):
     precision: str
     usage: Usage
 
-    def reset_usage(self) -> None: ...
+    def begin(self) -> None:
+        """A new request: usage counts from zero, and every tensor handed out before is no more."""
 
     def put(self, array: NDArray[Any], for_networks: bool = False) -> Tensor:
         """The array, where the networks and kernels can read it."""
@@ -98,6 +107,21 @@ class Backend(Protocol):
 
     def run(self, network: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The network's outputs by name, in the manifest's order."""
+
+    def all_finite(self, tensor: Tensor) -> bool:
+        """Whether a float32 tensor holds neither NaN nor infinity."""
+
+    def repeated(self, step: Callable[[], None]) -> Callable[[], None]:
+        """A step that will be called many times, always the same; a backend may record it."""
+
+    def stamp(self) -> Any:
+        """A moment between what was asked for before and what is asked for behind it."""
+
+    def wait_for(self, stamp: Any) -> None:
+        """Returns when everything before this moment is done."""
+
+    def elapsed_ms(self, stamps: Sequence[Any]) -> list[float]:
+        """Milliseconds between each moment and the next; waits for the last."""
 
     def crop_upsample(self, latents: Tensor, pictures: Tensor, boxes: Tensor) -> Tensor: ...
 
@@ -122,38 +146,42 @@ def installed(backend: str) -> bool:
 
 
 def open_backend(
-    name: str, manifest: Manifest, device: str | None = None, networks: Collection[str] | None = None
+    name: str,
+    manifest: Manifest,
+    device: str | None = None,
+    networks: Collection[str] | None = None,
+    cuda_graph: bool | None = None,
 ) -> Backend:
     """The backend that will run this engine, its networks opened. "auto": the first of the engine's that is installed.
 
-    networks: only these are opened; None: all.
+    networks:   only these are opened; None: all.
+    cuda_graph: replay a captured step on a GPU; None: if the backend is known to gain by it.
 
     Raises BackendError (unknown or not installed, with the command that installs it; a network that does not open),
     EngineMissing (not built for it) or RequestError (no such device).
     """
-    build = _choose(name, manifest)
-    known = KNOWN[build.backend]
+    known = KNOWN[_choose(name, manifest)]
     implementation = importlib.import_module(f".{known.module}", __name__)
-    backend: Backend = implementation.open_here(manifest, build, device, networks)
+    backend: Backend = implementation.open_here(manifest, device, networks, cuda_graph)
     return backend
 
 
-def _choose(name: str, manifest: Manifest) -> Build:
+def _choose(name: str, manifest: Manifest) -> str:
     if name not in ("auto", *KNOWN):
         raise BackendError(f"backend {name!r} is unknown. Known: auto, {', '.join(KNOWN)}.")
     if name != "auto":
-        build = manifest.build_for(name)
+        manifest.build_for(name)
         if not installed(name):
             raise BackendError(
                 f"backend {name} needs the package {KNOWN[name].package}. "
                 f"pip install 'realisid_trt[{KNOWN[name].extra}]'"
             )
-        return build
+        return name
     runnable = [build for build in manifest.builds.values() if build.backend in KNOWN]
     for build in runnable:
         if installed(build.backend):
-            return build
-    built = ", ".join(build.backend for build in manifest.builds.values())
+            return build.backend
+    built = ", ".join(dict.fromkeys(build.backend for build in manifest.builds.values()))
     extras = " or ".join(f"pip install 'realisid_trt[{KNOWN[build.backend].extra}]'" for build in runnable)
     advice = f"{extras}." if extras else "This version knows none of them: upgrade realisid_trt, or build again."
     raise BackendError(f"{manifest.path} was built for {built}; none of them is installed here. {advice}")

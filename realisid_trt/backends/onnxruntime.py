@@ -1,8 +1,11 @@
-"""ONNX Runtime on a CPU: the embedded default. Tensors are NumPy arrays, the fused kernels NumPy."""
+"""ONNX Runtime. On a CPU, the embedded default, tensors are NumPy arrays and the fused kernels NumPy; a GPU is
+`onnxruntime_cuda.py`'s."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+import importlib.util
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,17 +17,52 @@ import realisid_trt.kernels as kernels
 from ..errors import BackendError, RequestError
 from ..machine import available_cores
 from ..manifest import Build, Manifest
-from . import MergeRows, Tensor, Usage
+from . import Backend, MergeRows, Tensor, Usage
 
 
-def open_here(manifest: Manifest, build: Build, device: str | None, networks: Collection[str] | None) -> OnnxRuntime:
-    """The backend for this engine. device: "cpu", or "cpu:N" for N threads; None takes every core it may use."""
-    return OnnxRuntime(manifest, build, device or "cpu", networks)
+def open_here(
+    manifest: Manifest, device: str | None, networks: Collection[str] | None, cuda_graph: bool | None
+) -> Backend:
+    """The backend for this engine.
+
+    device:     "cpu", "cpu:N" for N threads, "cuda" or "cuda:N" for the GPU of that number; None: a GPU if the engine
+                was built for one and one can be used, else the CPU with every core that this process may use.
+    cuda_graph: on a GPU, capture and replay steps; None: no.
+    """
+    build = manifest.build_for("onnxruntime", "cuda")
+    if device is None:
+        device = "cuda" if build.device == "cuda" and can_use_gpu() else "cpu"
+    kind, colon, number = device.partition(":")
+    if kind == "cuda" and (number.isdigit() or not colon):
+        from .onnxruntime_cuda import open_gpu
+
+        return open_gpu(manifest, build, int(number or 0), networks, bool(cuda_graph))
+    return OnnxRuntime(manifest, manifest.build_for("onnxruntime"), device, networks)
+
+
+def can_use_gpu() -> bool:
+    """Whether this ONNX Runtime, cuda-python and the driver are all there."""
+    return (
+        "CUDAExecutionProvider" in ort.get_available_providers()
+        and importlib.util.find_spec("cuda.core") is not None
+        and _finds_gpu()
+    )
+
+
+def _finds_gpu() -> bool:
+    from .cuda_memory import probe
+
+    try:
+        probe(0)
+    except BackendError:
+        return False
+    return True
 
 
 def describe() -> str:
     """What is installed here, for `doctor`."""
-    return f"onnxruntime {ort.__version__} ({', '.join(ort.get_available_providers())}), on the CPU"
+    where = "on the GPU and the CPU" if can_use_gpu() else "on the CPU"
+    return f"onnxruntime {ort.__version__} ({', '.join(ort.get_available_providers())}), {where}"
 
 
 class OnnxRuntime:
@@ -35,7 +73,9 @@ class OnnxRuntime:
     def __init__(self, manifest: Manifest, build: Build, device: str, networks: Collection[str] | None) -> None:
         kind, _, count = device.partition(":")
         if kind != "cpu" or (count and not (count.isdigit() and int(count) > 0)):
-            raise RequestError(f"device {device!r} is unknown to backend onnxruntime. Use cpu, or cpu:N for N threads.")
+            raise RequestError(
+                f"device {device!r} is unknown to backend onnxruntime. Use cpu, cpu:N for N threads, cuda or cuda:N."
+            )
         self.device, self.precision, self.usage = device, build.precision, Usage()
         self._levels, self._canvas = manifest.model.residual_levels, manifest.model.sample_size
         self._mode, self._overlap = manifest.config.relocate_mode, manifest.config.overlap
@@ -54,7 +94,7 @@ class OnnxRuntime:
                     f"{build.versions.get('onnxruntime')}; if yours is older, pip install --upgrade onnxruntime."
                 ) from error
 
-    def reset_usage(self) -> None:
+    def begin(self) -> None:
         self.usage = Usage()
 
     def put(self, array: NDArray[Any], for_networks: bool = False) -> Tensor:
@@ -68,6 +108,21 @@ class OnnxRuntime:
 
     def take_step(self, table: Tensor, step: Tensor, pictures: Tensor, columns: Tensor) -> Tensor:
         return table[step[pictures], columns]
+
+    def all_finite(self, tensor: Tensor) -> bool:
+        return bool(np.isfinite(tensor).all())
+
+    def repeated(self, step: Callable[[], None]) -> Callable[[], None]:
+        return step
+
+    def stamp(self) -> float:
+        return time.perf_counter()
+
+    def wait_for(self, stamp: float) -> None:
+        pass
+
+    def elapsed_ms(self, stamps: Sequence[float]) -> list[float]:
+        return [(later - earlier) * 1e3 for earlier, later in zip(stamps, stamps[1:], strict=False)]
 
     def check(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
         self._networks[network].check(shapes)

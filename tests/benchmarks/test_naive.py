@@ -11,15 +11,17 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.measure import relative_rms
-from benchmarks.naive import NaivePipeline
+from benchmarks.naive import FORMATS, NaivePipeline
+from benchmarks.options import BASELINES
 from export.checkpoint import Checkpoint
 from export.miniature import make_checkpoint
 from export.reference import Reference, ReferencePerson
+from export.verify_engine import WORST_RATIO
 from realisid_trt import Person
 from realisid_trt.errors import RequestError
+from tests.realisid_trt.truth import checkpoint_with
 
 STEPS, PROMPT = 2, "two friends hiking"
-WORST_RATIO = 4.0  # times the error of the reference in float32: the bound that every build is held to
 SQUARE, OBLONG = (128, 128), (96, 160)
 
 
@@ -95,9 +97,9 @@ def check(
     count: int,
     alpha: float | None,
     size_px: tuple[int, int] = SQUARE,
-    delay: bool = True,
     memory_format: str = "contiguous",
     negative_prompt: str | None = None,
+    **baseline: bool,
 ) -> None:
     checkpoint = opened(path)
     result = naive(path, memory_format).generate(
@@ -107,7 +109,7 @@ def check(
         negative_prompt=negative_prompt,
         num_inference_steps=STEPS,
         subject_conditioning_ratio=alpha,
-        delay=delay,
+        **baseline,
     )
     exact, error = truth(path, count, alpha, size_px, negative_prompt)
     assert result.latents.dtype == np.float32
@@ -116,11 +118,11 @@ def check(
     assert result.image.min() >= 0 and result.image.max() <= 1
 
 
-@pytest.mark.parametrize("delay", [True, False], ids=["delay", "no-delay"])
+@pytest.mark.parametrize("baseline", BASELINES)
 @pytest.mark.parametrize("alpha", [0.7, None])  # of two steps, the first has no ID with 0.7
 @pytest.mark.parametrize("count", [0, 1, 2])
-def test_it_makes_the_reference_s_picture(checkpoint_dir: Path, count: int, alpha: float | None, delay: bool) -> None:
-    check(checkpoint_dir, count, alpha, delay=delay)
+def test_it_makes_the_reference_s_picture(checkpoint_dir: Path, count: int, alpha: float | None, baseline: str) -> None:
+    check(checkpoint_dir, count, alpha, **BASELINES[baseline])
 
 
 def test_an_oblong_picture_and_a_negative_prompt(checkpoint_dir: Path) -> None:
@@ -146,11 +148,37 @@ def test_channels_last_changes_the_order_of_sums_only(checkpoint_dir: Path) -> N
     ids=["sdxl", "sd15"],
 )
 def test_other_checkpoints(tmp_path: Path, options: dict[str, object]) -> None:
-    check(make_checkpoint(tmp_path / "checkpoint", **options), 2, 0.7)
+    path = make_checkpoint(tmp_path / "checkpoint", **options)
+    check(path, 2, 0.7)
+    check(path, 2, 0.7, share_null=True)
 
 
-@pytest.mark.parametrize(("delay", "first"), [(True, 2), (False, 3)])
-def test_rows_are_what_a_step_evaluates(checkpoint_dir: Path, delay: bool, first: int) -> None:
+def test_branches_that_see_the_text_share_nothing(checkpoint_dir: Path) -> None:
+    checkpoint = checkpoint_with(checkpoint_dir, branch_pooled_text="per_row")
+    given = PROMPT, persons_of(checkpoint, 2), noise(checkpoint, SQUARE)
+    plain, shared = (
+        NaivePipeline(checkpoint).generate(*given, num_inference_steps=STEPS, share_null=share)
+        for share in (False, True)
+    )
+    assert shared.rows == plain.rows
+    assert np.array_equal(shared.latents, plain.latents)
+
+
+def test_the_faster_format_is_one_of_them(checkpoint_dir: Path) -> None:
+    pipeline, checkpoint = NaivePipeline(opened(checkpoint_dir)), opened(checkpoint_dir)
+    pipeline.use_faster_format(persons_of(checkpoint, 1), noise(checkpoint, SQUARE))
+    chosen = FORMATS[pipeline.memory_format]
+    kernels = [weight for weight in pipeline.unet.parameters() if weight.ndim == 4 and min(weight.shape) > 1]
+    assert kernels and all(weight.is_contiguous(memory_format=chosen) for weight in kernels)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "unet", "branches"),
+    [("naive", (2, 3), (2, 3)), ("naive-shared", (2, 3), (1, 2)), ("naive-no-delay", (3, 3), (3, 3))],
+)
+def test_rows_are_what_a_step_evaluates(
+    checkpoint_dir: Path, baseline: str, unet: tuple[int, int], branches: tuple[int, int]
+) -> None:
     checkpoint, seen = opened(checkpoint_dir), []
     pipeline = naive(checkpoint_dir)
     result = pipeline.generate(
@@ -159,17 +187,12 @@ def test_rows_are_what_a_step_evaluates(checkpoint_dir: Path, delay: bool, first
         noise(checkpoint, SQUARE),
         num_inference_steps=STEPS,
         subject_conditioning_ratio=0.7,
-        delay=delay,
+        **BASELINES[baseline],
         decode=False,
         progress=lambda step, steps: seen.append((step, steps, pipeline.usage.rows["unet"])),
     )
-    rows = first + 3
-    assert seen == [(1, 2, first), (2, 2, rows)]
-    assert (result.rows["unet"], result.rows["controlnet_local"], result.rows["controlnet_global"]) == (
-        rows,
-        2 * rows,
-        2 * rows,
-    )
+    assert seen == [(1, 2, unet[0]), (2, 2, sum(unet))]
+    assert result.rows["controlnet_local"] == result.rows["controlnet_global"] == 2 * sum(branches)
     assert result.image is None and "vae" not in result.timings
     parts = sum(ms for stage, ms in result.timings.items() if stage.startswith("denoise."))
     assert parts <= result.timings["denoise"] and sum(result.step_ms) <= result.timings["denoise"]

@@ -160,7 +160,7 @@ def test_a_network_that_computes_something_else(own: Options, monkeypatch: pytes
     from onnx import numpy_helper
 
     from export import workers
-    from export.forms import FORMS, Limits
+    from export.forms import Limits, OnnxForm
     from export.to_onnx import to_onnx
 
     assert own.checkpoint is not None and own.out is not None
@@ -175,7 +175,7 @@ def test_a_network_that_computes_something_else(own: Options, monkeypatch: pytes
     monkeypatch.setattr(workers, "to_onnx", sabotage)
     folder = Staging(own.out).workspace("test")
     source, limits = (own.checkpoint, None, None), Limits.of_requests(1, 1, 8)
-    job = workers.Job("test", "key", source, "text_encoder", FORMS["onnxruntime"], limits, 0)
+    job = workers.Job("test", "key", source, "text_encoder", OnnxForm(20, "fp32"), limits, 0)
     with pytest.raises(
         ParityError, match=r"text_encoder \(opset20-fp32\) output hidden_states errs .* times what torch errs"
     ):
@@ -260,7 +260,7 @@ def test_a_full_disk_in_a_worker(own: Options, tmp_path: Path, monkeypatch: pyte
     import errno
 
     from export import to_onnx, workers
-    from export.forms import FORMS, Limits
+    from export.forms import Limits, OnnxForm
 
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -268,7 +268,7 @@ def test_a_full_disk_in_a_worker(own: Options, tmp_path: Path, monkeypatch: pyte
     assert own.checkpoint is not None
     monkeypatch.setattr(to_onnx, "_strip", full)
     source, limits = (own.checkpoint, None, None), Limits.of_requests(1, 1, 8)
-    job = workers.Job("test", "key", source, "unet_time", FORMS["onnxruntime"], limits, 0)
+    job = workers.Job("test", "key", source, "unet_time", OnnxForm(20, "fp32"), limits, 0)
     with pytest.raises(DiskError, match="is full. Free some space and run the same command again"):
         workers.export_network(job, tmp_path)
 
@@ -313,10 +313,33 @@ def test_networks_are_stale_when_another_component_changes_their_shapes(own: Opt
     assert stale(own) == {"id_encoder", "local_branch", "global_branch"}  # their tokens are the projection's
 
 
-def test_fp16_on_a_cpu_says_what_runs(own: Options) -> None:
+def test_fp16_is_for_a_gpu_and_float32_stands_beside_it(own: Options) -> None:
     said: list[str] = []
-    build(dataclasses.replace(own, precision="fp16"), said.append)
-    assert "ONNX Runtime on a CPU runs float32: --fp16 changes nothing for backend onnxruntime." in said
+    assert build(dataclasses.replace(own, precision="fp16"), said.append)["built"] == []  # engine_dir is built so
+    assert any("runs float32: its networks are built too; those in float16 are for a GPU" in line for line in said)
+    manifest = manifest_of(own.out)  # type: ignore[arg-type]
+    single, half = manifest["builds"]["onnxruntime-opset20-fp32"], manifest["builds"]["onnxruntime-opset20-fp16"]
+    assert (single["device"], single["precision"], single["wide"]) == ("cpu", "float32", {})
+    assert (half["device"], half["precision"], list(half["wide"])) == ("cuda", "float16", ["vae_decoder"])
+    for name, network in manifest["networks"].items():
+        entries = network["builds"]
+        file = entries["onnxruntime-opset20-fp16"]["file"]
+        assert file == f"onnx/opset20-{'fp32' if name == 'vae_decoder' else 'fp16'}/{name}.onnx"
+        assert entries["onnxruntime-opset20-fp16"]["parity"]["ratio"] <= 4
+        types = {port["dtype"] for port in entries["onnxruntime-opset20-fp16"]["outputs"]}
+        assert types == {"float32" if name == "vae_decoder" else "float16"}
+    kernels = manifest["kernels"]["files"]
+    assert [name.split(".")[1] for name in kernels] == [
+        "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120", "compute_120",
+    ]  # fmt: skip
+    assert {f"kernels/{name}" for name in kernels} <= set(manifest["files"])
+
+
+def test_bf16_is_not_for_onnx_runtime(own: Options) -> None:
+    said: list[str] = []
+    build(dataclasses.replace(own, precision="bf16"), said.append)
+    assert "ONNX Runtime has no bfloat16 convolutions: --bf16 changes nothing for it. For a GPU use --fp16." in said
+    assert list(manifest_of(own.out)["builds"]) == ["onnxruntime-opset20-fp32"]  # type: ignore[arg-type]
 
 
 def test_the_command(own: Options, capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,7 +89,7 @@ def test_an_edited_manifest_is_named(engine_copy: Path, change: Any, named: str)
 
 def test_another_format_is_a_mismatch(engine_copy: Path) -> None:
     edit(engine_copy, lambda m: m.update(format=99), reseal=True)
-    with pytest.raises(EngineMismatch, match="has engine format 99; this realisid_trt reads format 1. Build it again"):
+    with pytest.raises(EngineMismatch, match="has engine format 99; this realisid_trt reads format 2. Build it again"):
         Engine.load(engine_copy)
 
 
@@ -114,7 +114,10 @@ def test_a_build_killed_between_its_renames_is_recovered(engine_copy: Path) -> N
 def test_backends_that_are_not_there(engine_copy: Path) -> None:
     with pytest.raises(BackendError, match="backend 'cuda-fast' is unknown. Known: auto, onnxruntime"):
         Engine.load(engine_copy, backend="cuda-fast")
-    with pytest.raises(RequestError, match="device 'gpu' is unknown .* Use cpu, or cpu:N"):
+    with pytest.raises(
+        RequestError,
+        match="device 'gpu' is unknown to backend onnxruntime. Use cpu, cpu:N for N threads, cuda or cuda:N.",
+    ):
         Engine.load(engine_copy, device="gpu")
 
     def rename(values: Any) -> None:

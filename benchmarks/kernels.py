@@ -1,0 +1,234 @@
+"""python -m benchmarks.kernels: what the fused kernels must move, and how long they take beside plain torch operations.
+
+Shapes are SDXL's, half precision: 1, 2, 4 and 8 faces of 1/2, 1/4 and 1/7 of the picture's shorter edge, 1024² and
+832×1216 px, one row per picture and the three rows of guidance. Floor: the bytes that must move, at the card's measured
+copy bandwidth. Without a GPU it is a dry run: bytes, launches, and floors at --bandwidth.
+
+Beside each kernel stand the torch operations that do the same (F.interpolate, slice-add, mean, add), run eagerly and
+captured in a CUDA graph, in the same run on the same memory.
+
+--json prints one object as the last line of stdout, and --out FILE stores the same: {"schema", "date", "command",
+"device" (null in a dry run), "versions", "bandwidth_gb_per_s", "cases": [{"kernel", "picture", "faces", "box", "rows",
+"bytes", "floor_us", "launches", "torch_launches", and, measured: "us", "of_floor", "torch_us", "torch_graph_us"}]}.
+
+Exit status: 0 done, 1 failed, 2 bad usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from realisid_trt.command_line import Outcome, run
+from realisid_trt.errors import RequestError
+from realisid_trt.files import whole_or_not
+
+from .measure import now, versions
+
+SDXL = ((320, 0),) * 3 + ((320, 1),) + ((640, 1),) * 2 + ((640, 2),) + ((1280, 2),) * 3  # channels, level; mid last
+CANVAS, CHANNELS, FACTOR, LEVELS = 128, 4, 8, 3
+HALF_BYTES, SECTOR_BYTES = 2, 32
+PICTURES = ((1024, 1024), (832, 1216))  # height, width, px
+FACES, FRACTIONS = (1, 2, 4, 8), (2, 4, 7)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One shape. rows: 1, a plain row; 3, the none, text and full row of guidance (two encoder rows)."""
+
+    height: int
+    width: int
+    faces: int
+    fraction: int
+    rows: int
+
+    @property
+    def encoder_of(self) -> list[int]:
+        return [0, 1, 1][: self.rows] if self.rows == 3 else [0]
+
+    @property
+    def branches_of(self) -> list[list[int]]:
+        """The null ID's branch rows first, then the persons' own."""
+        null, own = list(range(self.faces)), list(range(self.faces, 2 * self.faces))
+        return [null, null, own] if self.rows == 3 else [null]
+
+    @property
+    def branch_rows(self) -> int:
+        return self.faces * (2 if self.rows == 3 else 1)
+
+    def cells(self, level: int) -> tuple[int, int]:
+        """Height and width of the picture at a level."""
+        return self.height // FACTOR >> level, self.width // FACTOR >> level
+
+    def box(self, face: int, level: int) -> tuple[int, int, int, int]:
+        """x0, y0, x1, y1: faces in a row, overlapping where they must."""
+        height, width = self.cells(0)
+        side = max(4, min(height, width) // self.fraction)
+        x, y = (width - side) * face // max(1, self.faces - 1), (height - side) // 2
+        side_k = max(1, int(side / 2**level + 0.5))
+        return x >> level, y >> level, (x >> level) + side_k, (y >> level) + side_k
+
+
+def cases() -> Iterator[Case]:
+    for height, width in PICTURES:
+        for faces in FACES:
+            for fraction in FRACTIONS:
+                for rows in (1, 3):
+                    yield Case(height, width, faces, fraction, rows)
+
+
+def crop_bytes(case: Case) -> int:
+    """The faces read in float32, the canvases written in half precision."""
+    read = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (case.box(face, 0) for face in range(case.faces)))
+    return CHANNELS * (4 * read + HALF_BYTES * case.faces * CANVAS**2)
+
+
+def merge_bytes(case: Case) -> int:
+    """Skips and global residuals read once, of the local residuals the memory sectors that a sample touches, and all
+    decoder rows written."""
+    total = 0
+    for channels, level in SDXL:
+        height, width = case.cells(level)
+        whole = channels * height * width * HALF_BYTES
+        total += whole * (len(set(case.encoder_of)) + case.branch_rows + case.rows)
+        side = CANVAS >> level
+        for face in range(case.faces):
+            x0, y0, x1, y1 = case.box(face, level)
+            lines, sectors = _touched(side, y1 - y0, 1), _touched(side, x1 - x0, SECTOR_BYTES // HALF_BYTES)
+            total += channels * lines * sectors * SECTOR_BYTES * case.branch_rows // case.faces
+    return total
+
+
+def guide_bytes(case: Case) -> int:
+    """Latents read and written in float32, predictions read in half precision."""
+    height, width = case.cells(0)
+    return CHANNELS * height * width * (2 * 4 + HALF_BYTES * case.rows)
+
+
+def _touched(size_in: int, size_out: int, per_group: int) -> int:
+    """How many groups of neighbours a bilinear resize of a line reads from."""
+    position = np.clip((np.arange(size_out) + 0.5) * size_in / size_out - 0.5, 0, None)
+    first = np.minimum(position.astype(int), size_in - 1)
+    return len({cell // per_group for cell in (*first, *np.minimum(first + 1, size_in - 1))})
+
+
+# kernel → its bytes, and how many launches plain torch makes of it (views are none).
+KERNELS = {
+    "crop_upsample": (crop_bytes, lambda case: case.faces + 1),
+    "relocate_merge": (
+        merge_bytes,
+        # per level: mean, add and stack; per face and distinct set of branch rows: interpolate and add into a slice
+        lambda case: len(SDXL) * (len(set(map(tuple, case.branches_of))) * (1 + 2 * case.faces) + case.rows + 1),
+    ),
+    "guide_step": (guide_bytes, lambda case: 4 if case.rows == 1 else 8),
+}
+
+
+def measure(bandwidth: float, command: Sequence[str] = ()) -> dict[str, Any]:
+    """The figures, as JSON values. bandwidth: GB/s, for a dry run; on a GPU the card's own is measured.
+
+    Raises RequestError for a bandwidth that cannot be.
+    """
+    if not bandwidth > 0:
+        raise RequestError(f"--bandwidth is {bandwidth:g}, expected GB/s above 0.")
+    bench = _gpu_bench()
+    if bench is not None:
+        bandwidth = bench.copy_bandwidth()
+    rows = []
+    for case in cases():
+        for kernel, (nbytes, torch_launches) in KERNELS.items():
+            if kernel != "relocate_merge" and (case.rows, case.fraction) != (3, FRACTIONS[0]):
+                continue  # launch-bound: one shape tells
+            figures: dict[str, Any] = {
+                "kernel": kernel,
+                "picture": f"{case.width}×{case.height}",
+                "faces": case.faces,
+                "box": f"1/{case.fraction}",
+                "rows": case.rows,
+                "bytes": nbytes(case),
+                "floor_us": nbytes(case) / bandwidth / 1e3,
+                "launches": 1,
+                "torch_launches": torch_launches(case),
+            }
+            if bench is not None:
+                figures |= bench.time(kernel, case)
+                figures["of_floor"] = figures["floor_us"] / figures["us"]
+            rows.append(figures)
+    return {
+        "schema": 1,
+        "date": now(),
+        "command": shlex.join(["python", "-m", "benchmarks.kernels", *command]),
+        "device": bench.device if bench is not None else None,
+        "versions": versions(),
+        "bandwidth_gb_per_s": bandwidth,
+        "shapes": {"canvas": CANVAS, "channels": CHANNELS, "skips": SDXL},
+        "cases": rows,
+    }
+
+
+def _gpu_bench() -> Any:
+    """What times kernels here, or None without a GPU or without torch for it."""
+    try:
+        import torch
+    except ImportError:
+        return None
+    if not torch.cuda.is_available():
+        return None
+    from .gpu_bench import GpuBench
+
+    return GpuBench()
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """What people read."""
+    where = result["device"] or "dry run, no GPU: nothing was timed"
+    lines = [f"{where}; floors at {result['bandwidth_gb_per_s']:.0f} GB/s; {result['date']}", ""]
+    timed = result["device"] is not None
+    head = f"{'kernel':<16}{'picture':>11}{'faces':>6}{'box':>5}{'rows':>5}{'MB':>9}{'floor µs':>10}{'launches':>9}"
+    head += f"{'torch':>7}"
+    lines.append(head + (f"{'µs':>9}{'of floor':>9}{'torch µs':>10}{'in graph':>10}" if timed else ""))
+    for row in result["cases"]:
+        line = f"{row['kernel']:<16}{row['picture']:>11}{row['faces']:>6}{row['box']:>5}{row['rows']:>5}"
+        line += f"{row['bytes'] / 1e6:>9.2f}{row['floor_us']:>10.2f}{row['launches']:>9}{row['torch_launches']:>7}"
+        if timed:
+            line += f"{row['us']:>9.1f}{row['of_floor']:>9.0%}{row['torch_us']:>10.1f}{row['torch_graph_us']:>10.1f}"
+        lines.append(line)
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.kernels",
+        description="Bytes, floors, launches and times of the fused kernels; a dry run without a GPU.",
+        epilog="""examples:
+  python -m benchmarks.kernels
+  python -m benchmarks.kernels --json --out kernels.json""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--bandwidth", type=float, default=4300, help="GB/s of a dry run (default %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="store the JSON object")
+    parser.add_argument("--json", action="store_true", help="the last line of stdout is one JSON object")
+    options = parser.parse_args(arguments)
+
+    def command() -> Outcome:
+        result = measure(options.bandwidth, arguments)
+        if options.out is not None:
+            with whole_or_not(options.out) as partial:
+                partial.write_text(json.dumps(result, ensure_ascii=False) + "\n", encoding="utf-8")
+        return Outcome(result, table(result))
+
+    return run(command, options.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

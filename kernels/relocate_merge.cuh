@@ -1,0 +1,106 @@
+// relocate_merge: the specification and the reference stand in relocate_merge.py.
+#pragma once
+#include "common.cuh"
+
+// One skip of the UNet and what is merged into it. Addresses are those of the networks' own buffers.
+struct Level {
+  const void *skips, *local, *whole;  // (E, C, H, W), (P, C, h, w), (P, C, H, W)
+  void* out;                          // (R, C, H, W)
+  int first_block;                    // of the grid: where this level begins
+  int size;                           // C·H·W
+  int height, width;                  // H, W
+  int local_height, local_width;      // h, w
+  int box_level;                      // which of every face's boxes
+  int unused;
+};
+
+struct Scales {
+  float local, whole;
+};
+
+// Which residuals go where: R decoder rows, at most N persons each, boxes of P branch rows in L levels.
+struct Rows {
+  const int* encoder_of;    // (R,)
+  const int* branches_of;   // (R, N), -1 behind the last
+  const Box* boxes;         // (P, L)
+  const Scales* scales;     // (R, 2)
+  int rows, persons, box_levels;
+};
+
+enum Overlap { SUM, AVERAGE, PRIORITY };
+
+__device__ inline bool same_injection(const Rows& rows, int a, int b) {
+  if (rows.scales[a].local != rows.scales[b].local || rows.scales[a].whole != rows.scales[b].whole) return false;
+  for (int p = 0; p < rows.persons; p++)
+    if (rows.branches_of[a * rows.persons + p] != rows.branches_of[b * rows.persons + p]) return false;
+  return true;
+}
+
+// Adds to `placed` what one person's local residual (C, h, w) brings into V cells, and counts in `covered` where. The
+// cells begin at line y, column x of channel c, and may go on in the next lines and channels.
+template <class T, int V, bool AREA>
+__device__ inline void place(const Level& level, const T* residual, Box box, int overlap, int c, int y, int x,
+                             float* placed, float* covered) {
+  if (x + V <= level.width && (y < box.y0 || y >= box.y1 || x + V <= box.x0 || x >= box.x1)) return;
+  int height = level.local_height, width = level.local_width;
+  Axis down = axis_of(height, box.y1 - box.y0), across = axis_of(width, box.x1 - box.x0);
+  Taps line = bilinear_taps(y - box.y0, down);
+  for (int v = 0; v < V; v++) {
+    if (y >= box.y0 && y < box.y1 && x >= box.x0 && x < box.x1) {
+      const T* plane = residual + (long long)c * height * width;
+      float value = AREA ? sample_area(plane, height, width, y - box.y0, x - box.x0, down.out, across.out)
+                         : sample_bilinear(plane, width, line, bilinear_taps(x - box.x0, across));
+      placed[v] = overlap == PRIORITY ? value : placed[v] + value;
+      covered[v] += 1;
+    }
+    if (++x == level.width) {
+      x = 0;
+      if (++y == level.height) y = 0, c++;
+      line = bilinear_taps(y - box.y0, down);
+    }
+  }
+}
+
+// What decoder row r receives in the V cells from `start` on: s_g · mean_p global + s_l · Σ_p R(local).
+template <class T, int V, bool AREA>
+__device__ inline void inject(const Level& level, const Rows& rows, int overlap, int r, int start, float* injected) {
+  const int* branches = rows.branches_of + r * rows.persons;
+  int plane_size = level.height * level.width, cell = start % plane_size;
+  int c = start / plane_size, y = cell / level.width, x = cell % level.width;
+  long long local_size = (long long)(level.size / plane_size) * level.local_height * level.local_width;
+  float sum[V] = {}, placed[V] = {}, covered[V] = {};
+  int count = 0;
+  for (; count < rows.persons && branches[count] >= 0; count++) {
+    int row = branches[count];
+    Vector<T, V> whole = *(const Vector<T, V>*)((const T*)level.whole + (long long)row * level.size + start);
+    for (int v = 0; v < V; v++) sum[v] += widen(whole.of[v]);
+    place<T, V, AREA>(level, (const T*)level.local + row * local_size,
+                      rows.boxes[row * rows.box_levels + level.box_level], overlap, c, y, x, placed, covered);
+  }
+  Scales scale = rows.scales[r];
+  float whole_share = count ? scale.whole / (float)count : 0.0f;
+  for (int v = 0; v < V; v++) {
+    if (overlap == AVERAGE && covered[v] > 1) placed[v] /= covered[v];
+    injected[v] = scale.local * placed[v] + whole_share * sum[v];
+  }
+}
+
+// grid: x over all levels' cells, V to a thread; a thread serves its cells of every decoder row. Rows that receive the
+// same injection stand behind each other (the none and the text row of a picture), so that it is made once.
+template <class T, int V, bool AREA>
+__device__ inline void relocate_merge(const Level* levels, int num_levels, Rows rows, int overlap) {
+  int index = 0;
+  for (int l = 1; l < num_levels; l++) index += (int)blockIdx.x >= levels[l].first_block;
+  Level level = levels[index];
+  assume_global(level.skips), assume_global(level.local), assume_global(level.whole), assume_global(level.out);
+  int start = ((blockIdx.x - level.first_block) * blockDim.x + threadIdx.x) * V;
+  if (start >= level.size) return;
+  float injected[V];
+  for (int r = 0; r < rows.rows; r++) {
+    if (r == 0 || !same_injection(rows, r, r - 1)) inject<T, V, AREA>(level, rows, overlap, r, start, injected);
+    const T* skip = (const T*)level.skips + (long long)rows.encoder_of[r] * level.size + start;
+    Vector<T, V> merged = *(const Vector<T, V>*)skip;
+    for (int v = 0; v < V; v++) narrow(widen(merged.of[v]) + injected[v], &merged.of[v]);
+    *(Vector<T, V>*)((T*)level.out + (long long)r * level.size + start) = merged;
+  }
+}

@@ -1,0 +1,26 @@
+// Rows, gathered: what Backend.take and Backend.take_step do; and the search for what is no number.
+#pragma once
+#include "common.cuh"
+
+// grid: x over a row's values, y over rows. out[r] = source[rows[r]], in the networks' precision.
+template <class S, class T>
+__device__ inline void take(const S* source, const int* rows, T* out, int size) {
+  int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < size) narrow(widen(source[(long long)rows[blockIdx.y] * size + i]), out + (long long)blockIdx.y * size + i);
+}
+
+// out[r] = table[step[pictures[r]], columns[r]] of a (S, K, size) table.
+template <class T>
+__device__ inline void take_step(const T* table, const int* step, const int* pictures, const int* columns, T* out,
+                                 int num_columns, int size) {
+  int i = blockIdx.x * blockDim.x + threadIdx.x, r = blockIdx.y;
+  if (i >= size) return;
+  long long from = (long long)step[pictures[r]] * num_columns + columns[r];
+  out[(long long)r * size + i] = table[from * size + i];
+}
+
+// found becomes 1 if any value is NaN or infinite.
+__device__ inline void find_nonfinite(const float* values, int* found, int size) {
+  int i = blockIdx.x * blockDim.x + threadIdx.x;
+  if (i < size && (bits_of_float(values[i]) & 0x7f800000u) == 0x7f800000u) *found = 1;
+}

@@ -1,0 +1,269 @@
+"""What every GPU backend does alike: arrays on one stream, the fused kernels, capture. How a network runs it leaves to
+a `Runner`."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+import realisid_trt.kernels.launch as launch
+from realisid_trt.kernels.launch import Array, Kernels
+
+from ..errors import RealisIDWarning
+from ..manifest import Build, Manifest
+from . import MergeRows, Usage
+from .cuda_memory import Gpu
+
+HALVES = ("float16", "bfloat16")
+
+
+class Runner(Protocol):
+    """The networks of one build, opened, on the GPU's stream."""
+
+    def run(self, network: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        """Enqueues the network. Raises BackendError."""
+
+    def forget(self) -> None:
+        """Arrays given before are no more."""
+
+
+class GpuUsage(Usage):
+    """Usage whose milliseconds are the GPU's own, between two events; they are read when somebody asks."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        super().__init__()
+        self._gpu = gpu
+        self._pending: list[tuple[str, Any, Any]] = []
+
+    @contextmanager
+    def measure(self, name: str, rows: int) -> Iterator[None]:
+        if self._gpu.capturing:  # what a graph replays has no times of its own
+            self.add(name, rows, 0.0)
+            yield
+            return
+        start = self._gpu.stamp()
+        yield
+        self._pending.append((name, start, self._gpu.stamp()))
+        self.add(name, rows, 0.0)
+
+    @property
+    def ms(self) -> dict[str, float]:
+        """Milliseconds by name; waits for what was asked for last."""
+        for name, start, end in self._pending:
+            end.sync()
+            self.add(name, 0, end - start)
+        self._pending.clear()
+        return self._ms
+
+
+class CudaBackend:
+    """The backend protocol on one GPU. Nothing but `get`, `begin` and `elapsed_ms` waits for it.
+
+    Every array of a request comes out of one arena. What a step writes is written where the step before wrote it: an
+    output belongs to what it was computed from, and is made once per request.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        manifest: Manifest,
+        build: Build,
+        gpu: Gpu,
+        kernels: Kernels,
+        runner: Runner,
+        capture: bool = False,
+    ) -> None:
+        """capture: record a step as a CUDA graph when it runs for the second time, and replay that from then on."""
+        self.name, self.device, self.precision = name, f"cuda:{gpu.ordinal}", build.precision
+        self.usage: Usage = GpuUsage(gpu)
+        self._gpu, self._kernels, self._runner = gpu, kernels, runner
+        self._networks = manifest.networks(build)
+        self._levels, self._canvas = manifest.model.residual_levels, manifest.model.sample_size
+        self._mode, self._overlap = manifest.config.relocate_mode, manifest.config.overlap
+        self._made: dict[Hashable, Any] = {}
+        self._capture = capture
+
+    def begin(self) -> None:
+        self.usage = GpuUsage(self._gpu)
+        self._gpu.begin()
+        self._made.clear()
+        self._runner.forget()
+
+    # Arrays
+
+    def put(self, array: NDArray[Any], for_networks: bool = False) -> Array:
+        array = np.ascontiguousarray(array)
+        placed = self._new(array.shape, array.dtype.name)
+        self._gpu.upload(array, placed.address)
+        return self._in(self.precision, placed) if for_networks and placed.dtype == "float32" else placed
+
+    def get(self, tensor: Array) -> NDArray[Any]:
+        if tensor.dtype == "bfloat16":
+            bits = self._gpu.download(tensor.address, tensor.shape, np.uint16)
+            return (bits.astype(np.uint32) << 16).view(np.float32)
+        array = self._gpu.download(tensor.address, tensor.shape, tensor.dtype)
+        return array.astype(np.float32) if tensor.dtype == "float16" else array
+
+    def all_finite(self, tensor: Array) -> bool:
+        found = self.put(np.zeros(1, np.int32))
+        self._kernels.find_nonfinite(self._gpu.stream, tensor, found)
+        return not self.get(found)[0]
+
+    def take(self, tensor: Array, rows: NDArray[np.int32]) -> Array:
+        dtype = self.precision if tensor.dtype == "float32" else tensor.dtype
+        if tensor.dtype == dtype and len(rows) == tensor.shape[0] and (rows == np.arange(len(rows))).all():
+            return tensor
+        key = "take", tensor, rows.tobytes()
+        out = self._once(key, lambda: self._new((len(rows), *tensor.shape[1:]), dtype))
+        self._kernels.take(self._gpu.stream, tensor, self._rows(rows), out)
+        return out
+
+    def take_step(self, table: Array, step: Array, pictures: Array, columns: Array) -> Array:
+        shape = *pictures.shape, table.shape[-1]
+        out = self._once(("take_step", table, pictures, columns), lambda: self._new(shape, table.dtype))
+        self._kernels.take_step(self._gpu.stream, table, step, pictures, columns, out)
+        return out
+
+    # Networks
+
+    def check(self, network: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        self._networks[network].check(shapes)
+
+    def run(self, network: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        described = self._networks[network]
+        shapes = {name: value.shape for name, value in inputs.items()}
+        described.check(shapes)
+        fed = {port.name: self._in(port.dtype, inputs[port.name]) for port in described.inputs}
+        sizes = described.output_shapes(shapes)
+        outputs: dict[str, Array] = self._once(
+            (network, *shapes.items()),
+            lambda: {port.name: self._new(sizes[port.name], port.dtype) for port in described.outputs},
+        )
+        with self.usage.measure(network, next(iter(shapes.values()))[0]):
+            self._runner.run(network, fed, outputs)
+        return outputs
+
+    # Kernels
+
+    def crop_upsample(self, latents: Array, pictures: Array, boxes: Array) -> Array:
+        shape = boxes.shape[0], latents.shape[1], self._canvas, self._canvas
+        faces: Array = self._once(("crop_upsample", boxes), lambda: self._new(shape, self.precision))
+        with self.usage.measure("crop_upsample", shape[0]):
+            self._kernels.crop_upsample(self._gpu.stream, latents, pictures, boxes, faces)
+        return faces
+
+    def relocate_merge(
+        self, skips: Sequence[Array], local: Sequence[Array], whole: Sequence[Array], rows: MergeRows
+    ) -> Sequence[Array]:
+        count = rows.encoder_of.shape[0]
+
+        def plan() -> tuple[list[Array], launch.Levels, Array]:
+            out = [self._new((count, *skip.shape[1:]), skip.dtype) for skip in skips]
+            levels = launch.levels(skips, local, whole, out, self._levels)
+            return out, levels, self.put(levels.table.view(np.int32))
+
+        key = "relocate_merge", rows.encoder_of, *skips, *local, *whole
+        out: list[Array]
+        out, levels, table = self._once(key, plan)
+        with self.usage.measure("relocate_merge", count):
+            self._kernels.relocate_merge(
+                self._gpu.stream, levels, table, rows.encoder_of, rows.branches_of, rows.boxes, rows.scales,
+                self._mode, self._overlap,
+            )  # fmt: skip
+        return out
+
+    def guide_step(
+        self, latents: Array, step: Array, noise_pred: Array, decoder_of: Array, weights: Array, coefficients: Array
+    ) -> None:
+        tickets = self._once(("tickets", step), lambda: self.put(np.zeros(step.shape, np.int32)))
+        with self.usage.measure("guide_step", latents.shape[0]):
+            self._kernels.guide_step(
+                self._gpu.stream, latents, step, tickets, noise_pred, decoder_of, weights, coefficients
+            )
+
+    # Steps and time
+
+    def repeated(self, step: Callable[[], None]) -> Callable[[], None]:
+        return Recorded(step, self._gpu, self.usage, self._refused) if self._capture else step
+
+    def _refused(self, error: Exception) -> None:
+        self._capture = False
+        warnings.warn(
+            f"a step was refused as a CUDA graph ({error}); steps run one launch at a time from now on. "
+            "Engine.load(…, cuda_graph=False) does not try.",
+            RealisIDWarning,
+            stacklevel=2,
+        )
+
+    def stamp(self) -> Any:
+        return self._gpu.stamp()
+
+    def wait_for(self, stamp: Any) -> None:
+        stamp.sync()
+
+    def elapsed_ms(self, stamps: Sequence[Any]) -> list[float]:
+        stamps[-1].sync()
+        return [later - earlier for earlier, later in zip(stamps, stamps[1:], strict=False)]
+
+    # Memory
+
+    def _new(self, shape: tuple[int, ...], dtype: str) -> Array:
+        array = Array(0, shape, dtype)
+        return Array(self._gpu.memory.take(array.nbytes), shape, dtype)
+
+    def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` gives; the same for the same key until the request ends."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def _rows(self, rows: NDArray[np.int32]) -> Array:
+        placed: Array = self._once(("rows", rows.tobytes()), lambda: self.put(rows))
+        return placed
+
+    def _in(self, dtype: str, array: Array) -> Array:
+        """The array in another precision; float32 to half only: nothing else is asked for."""
+        if array.dtype == dtype:
+            return array
+        out: Array = self._once(("in", dtype, array), lambda: self._new(array.shape, dtype))
+        self._kernels.take(self._gpu.stream, array, self._rows(np.arange(array.shape[0], dtype=np.int32)), out)
+        return out
+
+
+class Recorded:
+    """A step that is the same call every time: run as it is once, then captured, then replayed.
+
+    Whatever it reads and writes keeps its address until the request ends, and what changes from step to step lies on
+    the device; so a replay is the step. A step that cannot be captured goes on as it is.
+    """
+
+    def __init__(self, step: Callable[[], None], gpu: Gpu, usage: Usage, refused: Callable[[Exception], None]) -> None:
+        """refused: gets the error if the step cannot be captured."""
+        self._step, self._gpu, self._usage, self._refused = step, gpu, usage, refused
+        self._calls, self._graph, self._rows = 0, None, dict[str, int]()
+
+    def __call__(self) -> None:
+        self._calls += 1
+        if self._calls == 2:  # the first call has placed every array and warmed the networks
+            self._record()
+        if self._graph is None:
+            self._step()
+            return
+        self._graph.launch(self._gpu.stream)
+        for name, rows in self._rows.items():
+            self._usage.add(name, rows, 0.0)
+
+    def _record(self) -> None:
+        before = dict(self._usage.rows)
+        try:
+            self._graph = self._gpu.capture(self._step)
+        except Exception as error:  # of whatever the networks run on
+            self._refused(error)
+        self._rows = {name: rows - before.get(name, 0) for name, rows in self._usage.rows.items()}
+        self._usage.rows.clear()
+        self._usage.rows.update(before)

@@ -1,0 +1,148 @@
+"""A GPU's stream and memory, through cuda-python. Memory is taken piece by piece and given back all at once."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from realisid_trt.kernels.launch import open_driver
+
+from ..errors import BackendError
+
+ALIGNMENT = 256  # bytes; what every piece begins at
+CHUNK_BYTES = 2**24  # the least that is asked of the system
+
+
+class Gpu:
+    """One device: its stream, on which everything runs, its memory, and pinned memory for what goes to and fro."""
+
+    def __init__(self, ordinal: int) -> None:
+        """Raises BackendError, with what to do, where there is no such GPU."""
+        probe(ordinal)
+        from cuda.core import Device, LegacyPinnedMemoryResource
+
+        self.ordinal, self.capturing = ordinal, False
+        self.device = Device(ordinal)
+        self.device.set_current()
+        self.stream = self.device.create_stream()
+        pinned = LegacyPinnedMemoryResource()
+        self.memory = Arena(lambda nbytes: self.device.allocate(nbytes, stream=self.stream))
+        self.staging = Arena(lambda nbytes: pinned.allocate(nbytes))
+
+    @property
+    def name(self) -> str:
+        major, minor = self.device.compute_capability
+        return f"{self.device.name} (sm_{major}{minor})"
+
+    def begin(self) -> bool:
+        """Waits for the stream, then takes everything back. Whether memory stayed where it was."""
+        self.device.set_current()
+        self.stream.sync()
+        moved = [arena.reset() for arena in (self.memory, self.staging)]
+        return not any(moved)
+
+    def stamp(self) -> Any:
+        """An event behind everything that was asked for so far; the difference of two is in milliseconds."""
+        from cuda.core import EventOptions
+
+        return self.stream.record(options=EventOptions(timing_enabled=True))
+
+    def capture(self, work: Callable[[], None]) -> Any:
+        """What `work` enqueues, as a graph that `launch`es on the stream; nothing of it runs now."""
+        builder = self.stream.create_graph_builder()
+        builder.begin_building("thread_local")
+        self.capturing = True
+        try:
+            work()
+        finally:
+            self.capturing = False
+            builder.end_building()
+        return builder.complete()
+
+    def upload(self, array: NDArray[Any], address: int) -> None:
+        """Copies the array to the device; it may be changed at once."""
+        staged = self.staging.take(array.nbytes)
+        ctypes.memmove(staged, array.ctypes.data, array.nbytes)
+        self._copy("cuMemcpyHtoDAsync", address, staged, array.nbytes)
+
+    def download(self, address: int, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+        """A copy of what lies there, when the stream has come so far."""
+        array = np.empty(shape, dtype)
+        staged = self.staging.take(array.nbytes)
+        self._copy("cuMemcpyDtoHAsync", staged, address, array.nbytes)
+        self.stream.sync()
+        ctypes.memmove(array.ctypes.data, staged, array.nbytes)
+        return array
+
+    def _copy(self, function: str, target: int, source: int, nbytes: int) -> None:
+        from cuda.bindings import driver
+
+        (status,) = getattr(driver, function)(target, source, nbytes, self.stream.handle)
+        if status != driver.CUresult.CUDA_SUCCESS:
+            raise BackendError(f"{function} of {nbytes} bytes failed: {status.name}. python -m realisid_trt doctor")
+
+
+class Arena:
+    """Memory, handed out in order. Grows by whole chunks; when it is taken back, they become one."""
+
+    def __init__(self, allocate: Callable[[int], Any]) -> None:
+        """allocate: bytes → a cuda.core Buffer."""
+        self._allocate = allocate
+        self._chunks: list[Any] = []
+        self._used = 0  # of the last chunk
+
+    @property
+    def nbytes(self) -> int:
+        """What is held of the system's memory."""
+        return sum(chunk.size for chunk in self._chunks)
+
+    def take(self, nbytes: int) -> int:
+        """The address of so many bytes, valid until `reset`. Raises BackendError when the device is full."""
+        nbytes = -(-max(nbytes, 1) // ALIGNMENT) * ALIGNMENT
+        if not self._chunks or self._used + nbytes > self._chunks[-1].size:
+            self._grow(max(nbytes, CHUNK_BYTES))
+        address = int(self._chunks[-1].handle) + self._used
+        self._used += nbytes
+        return address
+
+    def reset(self) -> bool:
+        """Takes everything back. Whether addresses handed out before have become invalid."""
+        moved = len(self._chunks) > 1
+        if moved:
+            total = self.nbytes
+            self.close()
+            self._grow(total)
+        self._used = 0
+        return moved
+
+    def close(self) -> None:
+        """Gives all of it back to the system."""
+        for chunk in self._chunks:
+            chunk.close()
+        self._chunks.clear()
+
+    def _grow(self, nbytes: int) -> None:
+        try:
+            self._chunks.append(self._allocate(nbytes))
+        except Exception as error:  # cuda.core's CUDAError, when it is out of memory
+            raise BackendError(
+                f"{nbytes / 2**20:.0f} MiB more could not be had ({error}); {self.nbytes / 2**20:.0f} MiB are held. "
+                "Make fewer or smaller pictures at a time, or free the GPU of other programs."
+            ) from error
+        self._used = 0
+
+
+def probe(ordinal: int) -> str:
+    """The driver's CUDA version, such as "13.0", if it finds this GPU. Raises BackendError, with what to do."""
+    open_driver()
+    from cuda.bindings import driver
+
+    _, count = driver.cuDeviceGetCount()
+    if ordinal >= count:
+        raise BackendError(f"device cuda:{ordinal} does not exist; this machine has {count}. Use a lower number.")
+    _, version = driver.cuDriverGetVersion()
+    return f"{version // 1000}.{version % 1000 // 10}"

@@ -1,0 +1,34 @@
+"""What the tests of a GPU share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+
+def float32_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine opened on the GPU takes its float32 networks."""
+    from realisid_trt.manifest import Manifest
+
+    chosen = Manifest.build_for
+    monkeypatch.setattr(Manifest, "build_for", lambda self, backend, device="cpu": chosen(self, backend, "cpu"))
+
+
+def person(model: Any, seed: int, box: tuple[float, float, float, float]) -> Any:
+    """Somebody, given by ID tokens and a drawing."""
+    from realisid_trt import Person
+
+    rng = np.random.default_rng(seed)
+    side = model.default_size
+    return Person(
+        id_tokens=rng.standard_normal((model.num_id_tokens, model.cross_attention_dim)).astype(np.float32),
+        pose_image=rng.random((3, side, side)).round().astype(np.float32),
+        box=box,
+    )
+
+
+def relative_rms(ours: Any, truth: Any) -> float:
+    exact = np.asarray(truth, np.float64)
+    return float(np.sqrt(np.mean((np.asarray(ours, np.float64) - exact) ** 2) / np.mean(exact**2)))

@@ -1,0 +1,142 @@
+"""The engine on a GPU makes the pictures that it makes on the CPU."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from realisid_trt import Engine, Request
+from realisid_trt.backends.cuda import Recorded
+from realisid_trt.denoise import LOOP
+from realisid_trt.errors import NumericsError, RealisIDWarning
+from tests.gpu.support import float32_only, person, relative_rms
+
+BOXES = ((5, 10, 69, 75), (40, 20, 120, 91), (70, 70, 88, 88))
+# Two backends that round in other places; in half precision 2⁻¹¹ per rounding, 8.57-fold in Eq. (8), over the steps.
+SINGLE, HALF = 1e-5, 1e-2
+
+
+def persons(model: Any, count: int) -> list[Any]:
+    return [person(model, seed, box) for seed, box in enumerate(BOXES[:count])]
+
+
+def latents(engine: Engine, count: int, **options: Any) -> Any:
+    options = {"seed": 3, "num_inference_steps": 5, "output": "latents", **options}
+    return engine.generate("two friends", persons(engine.model, count), **options)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_float32_is_the_cpu_s(cpu_engine: Engine, single: Engine, count: int) -> None:
+    expected, found = (latents(engine, count) for engine in (cpu_engine, single))
+    assert single.backend.precision == "float32" and found.backend != expected.backend
+    assert relative_rms(found.latents, expected.latents) < SINGLE
+    loop = [name for name in LOOP if name in expected.rows]  # as the backends themselves counted them
+    assert [found.rows[name] for name in loop] == [expected.rows[name] for name in loop]
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_float16_is_close(cpu_engine: Engine, half: Engine, count: int) -> None:
+    expected, found = (latents(engine, count, output="np") for engine in (cpu_engine, half))
+    assert half.backend.precision == "float16"
+    assert 1e-5 < relative_rms(found.latents, expected.latents) < HALF
+    assert np.abs(found.images[0] - expected.images[0]).max() < 0.05
+
+
+@pytest.mark.parametrize("size", [(128, 128), (96, 192)])
+def test_a_replayed_step_is_the_step(half: Engine, half_replayed: Engine, size: tuple[int, int]) -> None:
+    options = {"height": size[0], "width": size[1], "num_inference_steps": 6}
+    plain, replayed = (latents(engine, 2, **options) for engine in (half, half_replayed))
+    assert np.array_equal(plain.latents, replayed.latents)
+    assert [replayed.rows[name] for name in LOOP] == [plain.rows[name] for name in LOOP]
+    assert len(replayed.step_ms) == 6
+
+
+def test_a_batch_of_different_requests(cpu_engine: Engine, single_replayed: Engine) -> None:
+    model = cpu_engine.model
+    requests = [
+        Request("a beach", persons(model, 2), seed=1, subject_conditioning_ratio=None),
+        Request("a street", [], seed=2, negative_prompt="blurry"),
+        Request("a forest", persons(model, 1), seed=3, num_images=2, local_scale=0.5, id_guidance_scale=0.0),
+    ]
+    both = [
+        engine.generate_batch(requests, num_inference_steps=4, output="latents")
+        for engine in (cpu_engine, single_replayed)
+    ]
+    for expected, found in zip(*both, strict=True):
+        assert relative_rms(found.latents, expected.latents) < SINGLE
+
+
+def test_an_identity_from_a_photo(cpu_engine: Engine, single: Engine, photos: Any) -> None:
+    expected, found = (engine.embed(photos.astronaut) for engine in (cpu_engine, single))
+    assert relative_rms(found.id_tokens, expected.id_tokens) < SINGLE
+    assert found.box == expected.box
+
+
+def test_memory_does_not_grow(half: Engine, device_bytes: Callable[[], int]) -> None:
+    """200 pictures of changing sizes and numbers of persons, in batches of four."""
+    model, held = half.model, []
+    for turn in range(50):
+        side = (64, 80, 96, 128)[turn % 4]
+        people = [person(model, turn, (0, 0, side / 2, side / 2))] * (turn % 3)
+        request = Request("a beach", people, seed=turn, num_images=4)
+        half.generate_batch([request], num_inference_steps=1, height=64, width=side, output="latents")
+        held.append(device_bytes())
+    assert max(held[12:]) == held[12]  # every size and number was there by then
+
+
+def test_two_threads_take_turns(single: Engine) -> None:
+    alone = [latents(single, 1, seed=seed).latents for seed in (1, 2)]
+    found: dict[int, Any] = {}
+    threads = [
+        threading.Thread(target=lambda seed=seed: found.update({seed: latents(single, 1, seed=seed).latents}))
+        for seed in (1, 2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(np.array_equal(found[seed], expected) for seed, expected in zip((1, 2), alone, strict=True))
+
+
+def test_an_overflow_is_found_on_the_gpu(half: Engine) -> None:
+    with pytest.raises(NumericsError, match="the final latents holds .* NaN or infinite"):
+        latents(half, 1, local_scale=3e38)
+    assert np.isfinite(latents(half, 1).latents).all()  # and nothing of it stays
+
+
+def test_a_refused_capture_is_said_and_harmless(
+    engine_dir: Path, half: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Engine.load(engine_dir, device="cuda", cuda_graph=True)
+    gpu = engine.backend._gpu  # type: ignore[attr-defined]
+    run = type(engine.backend._runner).run  # type: ignore[attr-defined]
+
+    def refuse(runner: Any, *arguments: Any) -> None:
+        if gpu.capturing:
+            raise RuntimeError("this network allocates")
+        run(runner, *arguments)
+
+    monkeypatch.setattr(type(engine.backend._runner), "run", refuse)  # type: ignore[attr-defined]
+    with pytest.warns(RealisIDWarning, match=r"was refused as a CUDA graph \(this network allocates\)"):
+        found = latents(engine, 1)
+    expected = latents(half, 1)
+    assert np.array_equal(found.latents, expected.latents)
+    assert [found.rows[name] for name in LOOP] == [expected.rows[name] for name in LOOP]
+
+
+def test_steps_are_replayed_at_all(half_replayed: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Recorded] = []
+    begin = Recorded.__init__
+    monkeypatch.setattr(Recorded, "__init__", lambda self, *given: (made.append(self), begin(self, *given))[1])
+    latents(half_replayed, 1, num_inference_steps=10)
+    assert len(made) == 2 and all(step._graph is not None for step in made)  # without the ID, and with it
+
+
+def test_float32_networks_serve_where_no_half_was_built(engine_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    float32_only(monkeypatch)
+    assert Engine.load(engine_dir, device="cuda:0", networks=()).backend.precision == "float32"

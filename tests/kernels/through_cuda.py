@@ -1,0 +1,245 @@
+"""What test_through_cuda.py runs in a process of its own, where libcuda is the stand-in.
+
+    python -m tests.kernels.through_cuda NAME FOLDER LIBRARY
+
+FOLDER holds the compiled kernels; LIBRARY is their g++ build, which says what is right. Prints one line when all is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from realisid_trt.kernels.launch import OVERLAPS, Array, Kernels
+
+from realisid_trt.errors import EngineMismatch
+from tests.kernels.bench import OnCpu, OnGpu
+from tests.kernels.cases import TYPES, Crop, Guide, Merge, Take
+from tests.kernels.stand_in import Counters
+
+Launch = Callable[[Any], list[Array]]
+
+
+def launches(seed: int) -> Iterator[tuple[str, Launch]]:
+    """Every kernel at least once, with inputs of its own: the entry point's name and what launches it on a bench."""
+    for dtype in TYPES:
+        rng = np.random.default_rng(seed)
+        crop, guide, take = Crop.draw(rng), Guide.draw(rng, dtype), Take.draw(rng, dtype)
+        yield f"crop_upsample_{dtype}", partial(crop.launch, dtype=dtype)
+        yield f"guide_step_{dtype}", partial(guide.launch, dtype=dtype)
+        yield f"take_{dtype}", partial(take.launch, source=dtype, dtype=dtype)
+        if dtype != "float32":
+            yield f"take_float32_to_{dtype}", partial(take.launch, source="float32", dtype=dtype)
+        for mode in ("bilinear", "area"):
+            for overlap in OVERLAPS:
+                launch = partial(Merge.draw(rng, dtype).launch, dtype=dtype, mode=mode, overlap=overlap)
+                yield f"relocate_merge_{mode}_{dtype}_{overlap}", launch
+
+
+def find_nonfinite(bench: Any) -> list[Array]:
+    found = bench.put(np.zeros(1, np.int32))
+    bench.kernels.find_nonfinite(bench.stream, bench.put(np.float32([1, np.inf, 2])), found)
+    return [found]
+
+
+def every_kernel(folder: Path, library: Path) -> str:
+    """What comes back through cuda.core is, bit for bit, what the g++ build computes when called directly."""
+    gpu, used = open_gpu(folder), set()
+    for seed in range(3):
+        for name, launch in [*launches(seed), ("find_nonfinite_float32", find_nonfinite)]:
+            cpu = OnCpu(library)
+            for ours, expected in zip(launch(gpu), launch(cpu), strict=True):
+                np.testing.assert_array_equal(gpu.get(ours), cpu.get(expected), err_msg=f"{name}, seed {seed}")
+        used |= set(gpu.kernels._kernels)
+    assert len(used) == 27, sorted(used)
+    return close(gpu)
+
+
+def replay(folder: Path, library: Path) -> str:
+    """A captured step, replayed: other boxes, other rows, other residuals, the step counted on the device."""
+    gpu, cpu, steps = open_gpu(folder), OnCpu(library), 4
+    rng = np.random.default_rng(5)
+    shapes = {"latents": (2, 4, 12, 9), "skip": (3, 8, 12, 9), "local": (4, 8, 10, 10), "whole": (4, 8, 12, 9)}
+
+    def inputs() -> dict[str, Any]:
+        boxes = [(x, y, x + w, y + h) for x, y, w, h in rng.integers(1, 5, (4, 4))]
+        count = rng.integers(1, 3, 3)
+        return {
+            **{name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()},
+            "boxes": np.array(boxes, np.int32)[:, None],
+            "pictures": rng.integers(0, 2, 4).astype(np.int32),
+            "encoder_of": rng.integers(0, 3, 3).astype(np.int32),
+            "branches_of": np.array([[rng.integers(4), rng.integers(4) if n > 1 else -1] for n in count], np.int32),
+            "scales": rng.random((3, 2), dtype=np.float32),
+            "decoder_of": np.array([[0, 1, 2], [2, 0, -1]], np.int32),
+            "weights": rng.standard_normal((2, 3)),
+            "coefficients": rng.uniform(-1, 1, (steps, 2)),
+        }
+
+    def prepare(bench: Any) -> tuple[dict[str, Array], Callable[[Any], None]]:
+        from realisid_trt.kernels import launch
+
+        given = {name: bench.put(value) for name, value in first.items()}
+        given |= {
+            "step": bench.put(np.zeros(2, np.int32)),
+            "tickets": bench.put(np.zeros(2, np.int32)),
+            "faces": bench.empty((4, 4, 10, 10), "float16"),
+            "merged": bench.empty(shapes["skip"], "float32"),
+            "noise_pred": bench.empty((3, 4, 12, 9), "float32"),
+            "first_half": bench.put(np.zeros(3, np.int32)),
+        }
+        level = [[given[name]] for name in ("skip", "local", "whole", "merged")]
+        plan = launch.levels(*level, [0])
+        table = bench.put(plan.table.view(np.int32))
+        flat = Array(given["boxes"].address, (4, 4), "int32")
+
+        def step(stream: Any) -> None:
+            kernels = bench.kernels
+            kernels.crop_upsample(stream, given["latents"], given["pictures"], flat, given["faces"])
+            names = "encoder_of", "branches_of", "boxes", "scales"
+            kernels.relocate_merge(stream, plan, table, *(given[name] for name in names), "bilinear", "average")
+            half = Array(given["merged"].address, (6, 4, 12, 9), "float32")
+            kernels.take(stream, half, given["first_half"], given["noise_pred"])
+            names = "latents", "step", "tickets", "noise_pred", "decoder_of", "weights", "coefficients"
+            kernels.guide_step(stream, *(given[name] for name in names))
+
+        return given, step
+
+    first = inputs()
+    on_gpu, enqueue = prepare(gpu)
+    on_cpu, compute = prepare(cpu)
+    enqueue(gpu.stream)  # once as it is, so that every kernel is loaded before the capture
+    compute(None)
+    gpu.stream.sync()
+    before = Counters().launches
+    builder = gpu.stream.create_graph_builder()
+    builder.begin_building(mode="thread_local")
+    enqueue(builder)
+    builder.end_building()
+    graph = builder.complete()
+    assert Counters().launches == before  # captured, not run
+    for _ in range(steps - 1):
+        changed = inputs()
+        del changed["latents"], changed["coefficients"]  # they go on from step to step
+        for name, value in changed.items():
+            gpu.rewrite(on_gpu[name], value)
+            cpu.rewrite(on_cpu[name], value)
+        graph.launch(gpu.stream)
+        compute(None)
+        for name in ("faces", "merged", "latents", "step", "tickets"):
+            np.testing.assert_array_equal(gpu.get(on_gpu[name]), cpu.get(on_cpu[name]), err_msg=name)
+    assert gpu.get(on_gpu["step"]).tolist() == [steps] * 2
+    assert Counters().launches - before == 4 * (steps - 1) and Counters().graph_launches == steps - 1
+    graph.close()
+    builder.close()
+    return close(gpu)
+
+
+def refusals(folder: Path, library: Path) -> str:
+    """An entry point that is missing or takes other arguments; and that the stand-in is strict."""
+    gpu = open_gpu(folder)
+    address = gpu.put(np.zeros(4, np.float32)).address
+    for name, sizes, said in (
+        ("nobody", (), "does not give its kernel nobody"),
+        ("find_nonfinite_float32", (1, 2, 3, 4), "takes 3 arguments, expected 4"),
+    ):
+        try:
+            gpu.kernels._launch(gpu.stream, name, (1, 1), (), sizes)
+        except EngineMismatch as error:
+            assert said in str(error) and ".sm_90.cubin" in str(error) and "Build the engine again" in str(error)
+        else:
+            raise AssertionError(name)
+    floats, found = Array(address, (4,), "float32"), Array(address, (1,), "int32")
+    refused(lambda: gpu.kernels.find_nonfinite(gpu.stream, Array(4096, (4,), "float32"), found), "ILLEGAL_ADDRESS")
+    refused(lambda: gpu.device.allocate(2**40, stream=gpu.stream), "OUT_OF_MEMORY")
+    builder = gpu.stream.create_graph_builder().begin_building(mode="thread_local")
+    refused(gpu.stream.sync, "CAPTURE")
+    gpu.kernels.find_nonfinite(builder, floats, found)
+    builder.end_building().close()
+    before = Counters().launches
+    gpu.kernels.find_nonfinite(gpu.stream, floats, found)
+    assert Counters().launches == before  # nobody has waited for it
+    gpu.stream.sync()
+    assert Counters().launches == before + 1
+    empty = np.zeros(0, np.int32)
+    gpu.kernels.take(gpu.stream, floats, gpu.put(empty), gpu.empty((0,), "float32"))  # no rows: nothing to do
+    return close(gpu)
+
+
+def host_functions(folder: Path, library: Path) -> str:
+    """A network that runs on the CPU in the middle of a stream, also in a replay, and from two threads at once."""
+    from cuda.bindings import driver
+
+    gpu, order = open_gpu(folder), []
+    function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: order.append(Counters().launches))
+    callback = driver.CUhostFn(ctypes.cast(function, ctypes.c_void_p).value)
+    floats, found = gpu.put(np.zeros(4, np.float32)), gpu.put(np.zeros(1, np.int32))
+
+    def enqueue(stream: Any, handle: Any) -> None:
+        gpu.kernels.find_nonfinite(stream, floats, found)
+        (status,) = driver.cuLaunchHostFunc(handle, callback, 0)
+        assert status == 0, status
+        gpu.kernels.find_nonfinite(stream, floats, found)
+
+    enqueue(gpu.stream, gpu.stream.handle)
+    gpu.stream.sync()
+    builder = gpu.stream.create_graph_builder().begin_building(mode="thread_local")
+    enqueue(builder, builder.stream.handle)
+    graph = builder.end_building().complete()
+    graph.launch(gpu.stream)
+    graph.launch(gpu.stream)
+    gpu.stream.sync()
+    assert order == [1, 3, 5], order
+
+    def work() -> None:
+        gpu.device.set_current()
+        stream = gpu.device.create_stream()
+        for _ in range(200):
+            enqueue(stream, stream.handle)
+            stream.sync()
+        stream.close()
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(order) == 403 and Counters().launches == 6 + 800
+    graph.close()
+    builder.close()
+    return close(gpu)
+
+
+def refused(act: Callable[[], Any], code: str) -> None:
+    try:
+        act()
+    except Exception as error:
+        assert code in str(error), error
+    else:
+        raise AssertionError(f"expected {code}")
+
+
+def open_gpu(folder: Path) -> OnGpu:
+    return OnGpu(folder, [path.name for path in folder.iterdir()])
+
+
+def close(gpu: OnGpu) -> str:
+    """Everything given back."""
+    kernels: Kernels = gpu.kernels
+    gpu.close()
+    gc.collect()
+    counters = Counters()
+    assert counters.device_bytes == 0 and counters.pinned_bytes == 0, counters.device_bytes
+    return f"{counters.launches} launches of {len(kernels._kernels)} kernels"
+
+
+if __name__ == "__main__":
+    name, folder, library = sys.argv[1:]
+    print(globals()[name](Path(folder), Path(library)))

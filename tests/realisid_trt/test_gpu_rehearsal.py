@@ -1,0 +1,59 @@
+"""Everything of tests/gpu, without a GPU: in a process of its own, whose libcuda is the stand-in of tests/kernels."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.kernels.stand_in import build
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    return {**os.environ, **build(tmp_path_factory.mktemp("stand_in"))}
+
+
+def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_the_engine_on_a_gpu(environment: dict[str, str], engine_dir: Path) -> None:
+    """engine_dir: built before, so that the other process finds it fresh."""
+    done = run(environment, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu", "-p", "no:cacheprovider")
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert " passed" in done.stdout and "skipped" not in done.stdout
+
+
+LOAD = "import sys; from realisid_trt import Engine; Engine.load(sys.argv[1], device='cuda')"
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        (
+            {"STAND_IN_CAPABILITY": "0"},
+            "the NVIDIA driver found no GPU that it can use (CUDA_ERROR_NO_DEVICE). nvidia-smi",
+        ),
+        ({"STAND_IN_CAPABILITY": "5.0"}, "no kernels for this GPU (compute capability 5.0); built:"),
+    ],
+)
+def test_a_gpu_that_will_not_do(
+    environment: dict[str, str], engine_dir: Path, setting: dict[str, str], message: str
+) -> None:
+    program = (
+        "from realisid_trt.backends import onnxruntime_cuda as o; o.PROVIDER = 'CPUExecutionProvider'; "
+        "o.provider_options = lambda gpu, precision: {}; " + LOAD
+    )
+    done = run(environment | setting, "-c", program, str(engine_dir))
+    assert done.returncode == 1 and message in done.stderr
+
+
+def test_an_onnxruntime_for_the_cpu(engine_dir: Path) -> None:
+    done = run(dict(os.environ), "-c", LOAD, str(engine_dir))
+    assert "runs on the CPU only. pip uninstall onnxruntime, then pip install 'realisid_trt[gpu]'" in done.stderr
