@@ -1,10 +1,12 @@
 """python -m benchmarks.gpu: all that needs a GPU, behind one command, into one JSON file. `make gpu-test` runs it.
 
-Builds the miniature in half precision, runs every test marked gpu, then the kernel benchmark and the latency benchmark.
-A part that fails is recorded with its output, and the next one runs all the same: a GPU is a rare guest.
+Builds the miniature in half precision, runs every test marked gpu, the kernels' tests under compute-sanitizer's
+memcheck and racecheck, then the kernel benchmark and the latency benchmark. A part that
+fails is recorded with its output, and the next one runs all the same: a GPU is a rare guest.
 
 --out FILE (default gpu-test.json): {"schema", "date", "gpu", "versions", "parts": {"build" | "tests" | "kernels" |
-"latency" | "latency_graph": {"command", "seconds", "status", "output" (its end), "result" (its own JSON, or null)}}}.
+"memcheck" | "racecheck" | "latency" | "latency_graph": {"command", "seconds", "status" (null: its program is not
+here), "output" (its end), "result" (its own JSON, or null)}}}.
 
 Exit status: 0 all parts passed, 1 one failed.
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -29,11 +32,15 @@ from .measure import now, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT_CHARACTERS = 6000
-LATENCY = "-m benchmarks.latency --engine {engine} --device cuda --baseline none --persons 1 2 --runs 10 --json"
+PYTHON = shlex.quote(sys.executable)
+LATENCY = "{python} -m benchmarks.latency --engine {engine} --device cuda --baseline none --runs 10 --json"
+SANITIZER = "compute-sanitizer --error-exitcode 1 --tool"
 PARTS = {
-    "build": "-m export.build --fp16 --out {engine} --json",
-    "tests": "-m pytest -q -m gpu tests/gpu tests/kernels",
-    "kernels": "-m benchmarks.kernels --json",
+    "build": "{python} -m export.build --fp16 --out {engine} --json",
+    "tests": "{python} -m pytest -q -m gpu tests/gpu tests/kernels",
+    "memcheck": SANITIZER + " memcheck {python} -m pytest -q -m gpu tests/kernels",
+    "racecheck": SANITIZER + " racecheck {python} -m pytest -q -m gpu tests/kernels",
+    "kernels": "{python} -m benchmarks.kernels --json",
     "latency": LATENCY,
     "latency_graph": LATENCY + " --cuda-graph",
 }
@@ -42,18 +49,24 @@ PARTS = {
 def run_part(command: str) -> dict[str, Any]:
     """One part, in a process of its own."""
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, *shlex.split(command)], cwd=ROOT, capture_output=True, text=True)
-    lines = done.stdout.strip().splitlines()
-    try:
-        result = json.loads(lines[-1]) if "--json" in command and lines else None
-    except ValueError:
-        result = None
+    arguments = shlex.split(command)
+    if shutil.which(arguments[0]) is None:
+        return {
+            "command": command,
+            "seconds": 0.0,
+            "status": None,
+            "output": f"{arguments[0]} is not here",
+            "result": None,
+        }
+    done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True)
+    result = None
+    if "--json" in arguments and done.returncode == 0:
+        result = json.loads(done.stdout.strip().splitlines()[-1])
     return {
-        "command": f"python {command}",
+        "command": command.replace(PYTHON, "python"),
         "seconds": round(time.perf_counter() - start, 1),
         "status": done.returncode,
-        "output": (done.stdout if result is None else done.stderr)[-OUTPUT_CHARACTERS:]
-        + (done.stderr[-OUTPUT_CHARACTERS:] if done.returncode else ""),
+        "output": ("" if result else done.stdout[-OUTPUT_CHARACTERS:]) + done.stderr[-OUTPUT_CHARACTERS:],
         "result": result,
     }
 
@@ -78,8 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parts: dict[str, Any] = {}
         values = {"schema": 1, "date": now(), "gpu": f"CUDA {cuda}", "versions": versions(), "parts": parts}
         for name in options.only:
-            parts[name] = part = run_part(PARTS[name].format(engine=shlex.quote(options.engine)))
-            report(f"{name}: {'passed' if part['status'] == 0 else 'FAILED'} in {part['seconds']} s")
+            parts[name] = part = run_part(PARTS[name].format(python=PYTHON, engine=shlex.quote(options.engine)))
+            said = {0: "passed", None: part["output"]}.get(part["status"], "FAILED")
+            report(f"{name}: {said}, {part['seconds']} s")
             with whole_or_not(options.out) as partial:
                 partial.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
         failed = [name for name, part in parts.items() if part["status"]]

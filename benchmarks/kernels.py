@@ -182,9 +182,9 @@ def _gpu_bench() -> Any:
         return None
     if not torch.cuda.is_available():
         return None
-    from .gpu_bench import GpuBench
+    from .gpu_bench import GpuBench, TorchCuda
 
-    return GpuBench()
+    return GpuBench(TorchCuda())
 
 
 def table(result: dict[str, Any]) -> list[str]:

@@ -83,7 +83,7 @@ def test_another_configuration_is_another_manifest_and_nothing_more(
     scheduler_file = own.checkpoint / "scheduler" / "scheduler_config.json"
     scheduler = json.loads(scheduler_file.read_text())
     scheduler_file.write_text(json.dumps(scheduler | {"prediction_type": "v_prediction"}))
-    assert build(own)["built"] == []
+    assert build(dataclasses.replace(own, precision="fp16"))["built"] == []
     ours = manifest_of(with_config(engine_dir, scheduler={"prediction_type": "v_prediction"}, **changes))
     theirs = manifest_of(own.out)
     assert ours["realisid_config"] == theirs["realisid_config"] and ours["scheduler"] == theirs["scheduler"]
@@ -290,12 +290,13 @@ def stale(own: Options) -> set[str]:
     """The networks that a build would export now."""
     from export.build import _plan
     from export.checkpoint import Checkpoint
+    from export.forms import targets_of
     from export.networks import networks
 
     assert own.checkpoint is not None and own.out is not None
     checkpoint = Checkpoint.open(own.checkpoint)
     with open_staging(own.out) as staging:
-        _, jobs = _plan(staging, checkpoint, networks(checkpoint), ["onnxruntime"], own)
+        _, jobs = _plan(staging, checkpoint, networks(checkpoint), targets_of("onnxruntime", "fp32"), own)
     return {job.network for job in jobs}
 
 

@@ -14,6 +14,7 @@ from realisid_trt import Engine, Request
 from realisid_trt.backends.cuda import Recorded
 from realisid_trt.denoise import LOOP
 from realisid_trt.errors import NumericsError, RealisIDWarning
+from realisid_trt.kernels.launch import Kernels
 from tests.gpu.support import float32_only, person, relative_rms
 
 BOXES = ((5, 10, 69, 75), (40, 20, 120, 91), (70, 70, 88, 88))
@@ -135,6 +136,22 @@ def test_steps_are_replayed_at_all(half_replayed: Engine, monkeypatch: pytest.Mo
     monkeypatch.setattr(Recorded, "__init__", lambda self, *given: (made.append(self), begin(self, *given))[1])
     latents(half_replayed, 1, num_inference_steps=10)
     assert len(made) == 2 and all(step._graph is not None for step in made)  # without the ID, and with it
+
+
+def test_one_launch_of_each_kernel_per_step(half: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    launched: list[str] = []
+    launch = Kernels._launch
+
+    def counted(kernels: Kernels, stream: Any, name: str, *arguments: Any) -> None:
+        launched.append(name)
+        launch(kernels, stream, name, *arguments)
+
+    monkeypatch.setattr(Kernels, "_launch", counted)
+    latents(half, 3, num_inference_steps=7)
+    for kernel in ("crop_upsample", "relocate_merge", "guide_step"):
+        assert sum(name.startswith(kernel) for name in launched) == 7
+    # Beside them rows are gathered: latents for two networks, four embeddings, and few things once per phase.
+    assert len(launched) < 7 * (3 + 6) + 40
 
 
 def test_float32_networks_serve_where_no_half_was_built(engine_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from realisid_trt.kernels.launch import BLOCK, Array, Kernels
 
 GUARD_BYTES = 512  # before and behind every array, NaN in all types

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import realisid_trt.kernels as reference
 from numpy.typing import NDArray
+
+import realisid_trt.kernels as reference
 from realisid_trt.kernels import launch
 from realisid_trt.kernels.launch import Array
-
 from realisid_trt.rows import PictureRows, RowPlan, guidance_weights, plan_rows
 from tests.kernels.bench import rounded
 

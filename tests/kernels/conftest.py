@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from realisid_trt.kernels.compile import ARCHITECTURES, LATER, compile_kernels
-from realisid_trt.kernels.launch import choose, open_driver
 
 from realisid_trt.errors import BackendError
+from realisid_trt.kernels.compile import ARCHITECTURES, LATER, compile_kernels
+from realisid_trt.kernels.launch import choose, open_driver
 from tests.kernels import stand_in
 from tests.kernels.bench import OnCpu, OnGpu
 

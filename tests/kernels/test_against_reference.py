@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import realisid_trt.kernels as reference
 import torch
 from numpy.typing import NDArray
-from realisid_trt.kernels.launch import OVERLAPS, levels
 
+import realisid_trt.kernels as reference
+from realisid_trt.kernels.launch import OVERLAPS, levels
 from tests.kernels.bench import rounded
 from tests.kernels.cases import TYPES, Crop, Guide, Merge, Take, rectangle
 from tests.kernels.test_kernels import merge_in_float64

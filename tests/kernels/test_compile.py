@@ -8,9 +8,9 @@ from pathlib import Path
 
 import cuda.bindings
 import pytest
-from realisid_trt.kernels import compile as compiling
 
 from realisid_trt.errors import BuildError
+from realisid_trt.kernels import compile as compiling
 
 ENTRIES = 3 * 8 + 3  # kernels.cu: eight for each number type, take from float32, find_nonfinite
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+
 from realisid_trt.kernels import crop_upsample, guide_step, relocate_merge
 from realisid_trt.kernels.resample import resize_matrix
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from realisid_trt.kernels.compile import ARCHITECTURES
-from realisid_trt.kernels.launch import Array, choose, levels
 
 from realisid_trt.errors import EngineMismatch
+from realisid_trt.kernels.compile import ARCHITECTURES
+from realisid_trt.kernels.launch import Array, choose, levels
 from tests.kernels.bench import OnCpu
 
 FILES = [*(f"0123456789ab.{name}.cubin" for name in ARCHITECTURES), "0123456789ab.compute_120.ptx"]

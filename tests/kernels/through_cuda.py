@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from realisid_trt.kernels.launch import OVERLAPS, Array, Kernels
 
 from realisid_trt.errors import EngineMismatch
+from realisid_trt.kernels.launch import OVERLAPS, Array, Kernels
 from tests.kernels.bench import OnCpu, OnGpu
 from tests.kernels.cases import TYPES, Crop, Guide, Merge, Take
 from tests.kernels.stand_in import Counters

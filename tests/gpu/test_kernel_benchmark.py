@@ -1,0 +1,70 @@
+"""What the kernel benchmark times is the same work: on a GPU as it is, in the rehearsal on the stand-in's memory."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.gpu_bench import GpuBench, TorchCuda
+from benchmarks.kernels import Case
+from realisid_trt.errors import ParityError
+from tests.gpu.conftest import REHEARSAL
+
+SMALL = Case(256, 256, faces=2, fraction=4, rows=3)
+
+
+class StandInMachine:
+    """A `Machine` whose device memory is the stand-in's, which torch on a CPU can read."""
+
+    name, architecture = "stand-in", "sm_90"
+
+    def __init__(self) -> None:
+        from cuda.core import Device
+
+        self._device = Device(0)
+        self._device.set_current()
+        self.stream = self._device.create_stream()
+        self._kept: list[Any] = []
+
+    def place(self, tensor: torch.Tensor) -> torch.Tensor:
+        buffer = self._device.allocate(tensor.numel() * tensor.element_size(), stream=self.stream)
+        self._kept.append(buffer)
+        memory = (ctypes.c_char * buffer.size).from_address(int(buffer.handle))
+        placed = torch.frombuffer(memory, dtype=tensor.dtype).view(tensor.shape)
+        return placed.copy_(tensor)
+
+    def wait(self) -> None:
+        self.stream.sync()
+
+    def microseconds(self, work: Callable[[], object]) -> float:
+        start = time.perf_counter()
+        work()
+        self.wait()
+        return (time.perf_counter() - start) * 1e6
+
+    def captured(self, work: Callable[[], Any]) -> Callable[[], object]:
+        return work
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> GpuBench:
+    machine = StandInMachine() if REHEARSAL else TorchCuda()
+    return GpuBench(machine, tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.mark.parametrize("kernel", ["crop_upsample", "relocate_merge", "guide_step"])
+@pytest.mark.parametrize("case", [SMALL, Case(256, 192, faces=1, fraction=2, rows=1)], ids=["guided", "plain"])
+def test_kernel_and_torch_do_the_same(bench: GpuBench, kernel: str, case: Case) -> None:
+    figures = bench.time(kernel, case)  # compares before it times
+    assert set(figures) == {"us", "torch_us", "torch_graph_us"} and all(value > 0 for value in figures.values())
+
+
+def test_another_result_is_no_time(bench: GpuBench) -> None:
+    fused, plain = bench._guide_step(SMALL)
+    with pytest.raises(ParityError, match="guide_step differs from torch by"):
+        bench.compare("guide_step", fused, lambda: [plain()[0] + 1])
