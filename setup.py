@@ -41,7 +41,8 @@ setup(
     ],
     extras_require={
         "cpu": [ORT],
-        "gpu": ["onnxruntime-gpu[cuda,cudnn]>=1.23", *CUDA],
+        # CUDA 13, as cuda-bindings; releases before 1.25 or so run Resize on the CPU, in every step.
+        "gpu": ["onnxruntime-gpu[cuda,cudnn]>=1.31", *CUDA],
         "tensorrt": ["tensorrt>=10.13,<12", *CUDA],
         "tensorrt-rtx": ["tensorrt_rtx>=1.7,<2", *CUDA],
         "mediapipe": ["mediapipe>=1.0,<2"],  # brings opencv-contrib, which overwrites opencv-python-headless

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ROUNDS, WARM = 20, 3
 COPY_BYTES = 2**30
+SLEEP_CYCLES = 3_000_000  # more than a millisecond
 FLUSH_BYTES = 2**28  # more than any second-level cache holds
 TYPES = {torch.float32: "float32", torch.float16: "float16", torch.int32: "int32", torch.float64: "float64"}
 Work = Callable[[], list[Tensor]]
@@ -40,8 +41,9 @@ class Machine(Protocol):
 
     def wait(self) -> None: ...
 
-    def microseconds(self, work: Callable[[], object]) -> float:
-        """Median over rounds, with cold caches."""
+    def microseconds(self, work: Callable[[], object], queued: bool = True) -> float:
+        """Median over rounds, with cold caches. queued: the GPU is kept busy while Python launches, so that only the
+        GPU's own time counts."""
 
     def captured(self, work: Work) -> Callable[[], object]:
         """The same as a CUDA graph."""
@@ -69,11 +71,13 @@ class TorchCuda:
     def wait(self) -> None:
         torch.cuda.synchronize()
 
-    def microseconds(self, work: Callable[[], object]) -> float:
+    def microseconds(self, work: Callable[[], object], queued: bool = True) -> float:
         taken = []
         with torch.cuda.stream(self._stream):
             for _ in range(WARM + ROUNDS):
                 self._flush.zero_()
+                if queued:
+                    torch.cuda._sleep(SLEEP_CYCLES)
                 start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
                 start.record()
                 work()
@@ -119,7 +123,7 @@ class GpuBench:
         self.compare(kernel, fused, plain)
         return {
             "us": self._machine.microseconds(fused),
-            "torch_us": self._machine.microseconds(plain),
+            "torch_us": self._machine.microseconds(plain, queued=False),  # eagerly, as Python launches it
             "torch_graph_us": self._machine.microseconds(self._machine.captured(plain)),
         }
 

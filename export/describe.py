@@ -16,8 +16,11 @@ from .staging import Artifact, content_key
 
 def versions() -> dict[str, str]:
     """Of everything whose version can change what is built."""
-    packages = ("realisid_trt", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime")
-    return {package: importlib.metadata.version(package) for package in packages}
+    import onnxruntime  # a distribution of several names: onnxruntime, onnxruntime-gpu
+
+    packages = ("realisid_trt", "torch", "diffusers", "transformers", "onnx", "onnxscript")
+    found = {package: importlib.metadata.version(package) for package in packages}
+    return found | {"onnxruntime": onnxruntime.__version__}
 
 
 def sources(*names: str) -> dict[str, str]:

@@ -147,7 +147,8 @@ class Result:
     latents: (num_images, C, h, w) float32, the final z_0.
     seed:    of the first picture.
     persons: where everybody stands, and what was decided about the photos.
-    timings: milliseconds of each stage of the whole batch; inside "denoise", of each network and kernel too.
+    timings: milliseconds of each stage of the whole batch; inside "denoise", of each network and kernel too,
+              unless its steps were replayed as CUDA graphs.
     step_ms: milliseconds of each denoising step.
     rows:    rows that each network evaluated for the whole batch, counted by the backend.
     backend: which backend ran, on which device, in which precision.

@@ -85,7 +85,10 @@ class Backend(Protocol):
     name: str
     device: str
     precision: str
-    usage: Usage
+
+    @property
+    def usage(self) -> Usage:
+        """What ran since `begin`."""
 
     def begin(self) -> None:
         """A new request: usage counts from zero, and every tensor handed out before is no more."""

@@ -17,7 +17,7 @@ from realisid_trt.kernels.launch import Array, Kernels
 from ..errors import RealisIDWarning
 from ..manifest import Build, Manifest
 from . import MergeRows, Usage
-from .cuda_memory import Gpu
+from .cuda_memory import Gpu, gpu_errors
 
 HALVES = ("float16", "bfloat16")
 
@@ -39,6 +39,7 @@ class GpuUsage(Usage):
         super().__init__()
         self._gpu = gpu
         self._pending: list[tuple[str, Any, Any]] = []
+        self.replayed: set[str] = set()  # ran inside graphs too, so their milliseconds would be a part only
 
     @contextmanager
     def measure(self, name: str, rows: int) -> Iterator[None]:
@@ -55,10 +56,11 @@ class GpuUsage(Usage):
     def ms(self) -> dict[str, float]:
         """Milliseconds by name; waits for what was asked for last."""
         for name, start, end in self._pending:
-            end.sync()
+            with gpu_errors():
+                end.sync()
             self.add(name, 0, end - start)
         self._pending.clear()
-        return self._ms
+        return {name: ms for name, ms in self._ms.items() if name not in self.replayed}
 
 
 class CudaBackend:
@@ -80,16 +82,20 @@ class CudaBackend:
     ) -> None:
         """capture: record a step as a CUDA graph when it runs for the second time, and replay that from then on."""
         self.name, self.device, self.precision = name, f"cuda:{gpu.ordinal}", build.precision
-        self.usage: Usage = GpuUsage(gpu)
-        self._gpu, self._kernels, self._runner = gpu, kernels, runner
+        self._usage = GpuUsage(gpu)
+        self._runner, self._kernels, self._gpu = runner, kernels, gpu  # and are let go in this order
         self._networks = manifest.networks(build)
         self._levels, self._canvas = manifest.model.residual_levels, manifest.model.sample_size
         self._mode, self._overlap = manifest.config.relocate_mode, manifest.config.overlap
         self._made: dict[Hashable, Any] = {}
         self._capture = capture
 
+    @property
+    def usage(self) -> Usage:
+        return self._usage
+
     def begin(self) -> None:
-        self.usage = GpuUsage(self._gpu)
+        self._usage = GpuUsage(self._gpu)
         self._gpu.begin()
         self._made.clear()
         self._runner.forget()
@@ -189,7 +195,7 @@ class CudaBackend:
     # Steps and time
 
     def repeated(self, step: Callable[[], None]) -> Callable[[], None]:
-        return Recorded(step, self._gpu, self.usage, self._refused) if self._capture else step
+        return Recorded(step, self._gpu, self._usage, self._refused) if self._capture else step
 
     def _refused(self, error: Exception) -> None:
         self._capture = False
@@ -204,10 +210,12 @@ class CudaBackend:
         return self._gpu.stamp()
 
     def wait_for(self, stamp: Any) -> None:
-        stamp.sync()
+        with gpu_errors():
+            stamp.sync()
 
     def elapsed_ms(self, stamps: Sequence[Any]) -> list[float]:
-        stamps[-1].sync()
+        with gpu_errors():
+            stamps[-1].sync()
         return [later - earlier for earlier, later in zip(stamps, stamps[1:], strict=False)]
 
     # Memory
@@ -242,7 +250,9 @@ class Recorded:
     the device; so a replay is the step. A step that cannot be captured goes on as it is.
     """
 
-    def __init__(self, step: Callable[[], None], gpu: Gpu, usage: Usage, refused: Callable[[Exception], None]) -> None:
+    def __init__(
+        self, step: Callable[[], None], gpu: Gpu, usage: GpuUsage, refused: Callable[[Exception], None]
+    ) -> None:
         """refused: gets the error if the step cannot be captured."""
         self._step, self._gpu, self._usage, self._refused = step, gpu, usage, refused
         self._calls, self._graph, self._rows = 0, None, dict[str, int]()
@@ -257,6 +267,7 @@ class Recorded:
         self._graph.launch(self._gpu.stream)
         for name, rows in self._rows.items():
             self._usage.add(name, rows, 0.0)
+            self._usage.replayed.add(name)
 
     def _record(self) -> None:
         before = dict(self._usage.rows)

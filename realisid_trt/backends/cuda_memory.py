@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,25 @@ from numpy.typing import NDArray
 
 from realisid_trt.kernels.launch import open_driver
 
-from ..errors import BackendError
+from ..errors import BackendError, RealisIDError
 
 ALIGNMENT = 256  # bytes; what every piece begins at
+NEEDED_CUDA = 13000  # as cuDriverGetVersion counts
 CHUNK_BYTES = 2**24  # the least that is asked of the system
+
+
+@contextmanager
+def gpu_errors() -> Iterator[None]:
+    """What cuda.core raises, as BackendError: work fails when somebody waits for it."""
+    try:
+        yield
+    except RealisIDError:
+        raise
+    except Exception as error:  # cuda.core's CUDAError is not public
+        raise BackendError(
+            f"the GPU failed: {error}. What it was asked for before is lost; most often the process must be started "
+            "again."
+        ) from error
 
 
 class Gpu:
@@ -40,8 +56,9 @@ class Gpu:
 
     def begin(self) -> bool:
         """Waits for the stream, then takes everything back. Whether memory stayed where it was."""
-        self.device.set_current()
-        self.stream.sync()
+        with gpu_errors():
+            self.device.set_current()
+            self.stream.sync()
         moved = [arena.reset() for arena in (self.memory, self.staging)]
         return not any(moved)
 
@@ -74,7 +91,8 @@ class Gpu:
         array = np.empty(shape, dtype)
         staged = self.staging.take(array.nbytes)
         self._copy("cuMemcpyDtoHAsync", staged, address, array.nbytes)
-        self.stream.sync()
+        with gpu_errors():
+            self.stream.sync()
         ctypes.memmove(array.ctypes.data, staged, array.nbytes)
         return array
 
@@ -145,4 +163,10 @@ def probe(ordinal: int) -> str:
     if ordinal >= count:
         raise BackendError(f"device cuda:{ordinal} does not exist; this machine has {count}. Use a lower number.")
     _, version = driver.cuDriverGetVersion()
-    return f"{version // 1000}.{version % 1000 // 10}"
+    found = f"{version // 1000}.{version % 1000 // 10}"
+    if version < NEEDED_CUDA:
+        raise BackendError(
+            f"the NVIDIA driver is for CUDA {found}; the kernels are compiled for CUDA 13. Update it to R580 or later, "
+            "or use device='cpu'."
+        )
+    return found

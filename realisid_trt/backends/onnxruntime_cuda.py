@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Hashable, Mapping
 from typing import Any
 
@@ -10,12 +11,15 @@ import onnxruntime as ort
 
 from realisid_trt.kernels.launch import Array, Kernels
 
-from ..errors import BackendError, EngineMissing
+from ..errors import BackendError, EngineMissing, RealisIDWarning
 from ..manifest import Build, Manifest, rebuild
 from .cuda import CudaBackend
 from .cuda_memory import Gpu
 
 PROVIDER, MEMORY = "CUDAExecutionProvider", "cuda"
+# Whether a step of these sessions may be captured as a CUDA graph by others than ONNX Runtime. Not yet: a Concat stages
+# its table of inputs in host memory that every replay would free again, and nothing refuses the capture.
+CAPTURABLE = False
 BFLOAT16 = 16  # NumPy has no such type; ONNX's number for it
 
 
@@ -32,17 +36,24 @@ def open_gpu(
         raise EngineMissing(
             f"{manifest.path} holds no CUDA kernels: it was built for a CPU. {rebuild(manifest.path)} --fp16"
         )
+    if capture and not CAPTURABLE:
+        warnings.warn(
+            f"ONNX Runtime {ort.__version__} does not allow its networks to be captured as a part of a CUDA graph: "
+            "steps run one launch at a time.",
+            RealisIDWarning,
+            stacklevel=2,
+        )
     gpu = Gpu(ordinal)
     kernels = Kernels.load(manifest.path / "kernels", manifest.files_in("kernels"))
     sessions = Sessions(manifest, build, gpu, networks)
-    return CudaBackend("onnxruntime", manifest, build, gpu, kernels, sessions, capture)
+    return CudaBackend("onnxruntime", manifest, build, gpu, kernels, sessions, capture and CAPTURABLE)
 
 
 class Sessions:
     """The networks of a build. A `Runner`."""
 
     def __init__(self, manifest: Manifest, build: Build, gpu: Gpu, networks: Collection[str] | None) -> None:
-        self._gpu, self._ordinal = gpu, gpu.ordinal
+        self._ordinal = gpu.ordinal
         self._bound: dict[Hashable, Any] = {}
         self._run_options = ort.RunOptions()
         # The stream is ours, and so is the waiting.
@@ -66,6 +77,7 @@ class Sessions:
                     "'onnxruntime-gpu[cuda,cudnn]', or use device='cpu'."
                 )
             self._sessions[name] = session
+        self._gpu = gpu  # set last, so let go last: sessions end on its stream
 
     def run(self, network: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
         """Enqueues the network. Raises BackendError."""

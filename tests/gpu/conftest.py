@@ -38,6 +38,7 @@ def _enqueue_on_the_cpu(sessions: Any, session: Any, binding: Any) -> None:
 if REHEARSAL:
     from realisid_trt.backends import onnxruntime_cuda
 
+    onnxruntime_cuda.CAPTURABLE = True  # which networks on the CPU are
     onnxruntime_cuda.PROVIDER, onnxruntime_cuda.MEMORY = "CPUExecutionProvider", "cpu"
     onnxruntime_cuda.provider_options = lambda gpu, precision: {}
     onnxruntime_cuda.Sessions._enqueue = _enqueue_on_the_cpu  # type: ignore[method-assign]
@@ -78,11 +79,12 @@ def single(engine_dir: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def single_replayed(engine_dir: Path) -> Any:
+    """With steps replayed, where the networks allow it."""
     from realisid_trt import Engine
 
     with pytest.MonkeyPatch.context() as patch:
         float32_only(patch)
-        return Engine.load(engine_dir, device="cuda", cuda_graph=True)
+        return Engine.load(engine_dir, device="cuda", cuda_graph=REHEARSAL)
 
 
 @pytest.fixture(scope="session")
@@ -97,4 +99,4 @@ def half(engine_dir: Path) -> Any:
 def half_replayed(engine_dir: Path) -> Any:
     from realisid_trt import Engine
 
-    return Engine.load(engine_dir, device="cuda", cuda_graph=True)
+    return Engine.load(engine_dir, device="cuda", cuda_graph=REHEARSAL)

@@ -15,11 +15,13 @@ from realisid_trt.backends.cuda import Recorded
 from realisid_trt.denoise import LOOP
 from realisid_trt.errors import NumericsError, RealisIDWarning
 from realisid_trt.kernels.launch import Kernels
+from tests.gpu.conftest import REHEARSAL
 from tests.gpu.support import float32_only, person, relative_rms
 
 BOXES = ((5, 10, 69, 75), (40, 20, 120, 91), (70, 70, 88, 88))
 # Two backends that round in other places; in half precision 2⁻¹¹ per rounding, 8.57-fold in Eq. (8), over the steps.
 SINGLE, HALF = 1e-5, 1e-2
+needs_capture = pytest.mark.skipif(not REHEARSAL, reason="ONNX Runtime's CUDA sessions cannot be captured")
 
 
 def persons(model: Any, count: int) -> list[Any]:
@@ -110,6 +112,7 @@ def test_an_overflow_is_found_on_the_gpu(half: Engine) -> None:
     assert np.isfinite(latents(half, 1).latents).all()  # and nothing of it stays
 
 
+@needs_capture
 def test_a_refused_capture_is_said_and_harmless(
     engine_dir: Path, half: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,6 +133,7 @@ def test_a_refused_capture_is_said_and_harmless(
     assert [found.rows[name] for name in LOOP] == [expected.rows[name] for name in LOOP]
 
 
+@needs_capture
 def test_steps_are_replayed_at_all(half_replayed: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Recorded] = []
     begin = Recorded.__init__
@@ -157,3 +161,19 @@ def test_one_launch_of_each_kernel_per_step(half: Engine, monkeypatch: pytest.Mo
 def test_float32_networks_serve_where_no_half_was_built(engine_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     float32_only(monkeypatch)
     assert Engine.load(engine_dir, device="cuda:0", networks=()).backend.precision == "float32"
+
+
+@pytest.mark.skipif(REHEARSAL, reason="ONNX Runtime's CPU sessions have nothing to copy")
+@pytest.mark.parametrize("network", ["local_branch", "global_branch", "unet_encoder", "unet_decoder"])
+def test_no_network_of_the_loop_goes_through_the_host(half: Engine, network: str, tmp_path: Path) -> None:
+    """A node without a CUDA kernel runs on the CPU, between two copies that stop everything."""
+    import onnx
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    manifest = half.manifest
+    file = manifest.networks(manifest.build_for("onnxruntime", "cuda"))[network].file
+    ort.InferenceSession(str(manifest.path / file), options, providers=["CUDAExecutionProvider"])
+    nodes = onnx.load(options.optimized_model_filepath, load_external_data=False).graph.node
+    assert [node.name for node in nodes if node.op_type.startswith("Memcpy")] == []

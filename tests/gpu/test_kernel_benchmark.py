@@ -41,7 +41,7 @@ class StandInMachine:
     def wait(self) -> None:
         self.stream.sync()
 
-    def microseconds(self, work: Callable[[], object]) -> float:
+    def microseconds(self, work: Callable[[], object], queued: bool = True) -> float:
         start = time.perf_counter()
         work()
         self.wait()
