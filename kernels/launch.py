@@ -96,7 +96,9 @@ class Kernels:
         name = choose(files, Device().compute_capability)
         content = (folder / name).read_bytes()
         code = ObjectCode.from_ptx(content) if name.endswith(".ptx") else ObjectCode.from_cubin(content)
-        return cls(code, name)
+        kernels = cls(code, name)
+        kernels._find("find_nonfinite_float32", 3)  # the driver reads the file here, not in the middle of a picture
+        return kernels
 
     def crop_upsample(self, stream: Any, latents: Array, pictures: Array, boxes: Array, faces: Array) -> None:
         """latents (B, C, H, W) float32, pictures (F,) and boxes (F, 4) int32 → faces (F, C, canvas, canvas)."""
@@ -194,7 +196,10 @@ class Kernels:
         try:
             kernel = self._code.get_kernel(name)
         except Exception as error:  # the driver's errors have no public base
-            raise EngineMismatch(f"{self._name} does not give its kernel {name} ({error}). {advice}") from error
+            raise EngineMismatch(
+                f"{self._name} does not give its kernel {name} ({error}). A driver older than the compiler cannot read "
+                f"it: update the driver. With a recent one: {advice}"
+            ) from error
         if kernel.num_arguments != arguments:
             raise EngineMismatch(
                 f"{name} in {self._name} takes {kernel.num_arguments} arguments, expected {arguments}. {advice}"

@@ -2,16 +2,16 @@
 
 They need packages of which this project installs none, so each half runs in an environment of its own. To re-record:
 
-    python -c "from pathlib import Path; from export.wheels import demo_photos; demo_photos(Path('/tmp/photos'))"
+    python -c "from pathlib import Path; from export.wheels import demo_photos; demo_photos(Path('photos'))"
 
-    python3.11 -m venv /tmp/facenet && /tmp/facenet/bin/pip install torch==2.13.0 numpy pillow requests tqdm
-    /tmp/facenet/bin/pip install --no-deps facenet-pytorch==2.6.0
-    /tmp/facenet/bin/python tests/faces_oracle.py mtcnn /tmp/photos
+    python3.11 -m venv .venv-facenet && .venv-facenet/bin/pip install torch==2.13.0 numpy pillow requests tqdm
+    .venv-facenet/bin/pip install --no-deps facenet-pytorch==2.6.0
+    .venv-facenet/bin/python tests/faces_oracle.py mtcnn photos
 
-    python3.11 -m venv /tmp/mp
-    /tmp/mp/bin/pip install numpy==2.4.6 'protobuf<5' matplotlib absl-py attrs flatbuffers opencv-python-headless
-    /tmp/mp/bin/pip install --no-deps mediapipe==0.10.21
-    /tmp/mp/bin/python tests/faces_oracle.py landmarks /tmp/photos
+    python3.11 -m venv .venv-mp
+    .venv-mp/bin/pip install numpy==2.4.6 'protobuf<5' matplotlib absl-py attrs flatbuffers opencv-python-headless
+    .venv-mp/bin/pip install --no-deps mediapipe==0.10.21
+    .venv-mp/bin/python tests/faces_oracle.py landmarks photos
 
 The second half starts from regions (centre, side, angle) that the first half derived from facenet-pytorch's points. It
 runs MediaPipe's FaceLandmarkCpu graph with each region, asks FaceLandmarkLandmarksToRoi for the next one, and looks

@@ -148,7 +148,7 @@ def refusals(folder: Path, library: Path) -> str:
     address = gpu.put(np.zeros(4, np.float32)).address
     for name, sizes, said in (
         ("nobody", (), "does not give its kernel nobody"),
-        ("find_nonfinite_float32", (1, 2, 3, 4), "takes 3 arguments, expected 4"),
+        ("take_float32", (1, 2, 3, 4, 5), "takes 4 arguments, expected 5"),
     ):
         try:
             gpu.kernels._launch(gpu.stream, name, (1, 1), (), sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,8 @@ def test_the_engine_on_a_gpu(environment: dict[str, str], engine_dir: Path) -> N
     """engine_dir: built before, so that the other process finds it fresh."""
     done = run(environment, "-m", "pytest", "-q", "-m", "gpu", "tests/gpu", "-p", "no:cacheprovider")
     assert done.returncode == 0, done.stdout[-6000:]
-    assert " passed" in done.stdout and " failed" not in done.stdout
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed and int(passed[1]) >= 25  # all but what only a real GPU can tell
 
 
 LOAD = "import sys; from realisid_trt import Engine; Engine.load(sys.argv[1], device='cuda')"
