@@ -43,7 +43,7 @@ gpu-test: $(GPU_VENV)/.installed
 $(GPU_VENV)/.installed: setup.py
 	$(PYTHON) -m venv $(GPU_VENV)
 	$(GPU_VENV)/bin/python -m pip install -q torch==2.13.0
-	$(GPU_VENV)/bin/python -m pip install -q -e '.[gpu,export,dev]'
+	$(GPU_VENV)/bin/python -m pip install -q -e '.[gpu,tensorrt,export,dev]'
 	touch $@
 
 clean:

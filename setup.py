@@ -28,6 +28,8 @@ setup(
         "export.checkpoint",
         "export.faces",
         "export.miniature",
+        "training",
+        "training.world",
     ],
     package_dir={"realisid_trt.kernels": "kernels"},
     package_data={"realisid_trt": ["py.typed"], "realisid_trt.kernels": ["*.cu", "*.cuh"]},
@@ -43,7 +45,7 @@ setup(
         "cpu": [ORT],
         # CUDA 13, as cuda-bindings; releases before 1.25 or so run Resize on the CPU, in every step.
         "gpu": ["onnxruntime-gpu[cuda,cudnn]>=1.31", *CUDA],
-        "tensorrt": ["tensorrt>=10.13,<12", *CUDA],
+        "tensorrt": ["tensorrt>=10.14,<12", *CUDA],  # the first that reads Attention
         "tensorrt-rtx": ["tensorrt_rtx>=1.7,<2", *CUDA],
         "mediapipe": ["mediapipe>=1.0,<2"],  # brings opencv-contrib, which overwrites opencv-python-headless
         "export": [  # beside cpu or gpu, whose ONNX Runtimes overwrite each other
@@ -56,6 +58,14 @@ setup(
             CUDA[1],  # with the next: the CUDA kernels are compiled without a toolkit
             "nvidia-cuda-nvrtc>=13,<14",
         ],
-        "dev": [*CUDA, "pytest>=9", "ruff>=0.17,<0.18", "mypy>=2.4,<3", "matplotlib>=3.10"],
+        "dev": [
+            *CUDA,
+            "tensorrt_rtx>=1.7,<2",  # builds plans without a GPU
+            "pytest>=9",
+            "ruff>=0.17,<0.18",
+            "mypy>=2.4,<3",
+            "pybind11-stubgen==3.0.0",  # tests/tensorrt_api corrects the text it writes
+            "matplotlib>=3.10",
+        ],
     },
 )

@@ -1,23 +1,27 @@
-"""The pipelines that are measured against each other, each as "make one picture and say how long what took"."""
+"""What is measured against each other, each as "make one picture and say how long what took": engines and baselines."""
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from realisid_trt import Engine, Person
+from realisid_trt import Engine
 from realisid_trt.conditions import id_pixels, pose_image
-from realisid_trt.errors import CheckpointError, RequestError
+from realisid_trt.errors import RealisIDError, RequestError
 from realisid_trt.faces import FaceFinder
 from realisid_trt.manifest import Manifest
 from realisid_trt.photo import load_photo
 
-from .measure import Run, differences, relative_rms, spread, timed
+from .measure import Run, differences, spread, timed
+from .options import BASELINES, COMPILED, Options
+from .scene import Scene
 
 if TYPE_CHECKING:
     from export.checkpoint import Checkpoint
@@ -28,31 +32,11 @@ LOOP = (
     "local_branch", "global_branch", "unet_encoder", "unet_decoder",
     "controlnet_local", "controlnet_global", "unet",
 )  # fmt: skip
-SAME = 2.0**-11.5  # relative RMS: half of float32's digits
-FACE = 0.3  # side of a face box over the shorter side of the picture
-
-
-def make_persons(engine: Engine, count: int, height: int, width: int, seed: int) -> list[Person]:
-    """Persons in a row, each with the ID tokens and the drawing that a photo would give, at random."""
-    model, rng = engine.model, np.random.default_rng(seed)
-    least = model.vae_scale_factor * 2 ** (model.levels - 1)
-    side = max(least, min(FACE * min(height, width), 0.9 * width / max(count, 1)))
-    persons = []
-    for index in range(count):
-        x, y = (index + 0.5) / count * width, 0.4 * height
-        persons.append(
-            Person(
-                id_tokens=rng.standard_normal((model.num_id_tokens, model.cross_attention_dim)).astype(np.float32),
-                pose_image=rng.random((3, model.default_size, model.default_size)).astype(np.float32).round(),
-                box=(x - side / 2, y - side / 2, x + side / 2, y + side / 2),
-            )
-        )
-    return persons
 
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """The engine or a baseline. generate: of either; counter: the object whose `usage` counts its rows."""
+    """An engine or a baseline. generate: of either; counter: the object whose `usage` counts its rows."""
 
     generate: Callable[..., Any]
     counter: Any
@@ -70,61 +54,97 @@ class Contender:
         return Run(total_ms, result.timings, result.step_ms, result.rows, steps, result.latents, cores)
 
 
-def open_original(
-    manifest: Manifest, path: Path | None, base_model: str | None = None, variant: str | None = None
-) -> Checkpoint:
-    """The checkpoint that an engine was built from; what is None is as it was then. Raises CheckpointError."""
-    from export.checkpoint import Checkpoint  # torch, which an engine by itself does without
-    from export.origins import recall
-
-    given = {"path": path, "base_model": base_model, "variant": variant}
-    origin: dict[str, Any] = recall(manifest.values) | {key: value for key, value in given.items() if value is not None}
-    if "path" not in origin:
-        raise CheckpointError(
-            f"Where the checkpoint of {manifest.path} lies is not known on this machine, and a baseline needs its "
-            "weights. Give --checkpoint CKPT, or --baseline none."
-        )
-    checkpoint = Checkpoint.open(**origin)
-    check_same_weights(manifest, checkpoint)
-    return checkpoint
+def of_engine(engine: Engine, scene: Scene) -> Contender:
+    return Contender(partial(engine.generate, height=scene.height, width=scene.width, output="np"), engine.backend)
 
 
-def check_same_arithmetic(device: str, precision: str) -> None:
-    """Raises RequestError unless an engine there computes as the baselines do: in float32 on the CPU."""
-    if not device.startswith("cpu") or precision != "float32":
-        raise RequestError(
-            f"the baselines compute float32 on the CPU, this engine {precision} on {device}: no ratio between the two "
-            "means anything. Measure the engine alone with --baseline none, or give --device cpu."
-        )
+def backends_of(options: Options, manifest: Manifest) -> dict[str, str]:
+    """Contender → backend: {"engine": …} if one was asked for, else {"engine:NAME": …} each."""
+    if len(options.backend) == 1 and options.backend != ("all",):
+        return {"engine": options.backend[0]}
+    built = dict.fromkeys(build.backend for build in manifest.builds.values())
+    return {f"engine:{name}": name for name in (built if options.backend == ("all",) else options.backend)}
 
 
-def check_same_weights(manifest: Manifest, checkpoint: Checkpoint) -> None:
-    """Raises CheckpointError unless the engine was built from these very weights and this configuration."""
-    listed = manifest.values
-    different = [
-        key for key, value in checkpoint.config.to_dict().items() if listed["realisid_config"].get(key, value) != value
-    ]
-    different += [name for name, key in listed["checkpoint"].items() if checkpoint.weights_key(name) != key]
-    if different:
-        raise CheckpointError(
-            f"{manifest.path} was not built from {checkpoint.path}: {', '.join(different)} differ. A speed ratio "
-            "between two models says nothing. Give the checkpoint that the engine was built from, or build it again."
-        )
+def open_engines(options: Options, manifest: Manifest, device: str) -> tuple[dict[str, Engine], dict[str, str]]:
+    """The engines by contender; and, if all were asked for, why the others cannot be opened, by backend.
 
-
-def check_same_picture(engine: Run, baseline: Run) -> float:
-    """The relative RMS difference of the final latents.
-
-    Raises CheckpointError if fewer than half of float32's digits agree: then it is not the same work.
+    Beside a baseline all compute in one precision: in half, if any does. Raises what keeps an engine that was asked for
+    by its name from being opened, and RequestError if none is left.
     """
-    difference = relative_rms(engine.latents, baseline.latents)
-    if not difference <= SAME:
-        raise CheckpointError(
-            f"engine and baseline make different pictures: their final latents differ by {difference:.1e} (relative "
-            f"RMS), where float32 arithmetic leaves less than {SAME:.1e}. The engine was built from other weights: "
-            "give the checkpoint that it was built from, or build it again."
-        )
-    return difference
+    engines: dict[str, Engine] = {}
+    left_out: dict[str, str] = {}
+    every = options.backend == ("all",)
+    for name, backend in backends_of(options, manifest).items():
+        try:
+            engines[name] = open_engine(options, backend, device)
+        except (RealisIDError, ImportError, OSError) as error:  # a package may lack its libraries
+            if not every:
+                raise
+            left_out[backend] = str(error)
+    if not engines:
+        reasons = " ".join(f"{backend}: {reason}" for backend, reason in left_out.items())
+        raise RequestError(f"--backend all: none of the engine's backends can be opened on {device}. {reasons}")
+    if options.baselines:
+        precisions = {name: engine.backend.precision for name, engine in engines.items()}
+        half = next((found for found in precisions.values() if found != "float32"), "float32")
+        for name, precision in precisions.items():
+            if precision == half:
+                continue
+            reason = f"it computes {precision}, another {half}, and baselines compute in one precision"
+            if not every:
+                raise RequestError(f"{name}: {reason}. Measure it by itself, or give --baseline none.")
+            left_out[engines.pop(name).backend.name] = reason
+    return engines, left_out
+
+
+def open_engine(options: Options, backend: str, device: str) -> Engine:
+    return Engine.load(options.engine, backend=backend, device=device, cuda_graph=options.cuda_graph or None)
+
+
+def open_baselines(
+    options: Options,
+    names: Sequence[str],
+    checkpoint: Checkpoint,
+    scene: Scene,
+    device: str,
+    precision: str,
+    threads: int,
+    stack: contextlib.ExitStack,
+) -> tuple[dict[str, Contender], str]:
+    """The baselines on one set of weights, computing as the engine there does, and the memory format they have.
+
+    stack: what must last as long as they run. Raises RequestError if torch cannot compute there.
+    """
+    import torch
+
+    from .compiled import compiled, every_shape
+    from .naive import NaivePipeline
+    from .torch_device import beside, settings
+
+    where = beside(device)
+    stack.enter_context(settings(threads, precision))
+    pipeline = NaivePipeline(checkpoint, device=where, dtype=getattr(torch, precision))
+    if options.memory_format == "auto":
+        pipeline.use_faster_format(scene.persons(1), scene.latents)
+    else:
+        pipeline.use_format(options.memory_format)
+    if set(names) & set(COMPILED):
+        stack.enter_context(every_shape())
+    contenders = {}
+    for name in names:
+        own = compiled(pipeline, options.compiler) if name in COMPILED else pipeline
+        contenders[name] = Contender(partial(own.generate, **BASELINES[name]), own)
+    return contenders, pipeline.memory_format
+
+
+def measured_as_warm(names: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
+    """For measured rounds of these contenders: nothing is compiled in them."""
+    if not set(names) & set(COMPILED):
+        return contextlib.nullcontext()
+    from .compiled import nothing_new
+
+    return nothing_new()
 
 
 def photo_stages(engine: Engine, photo: Path, runs: int) -> dict[str, dict[str, float]]:

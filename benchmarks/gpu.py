@@ -1,12 +1,14 @@
 """python -m benchmarks.gpu: all that needs a GPU, behind one command, into one JSON file. `make gpu-test` runs it.
 
 Builds the miniature in half precision, runs every test marked gpu, the kernels' tests under compute-sanitizer's
-memcheck and racecheck, then the kernel benchmark and the latency benchmark. A part that
-fails is recorded with its output, and the next one runs all the same: a GPU is a rare guest.
+memcheck and racecheck, then the kernel benchmark and the latency benchmark: first of the miniature, then of full-size
+SDXL at 1024², 30 steps, for 1, 2 and 4 persons, every backend that can be opened here beside diffusers, eager and
+compiled. --only leaves parts out, or runs them one by one: what "checkpoint-sdxl" and "build-sdxl" made stays, and a
+build that was stopped goes on where it was. A part that fails is recorded with its output, and the next one runs all
+the same: a GPU is a rare guest.
 
---out FILE (default gpu-test.json): {"schema", "date", "gpu", "versions", "parts": {"build" | "tests" | "kernels" |
-"memcheck" | "racecheck" | "latency": {"command", "seconds", "status" (null: its program is not
-here), "output" (its end), "result" (its own JSON, or null)}}}.
+--out FILE (default gpu-test.json): {"schema", "date", "gpu", "versions", "parts": {PART: {"command", "seconds",
+"status" (null: its program is not here), "output" (its end), "result" (its own JSON, or null)}}}.
 
 Exit status: 0 no part failed (one whose program is not here is left out, and said), 1 one failed.
 """
@@ -16,14 +18,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from realisid_trt.backends.cuda_memory import Gpu, probe
 from realisid_trt.command_line import Outcome, reporter, run
@@ -32,22 +36,44 @@ from realisid_trt.files import whole_or_not
 from .measure import now, versions
 
 ROOT = Path(__file__).resolve().parent.parent
-OUTPUT_CHARACTERS, PART_SECONDS = 6000, 1800
+OUTPUT_CHARACTERS = 6000
 PYTHON = shlex.quote(sys.executable)
-LATENCY = "{python} -m benchmarks.latency --engine {engine} --device cuda --baseline none --runs 10 --json"
+LATENCY = "{python} -m benchmarks.latency --device cuda --backend all --baseline naive naive-compiled --memory --json"
+GRAPH = "{python} -m benchmarks.latency --device cuda --backend all --baseline none --cuda-graph --json"
+SDXL = LATENCY + " --engine {sdxl} --height 1024 --width 1024 --steps 30 --persons "
 SANITIZER = "compute-sanitizer --error-exitcode 1 --tool"
+
+
+class Part(NamedTuple):
+    """A command, and after how many seconds it is stopped."""
+
+    command: str
+    seconds: int = 1800
+
+
 PARTS = {
-    "build": "{python} -m export.build --fp16 --out {engine} --json",
-    "tests": "{python} -m pytest -q -m gpu tests/gpu tests/kernels",
-    "memcheck": SANITIZER + " memcheck {python} -m pytest -q -m gpu tests/kernels",
-    "racecheck": SANITIZER + " racecheck {python} -m pytest -q -m gpu tests/kernels",
-    "kernels": "{python} -m benchmarks.kernels --json",
-    "latency": LATENCY,
+    "build": Part("{python} -m export.build --fp16 --out {engine} --json"),
+    "tests": Part("{python} -m pytest -q -m gpu tests/gpu tests/kernels"),
+    "memcheck": Part(SANITIZER + " memcheck {python} -m pytest -q -m gpu tests/kernels"),
+    "racecheck": Part(SANITIZER + " racecheck {python} -m pytest -q -m gpu tests/kernels"),
+    "kernels": Part("{python} -m benchmarks.kernels --json"),
+    "latency": Part(LATENCY + " --engine {engine} --persons 1 2 --runs 10"),
+    "latency-graph": Part(GRAPH + " --engine {engine} --persons 1 2 --runs 10"),
+    "checkpoint-sdxl": Part("{python} -m export.miniature --preset sdxl --out {sdxl}-checkpoint --force --json"),
+    "build-sdxl": Part(
+        "{python} -m export.build --checkpoint {sdxl}-checkpoint --out {sdxl} --fp16 --gpu-only --batch 1 "
+        "--persons 4 --resolution 1024 --json",
+        7200,
+    ),
+    "latency-sdxl-1": Part(SDXL + "1 --runs 20", 3600),
+    "latency-sdxl-2": Part(SDXL + "2 --runs 20", 3600),
+    "latency-sdxl-graph": Part(GRAPH + " --engine {sdxl} --persons 1 2 --runs 20", 3600),
+    "latency-sdxl-4": Part(SDXL + "4 --runs 20", 3600),
 }
 
 
-def run_part(command: str) -> dict[str, Any]:
-    """One part, in a process of its own."""
+def run_part(command: str, seconds: float = 1800) -> dict[str, Any]:
+    """One part, in a process of its own; it and whatever it started are ended after so many seconds."""
     start = time.perf_counter()
     arguments = shlex.split(command)
     if shutil.which(arguments[0]) is None:
@@ -58,19 +84,26 @@ def run_part(command: str) -> dict[str, Any]:
             "output": f"{arguments[0]} is not here",
             "result": None,
         }
+    process = subprocess.Popen(
+        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
-        done = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=PART_SECONDS)
-    except subprocess.TimeoutExpired as stuck:
-        done = subprocess.CompletedProcess(arguments, 124, str(stuck.stdout), f"stopped after {PART_SECONDS} s")
+        said, complained = process.communicate(timeout=seconds)
+    except BaseException as stopped:
+        os.killpg(process.pid, signal.SIGKILL)
+        said, complained = process.communicate()
+        if not isinstance(stopped, subprocess.TimeoutExpired):
+            raise
+        complained += f"stopped after {seconds} s"
     result = None
-    if "--json" in arguments and done.returncode == 0:
+    if "--json" in arguments and process.returncode == 0:
         with contextlib.suppress(ValueError, IndexError):
-            result = json.loads(done.stdout.strip().splitlines()[-1])
+            result = json.loads(said.strip().splitlines()[-1])
     return {
         "command": command.replace(PYTHON, "python"),
         "seconds": round(time.perf_counter() - start, 1),
-        "status": done.returncode,
-        "output": ("" if result else done.stdout[-OUTPUT_CHARACTERS:]) + done.stderr[-OUTPUT_CHARACTERS:],
+        "status": process.returncode,
+        "output": ("" if result else said[-OUTPUT_CHARACTERS:]) + complained[-OUTPUT_CHARACTERS:],
         "result": result,
     }
 
@@ -80,11 +113,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
         description="Build, test and measure on this machine's GPU.",
-        epilog="example:\n  python -m benchmarks.gpu --out gpu-test.json",
+        epilog="""examples:
+  python -m benchmarks.gpu --out gpu-test.json
+  python -m benchmarks.gpu --only checkpoint-sdxl build-sdxl latency-sdxl-1 --out sdxl.json""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--out", type=Path, default=Path("gpu-test.json"), metavar="FILE")
     parser.add_argument("--engine", default="engines/miniature-fp16", metavar="DIR", help="built there")
+    parser.add_argument("--sdxl", default="engines/sdxl-fp16", metavar="DIR", help="the full-size engine, built there")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--json", action="store_true", help="the last line of stdout is one JSON object")
     options = parser.parse_args(arguments)
@@ -100,8 +136,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "versions": versions(),
             "parts": parts,
         }
+        engine, sdxl = shlex.quote(options.engine), shlex.quote(options.sdxl)
         for name in options.only:
-            parts[name] = part = run_part(PARTS[name].format(python=PYTHON, engine=shlex.quote(options.engine)))
+            asked = PARTS[name].command.format(python=PYTHON, engine=engine, sdxl=sdxl)
+            parts[name] = part = run_part(asked, PARTS[name].seconds)
             said = {0: "passed", None: part["output"]}.get(part["status"], "FAILED")
             report(f"{name}: {said}, {part['seconds']} s")
             with whole_or_not(options.out) as partial:

@@ -105,13 +105,14 @@ def _lacked_seconds() -> dict[str, float]:
     return {"cores_busy_elsewhere": busy - own.user - own.system, "cores_stolen": steal}
 
 
-def hardware(threads: int) -> dict[str, Any]:
-    """CPU model, cores, RAM and how busy the machine was when the measurement began."""
+def hardware(threads: int, device: str = "cpu") -> dict[str, Any]:
+    """The GPU, if it is on one; CPU model, cores, RAM and how busy the machine was when the measurement began."""
     try:
         ram_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not a POSIX system
         ram_bytes = None
     return {
+        "gpu": _gpu(device),
         "cpu": _cpu_model(),
         "architecture": platform.machine(),
         "threads": threads,
@@ -147,6 +148,20 @@ def commit() -> str | None:
 def now() -> str:
     """ISO 8601, UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _gpu(device: str) -> str | None:
+    """Its name, architecture, memory and driver. Raises BackendError if it cannot be used."""
+    kind, _, number = device.partition(":")
+    if kind != "cuda":
+        return None
+    from cuda.bindings import driver
+
+    from realisid_trt.backends.cuda_memory import Gpu, probe
+
+    version, gpu = probe(int(number or 0)), Gpu(int(number or 0))
+    _, _, total = driver.cuMemGetInfo()
+    return f"{gpu.name}, {total / 2**30:.0f} GiB, driver for CUDA {version}"
 
 
 def _cpu_model() -> str:

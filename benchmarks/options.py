@@ -15,14 +15,18 @@ BASELINES: dict[str, dict[str, Any]] = {
     "naive": {},
     "naive-shared": {"share_null": True},
     "naive-no-delay": {"delay": False},
+    "naive-compiled": {},
 }
+COMPILED = ("naive-compiled",)  # of them, those whose networks torch.compile compiles
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """What is asked for. The command line takes its defaults from here.
 
-    engine:        engine directory. backend, device, cuda_graph: as in Engine.load.
+    engine:        engine directory. device, cuda_graph: as in Engine.load.
+    backend:       as in Engine.load; several, each a contender; or ("all",) that the engine was built for and that can
+                   be opened here.
     checkpoint:    the folder that it was built from, for the baselines' weights; None: where it lay then.
     base_model, variant: as in export.build; None: as then.
     baseline:      some of BASELINES, or ("none",).
@@ -31,6 +35,8 @@ class Options:
     runs, warmup:  rounds that are measured, and short rounds before them.
     threads:       of the engine and of the baselines; None takes every core this process may use.
     memory_format: of the baselines' convolutions: "contiguous", "channels_last", or "auto" for the faster one here.
+    compiler:      backend of torch.compile, for naive-compiled.
+    memory:        measure memory too, every contender and case in a process of its own.
     photo:         measure the face front end on this photo too.
     out, plot:     files to write.
     """
@@ -47,15 +53,22 @@ class Options:
     runs: int = 5
     warmup: int = 1
     threads: int | None = None
-    backend: str = "auto"
+    backend: tuple[str, ...] = ("auto",)
     device: str = "cpu"
     cuda_graph: bool = False
     memory_format: str = "auto"
+    compiler: str = "inductor"
+    memory: bool = False
     seed: int = 0
     prompt: str = "two friends hiking, golden hour"
     photo: Path | None = None
     out: Path | None = None
     plot: Path | None = None
+
+    @property
+    def baselines(self) -> tuple[str, ...]:
+        """Those asked for, in the order of BASELINES."""
+        return tuple(name for name in BASELINES if name in self.baseline)
 
     def check(self) -> None:
         """Raises RequestError for what cannot be meant, before anything is loaded."""
@@ -72,6 +85,10 @@ class Options:
             raise RequestError(
                 f"--baseline {' '.join(self.baseline)}: expected some of {', '.join(BASELINES)}, or none alone."
             )
+        if len(set(self.backend)) < len(self.backend) or (len(self.backend) > 1 and {"all", "auto"} & {*self.backend}):
+            raise RequestError(f"--backend {' '.join(self.backend)}: expected different names, or auto or all alone.")
+        if not self.warmup and set(self.baselines) & set(COMPILED):
+            raise RequestError("--warmup is 0, expected at least 1: else naive-compiled is compiled in a measured run.")
         if self.threads is not None and self.device != "cpu":
             raise RequestError(f"--threads {self.threads} is for --device cpu; {self.device} says for itself.")
         if self.photo is not None and not self.photo.is_file():
@@ -94,10 +111,13 @@ def parser() -> argparse.ArgumentParser:
   naive           diffusers' own modules, guidance rows batched, no third row before the ID is switched on
   naive-shared    the same, and the none and text rows share their ControlNet rows if these see no text
   naive-no-delay  as naive, with three rows at every step (of weight zero before the switch: the same picture)
+  naive-compiled  as naive, UNet and ControlNets compiled by torch.compile, for every shape and in the warm-up
 examples:
   python -m benchmarks.latency --engine engines/NAME --persons 1 2 --steps 30 --baseline naive
   python -m benchmarks.latency --engine engines/NAME --baseline naive naive-no-delay --out latency.json \\
       --plot latency.png
+  python -m benchmarks.latency --engine engines/NAME --device cuda --backend all --persons 1 2 4 \\
+      --baseline naive naive-compiled --memory --runs 20
   python -m benchmarks.latency --engine engines/NAME --baseline none --photo alice.jpg""",
     )
     default: dict[str, Any] = {field.name: field.default for field in fields(Options)}
@@ -120,7 +140,13 @@ examples:
     line.add_argument("--runs", type=int, default=default["runs"], help=f"measured rounds, {shown}")
     line.add_argument("--warmup", type=int, default=default["warmup"], help=f"short rounds before them, {shown}")
     line.add_argument("--threads", type=int, help="of engine and baselines (default: every core)")
-    line.add_argument("--backend", default=default["backend"], help=shown)
+    line.add_argument(
+        "--backend",
+        nargs="+",
+        action="extend",
+        metavar="NAME",
+        help="one or several, each a contender; all: every one that can be opened here (default auto)",
+    )
     line.add_argument("--device", default=default["device"], help=shown)
     line.add_argument("--cuda-graph", action="store_true", help="on a GPU, capture a step and replay it")
     line.add_argument(
@@ -129,6 +155,8 @@ examples:
         default=default["memory_format"],
         help="of the baselines; auto tries both and takes the faster",
     )
+    line.add_argument("--compiler", default=default["compiler"], help=f"torch.compile's, of naive-compiled, {shown}")
+    line.add_argument("--memory", action="store_true", help="measure memory too, each contender in its own process")
     line.add_argument("--seed", type=int, default=default["seed"], help=shown)
     line.add_argument("--prompt", default=default["prompt"], help=shown)
     line.add_argument("--photo", type=Path, metavar="FILE", help="measure the face front end on this photo too")

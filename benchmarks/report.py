@@ -11,7 +11,7 @@ from realisid_trt.errors import RequestError
 from realisid_trt.files import whole_or_not
 
 from .flops import total_flops
-from .measure import Run, speed_ratio, spread
+from .measure import RUNTIMES, Run, speed_ratio, spread
 
 PHASES = ("without_id", "with_id")
 CORES = ("cores_busy_elsewhere", "cores_stolen")
@@ -36,25 +36,27 @@ FAMILIES = {
 def summarise(
     persons: int,
     taken: Mapping[str, Sequence[Run]],
-    differences: Mapping[str, float],
+    differences: Mapping[tuple[str, str], float],
     switch: int,
     per_row: Mapping[str, int],
 ) -> Case:
     """One case of the JSON object.
 
-    taken:       contender → its runs; "engine" first.
-    differences: baseline → relative RMS of the latents' difference.
+    taken:       contender → its runs.
+    differences: (engine, baseline) → relative RMS of the latents' difference.
     switch:      steps without the ID. per_row: operations per row of every network; empty: not known.
     """
-    switch = switch if persons else len(taken["engine"][0].step_ms)
+    switch = switch if persons else len(next(iter(taken.values()))[0].step_ms)
     contenders = {name: _contender(runs, switch, per_row) for name, runs in taken.items()}
-    engine, ratios = taken["engine"], {}
-    for name, difference in differences.items():
-        baseline = taken[name]
-        ratios[name] = {
-            "total": speed_ratio([run.total_ms for run in baseline], [run.total_ms for run in engine]),
-            "denoise": speed_ratio([r.stages["denoise"] for r in baseline], [r.stages["denoise"] for r in engine]),
-            "flop": contenders[name]["tflop"] / contenders["engine"]["tflop"] if per_row else None,
+    ratios = {}
+    for (engine, baseline), difference in differences.items():
+        ours, theirs = taken[engine], taken[baseline]
+        ratios[baseline if engine == "engine" else f"{baseline} / {engine}"] = {
+            "engine": engine,
+            "baseline": baseline,
+            "total": speed_ratio([run.total_ms for run in theirs], [run.total_ms for run in ours]),
+            "denoise": speed_ratio([run.stages["denoise"] for run in theirs], [run.stages["denoise"] for run in ours]),
+            "flop": contenders[baseline]["tflop"] / contenders[engine]["tflop"] if per_row else None,
             "latents_relative_rms": difference,
         }
     return {"persons": persons, "contenders": contenders, "ratios": ratios}
@@ -93,10 +95,11 @@ def _contender(runs: Sequence[Run], switch: int, per_row: Mapping[str, int]) -> 
 
 def table(result: Mapping[str, Any]) -> str:
     """What people read."""
-    hardware, settings = result["hardware"], result["settings"]
+    hardware, settings, on_gpu = result["hardware"], result["settings"], " on cuda" in result["engine"]["backend"]
     ram = f", {hardware['ram_bytes'] / 2**30:.0f} GiB" if hardware["ram_bytes"] else ""
-    known = ("onnxruntime", "torch", "diffusers")
-    lines = [
+    known = (*RUNTIMES, "torch", "diffusers")
+    lines = [hardware["gpu"]] if hardware["gpu"] else []
+    lines += [
         f"{result['engine']['name']}: {result['engine']['backend']}, {result['engine']['precision']}; {result['date']}",
         f"{hardware['cpu']}, {hardware['threads']} threads on {hardware['cores_available']} cores{ram}; "
         + ", ".join(f"{name} {result['versions'][name]}" for name in known if name in result["versions"]),
@@ -104,14 +107,15 @@ def table(result: Mapping[str, Any]) -> str:
         f"of them without the ID; {settings['runs']} interleaved runs after {settings['warmup']}; ms, {SPREAD}",
     ]
     for case in result["cases"]:
-        lines += ["", *_case_lines(case)]
+        lines += ["", *_case_lines(case, on_gpu)]
+    lines += [f"{backend} is left out: {reason}" for backend, reason in result["left_out"].items()]
     if result["photo"]:
         lines += ["", f"once per new photo, ms, {SPREAD}"]
         lines += [f"  {stage:<20}{_spread(ms)}" for stage, ms in result["photo"].items()]
     return "\n".join(lines)
 
 
-def _case_lines(case: Case) -> list[str]:
+def _case_lines(case: Case, on_gpu: bool) -> list[str]:
     contenders: Mapping[str, Any] = case["contenders"]
     rows: list[list[str]] = [[_persons(case["persons"]), *contenders]]
 
@@ -131,13 +135,23 @@ def _case_lines(case: Case) -> list[str]:
     for name in CORES:
         add(name.replace("_", " "), [_spread(c[name]) for c in contenders.values()])
     add("TFLOP", [_number(c["tflop"]) for c in contenders.values()])
-    add("GFLOP/s", [_number(c["gflop_per_s"]) for c in contenders.values()])
-    for name, label in (("total", "engine is faster by"), ("denoise", "  in the loop by")):
-        ratios = [case["ratios"].get(c, {}).get(name) for c in contenders]
-        add(label, ["" if r is None else f"{r['median']:.2f}× ({_range(r, 2)})" for r in ratios])
-    add("  in operations by", [_number(case["ratios"].get(c, {}).get("flop"), "×") for c in contenders])
-    shown = [case["ratios"].get(c, {}).get("latents_relative_rms") for c in contenders]
-    add("latents differ by", ["" if value is None else f"{value:.1e}" for value in shown])
+    speeds = [c["gflop_per_s"] for c in contenders.values()]
+    if on_gpu:
+        add("TFLOP/s", [_number(None if speed is None else speed / 1e3) for speed in speeds])
+    else:
+        add("GFLOP/s", [_number(speed) for speed in speeds])
+    for key in ("resting_memory_bytes", "peak_memory_bytes"):
+        label = key.removesuffix("_bytes").replace("_", " ") + ", GiB"
+        add(label, [_number(c[key] / 2**30) if c.get(key) else "" for c in contenders.values()])
+    for engine in dict.fromkeys(ratio["engine"] for ratio in case["ratios"].values()):
+        beside = {ratio["baseline"]: ratio for ratio in case["ratios"].values() if ratio["engine"] == engine}
+        ratios = [beside.get(name, {}) for name in contenders]
+        for key, label in (("total", f"{engine} is faster by"), ("denoise", "  in the loop by")):
+            shown = [r.get(key) for r in ratios]
+            add(label, ["" if r is None else f"{r['median']:.2f}× ({_range(r, 2)})" for r in shown])
+        add("  in operations by", [_number(r.get("flop"), "×") for r in ratios])
+        apart = [r.get("latents_relative_rms") for r in ratios]
+        add("  latents differ by", ["" if value is None else f"{value:.1e}" for value in apart])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for label, *cells in rows:

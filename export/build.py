@@ -7,25 +7,27 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from realisid_trt.backends.gpu_facts import gpu_facts
+from realisid_trt.backends.tensorrt_flavours import FLAVOURS, RTX_ARCHITECTURES
 from realisid_trt.command_line import Outcome, reporter, run
-from realisid_trt.errors import BuildError, RequestError
+from realisid_trt.errors import BackendError, RequestError
 from realisid_trt.files import cache_folder
-from realisid_trt.manifest import MANIFEST, seal
+from realisid_trt.machine import available_bytes
+from realisid_trt.manifest import MANIFEST, Manifest, seal
 
 from .files import check_space, target_folder, write_json
-from .forms import BACKENDS, Limits, Target, artifact_name, targets_of
-from .staging import Artifact, Staging, content_key, open_staging
+from .forms import BACKENDS, Target, targets_of
+from .staging import Staging, open_staging
 
 if TYPE_CHECKING:
     from .checkpoint import Checkpoint
-    from .networks import Network
-    from .workers import Job
+    from .profiles import Profile
+    from .staging import Artifact
 
-LATER = ("tensorrt", "tensorrt-rtx")
 SMALL_BYTES = 2**30  # checkpoints up to this size are compared as a whole with the reference
 
 
@@ -37,11 +39,16 @@ class Options:
     out:             engine directory; None: engines/<name of the checkpoint's folder>.
     base_model, variant: see Checkpoint.open.
     precision:       of GPU backends: "fp32", "fp16" or "bf16". ONNX Runtime on a CPU runs float32 whatever is asked.
-    backends:        which to build for.
+    backends:        which to build for; empty: ONNX Runtime and every TensorRT flavour that is installed and can build.
+    architectures:   of portable plans (tensorrt-rtx), such as "sm_89"; empty: every one that runs all networks.
+    gpu_only:        nothing for a CPU: no float32 networks beside the half ones.
     only:            networks to build now; the engine is complete when no network is missing.
     batch, persons:  pictures of one batch, and persons of each, that the engine must hold.
     resolution:      longest side of a picture, px; None: twice the model's own.
+    workspace:       GiB that a layer of a plan may use for itself; None: what the GPU has.
+    optimization_level: of TensorRT's builder, 0 to 5; None: its own choice.
     jobs:            networks exported at a time; None: 2 for small checkpoints, else 1.
+    bisect:          a network that fails its comparison names the first node that differs.
     face_landmarker: MediaPipe's face_landmarker.task, converted and used instead of the mesh of the wheel.
     face_parser:     BiSeNet face parsing as ONNX.
     """
@@ -51,12 +58,17 @@ class Options:
     base_model: str | None = None
     variant: str | None = None
     precision: str = "fp32"
-    backends: tuple[str, ...] = ("onnxruntime",)
+    backends: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = ()
+    gpu_only: bool = False
     only: tuple[str, ...] = ()
     batch: int = 4
     persons: int = 8
     resolution: int | None = None
+    workspace: float | None = None
+    optimization_level: int | None = None
     jobs: int | None = None
+    bisect: bool = False
     face_landmarker: Path | None = None
     face_parser: Path | None = None
 
@@ -75,7 +87,7 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
     """
     start = time.perf_counter()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two exporting processes must not spin against each other
-    targets = _check(options, report)
+    targets, options = _check(options, report)
     path = options.checkpoint or miniature_checkpoint(report)
     name = "miniature" if options.checkpoint is None else Path(os.path.realpath(path)).name
     asked = options.out or Path("engines") / name
@@ -86,6 +98,8 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
     from .describe import describe
     from .networks import networks
     from .origins import remember
+    from .planning import onnx_jobs, plan_jobs, profiles_of
+    from .plans import build_plans
     from .small_parts import kernel_pack, small_parts
     from .workers import export_all
 
@@ -95,26 +109,42 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
     if unknown := sorted(set(options.only) - set(known)):
         raise RequestError(f"--only {' '.join(unknown)}: no such network. Known: {', '.join(known)}.")
 
+    with_plans = any(target.has_plans for target in targets)
+    if with_plans:
+        _report_profiles(profiles_of(checkpoint, known, options), report)
+
     with open_staging(out) as staging:
-        made, jobs = _plan(staging, checkpoint, known, targets, options)
+        made, jobs = onnx_jobs(staging, checkpoint, known, targets, options)
+        to_build = [(target, name) for target in targets if target.has_plans for name in options.only or known]
         if made:
             report(f"{len(made)} of {len(made) + len(jobs)} networks stand from an earlier build")
         wanted = [job for job in jobs if not options.only or job.network in options.only]
-        check_space(out.parent, 2 * sum(job.bytes for job in wanted) + 2**26)
+        # What stands of the plans is known when the graphs are there.
+        likely = [known[name].elements(checkpoint) * target.form_of(name).itemsize for target, name in to_build]
+        _check_space(out.parent, [job.bytes for job in wanted], likely if wanted else [], report)
         made |= export_all(staging, wanted, options.jobs, progress)
         built = [job.artifact for job in wanted]
-        if missing := [job.artifact for job in jobs if job.artifact not in made]:
+        plans, plans_to_build = plan_jobs(staging, checkpoint, known, targets, made, options)
+        made |= plans
+        wanted_plans = [job for job in plans_to_build if not options.only or job.network in options.only]
+        if wanted_plans:
+            _check_space(out.parent, [], [job.bytes for job in wanted_plans], report)
+            report(f"building {len(wanted_plans)} plans for {', '.join(options.architectures) or 'this GPU'}")
+        made |= build_plans(staging, wanted_plans, progress)
+        _report_slow([made[job.artifact] for job in wanted_plans], report)
+        built += [job.artifact for job in wanted_plans]
+        if missing := [name for target in targets for name in map(target.artifact, known) if name not in made]:
             report(f"{len(missing)} networks are still missing; the engine stays as it is. Finish without --only.")
             return {"out": str(asked), "complete": False, "built": built, "missing": missing}
         made |= small_parts(staging, checkpoint, options.face_landmarker, options.face_parser)
         if any(target.device == "cuda" for target in targets):
             made |= kernel_pack(staging)
-        manifest = describe(checkpoint, made, list(known), targets)
-        if staging.stands(manifest):
+        manifest = describe(checkpoint, made, list(known), targets, options.architectures)
+        if staging.stands(manifest, _verifiable(staging, checkpoint, manifest)):
             manifest = staging.current
             report(f"{asked} is what this command builds; nothing to do")
         else:
-            _verify_whole(staging, checkpoint, manifest, report)
+            _verify_whole(staging, checkpoint, manifest, options.bisect, report)
             staging.publish(manifest, list(made))
     remember(manifest, checkpoint=path, base_model=options.base_model, variant=options.variant)
     return {
@@ -139,83 +169,152 @@ def miniature_checkpoint(report: Report) -> Path:
     return folder
 
 
-def _check(options: Options, report: Report) -> list[Target]:
-    """What to build."""
+def _check(options: Options, report: Report) -> tuple[list[Target], Options]:
+    """What to build, and the options with their defaults filled in. Cheap: nothing large is imported or read."""
     for name in options.backends:
-        if name in LATER:
-            raise BuildError(f"--backend {name}: this version builds no TensorRT plans yet. Use --backend onnxruntime.")
         if name not in BACKENDS:
             raise RequestError(f"--backend {name} is unknown. Known: {', '.join(BACKENDS)}.")
-    for flag in ("batch", "persons", "resolution", "jobs"):
+    least = {"batch": 1, "persons": 0, "resolution": 1, "jobs": 1, "optimization_level": 0}
+    for flag, bound in least.items():
         value = getattr(options, flag)
-        if value is not None and value < (0 if flag == "persons" else 1):
-            raise RequestError(f"--{flag} is {value}, expected at least {0 if flag == 'persons' else 1}.")
-    if options.precision == "bf16" and "onnxruntime" in options.backends:
-        report("ONNX Runtime has no bfloat16 convolutions: --bf16 changes nothing for it. For a GPU use --fp16.")
-    if options.precision == "fp16" and "onnxruntime" in options.backends:
+        if value is not None and value < bound:
+            raise RequestError(f"--{flag.replace('_', '-')} is {value}, expected at least {bound}.")
+    if options.workspace is not None and options.workspace <= 0:
+        raise RequestError(f"--workspace is {options.workspace}, expected GiB, more than none.")
+    if options.optimization_level is not None and options.optimization_level > 5:
+        raise RequestError(f"--optimization-level is {options.optimization_level}, expected 0 to 5.")
+    backends = tuple(dict.fromkeys(options.backends)) or ("onnxruntime", *_can_build(report))
+    for name in set(backends) & set(FLAVOURS):
+        flavour = FLAVOURS[name]
+        report(f"{name}: plans by {flavour.package} {flavour.version}")  # raises if it is not there
+        if not flavour.portable:
+            facts = gpu_facts()  # raises if there is none
+            report(f"{name}: for {facts.name}, {facts.architecture}")
+    architectures = tuple(dict.fromkeys(map(architecture, options.architectures)))
+    if architectures and "tensorrt-rtx" not in backends:
+        raise RequestError(
+            "--arch is for the plans of tensorrt-rtx, which is not built here. Add --backend tensorrt-rtx."
+        )
+    for name in architectures:
+        if name not in RTX_ARCHITECTURES:
+            raise RequestError(
+                f"--arch {name}: tensorrt-rtx builds for {', '.join(RTX_ARCHITECTURES[1:])}. For others use --backend "
+                "tensorrt, on that GPU."
+            )
+        if name == "sm_75":
+            raise RequestError(
+                "--arch sm_75: it multiplies no float32 matrices, which the VAE needs. Use sm_80 or later."
+            )
+    if not architectures and "tensorrt-rtx" in backends:
+        architectures = tuple(name for name in RTX_ARCHITECTURES if name != "sm_75")
+    if options.precision == "bf16" and "onnxruntime" in backends:
+        report("ONNX Runtime has no bfloat16 convolutions: --bf16 changes nothing for it.")
+    if options.precision == "fp16" and "onnxruntime" in backends and not options.gpu_only:
         report("ONNX Runtime on a CPU runs float32: its networks are built too; those in float16 are for a GPU.")
-    return [target for name in dict.fromkeys(options.backends) for target in targets_of(name, options.precision)]
+    targets = [target for name in backends for target in targets_of(name, options.precision)]
+    if options.gpu_only:
+        targets = [target for target in targets if target.device == "cuda"]
+        if not targets:
+            raise RequestError(f"--gpu-only: {', '.join(backends)} in {options.precision} is for a CPU. Add --fp16.")
+    return targets, replace(options, backends=backends, architectures=architectures)
 
 
-def _plan(
-    staging: Staging, checkpoint: Checkpoint, known: Mapping[str, Network], targets: Sequence[Target], options: Options
-) -> tuple[dict[str, Artifact], list[Job]]:
-    """The networks that stand, by artifact, and the jobs that make the others."""
-    from .describe import sources, versions
-    from .to_onnx import port
-    from .workers import Job
-
-    limits = _limits(checkpoint, options)
-    makers = sources("networks.py", "to_onnx.py", "forms.py", "exact.py", "verify.py", "workers.py", "checkpoint")
-    source = checkpoint.path, options.base_model, options.variant
-    made: dict[str, Artifact] = {}
-    jobs: dict[str, Job] = {}
-    for target in targets:
-        for name, network in known.items():
-            form = target.form_of(name)
-            artifact = artifact_name(name, form)
-            if artifact in made or artifact in jobs:  # of another target
-                continue
-            # Shapes come from other components too: the canvas from the UNet, the tokens from the projection.
-            ports = [port(tap, form, limits) for tap in (*network.inputs, *network.outputs)]
-            weights = {component: checkpoint.weights_key(component) for component in network.components}
-            family = checkpoint.has_added_conditions  # which layer of a text encoder is read
-            key = content_key(name, form.name, ports, weights, family, makers, versions())
-            if found := staging.find(artifact, key):
-                made[artifact] = found
-            else:
-                size = sum(map(checkpoint.weights_bytes, network.components))
-                jobs[artifact] = Job(artifact, key, source, name, form, limits, size)
-    return made, list(jobs.values())
+def _can_build(report: Report) -> list[str]:
+    """The TensorRT flavours that are installed, and can build a plan on this machine."""
+    found = []
+    for name, flavour in FLAVOURS.items():
+        if not flavour.installed:
+            continue
+        try:
+            if not flavour.portable:
+                gpu_facts()
+            found.append(flavour.version and name)
+        except BackendError as error:
+            report(f"no {name} plans: {error}")
+    return found
 
 
-def _limits(checkpoint: Checkpoint, options: Options) -> Limits:
-    coarsest_px = checkpoint.vae_scale_factor << (checkpoint.levels - 1)
-    own_px = checkpoint.sample_size * checkpoint.vae_scale_factor
-    longest_px = options.resolution or 2 * own_px
-    if longest_px < own_px:
-        raise RequestError(f"--resolution is {longest_px} px, expected at least the model's own {own_px} px.")
-    return Limits.of_requests(options.batch, options.persons, longest_px // coarsest_px)
+def architecture(text: str) -> str:
+    """sm_89, from "sm_89", "sm89", "89" or "8.9". Raises RequestError."""
+    digits = text.lower().removeprefix("sm").lstrip("_").replace(".", "")
+    if not digits.isdigit() or len(digits) not in (2, 3):
+        raise RequestError(f"--arch {text}: expected a compute capability such as sm_89 or 8.9.")
+    return f"sm_{digits}"
 
 
-def _verify_whole(staging: Staging, checkpoint: Checkpoint, manifest: dict[str, Any], report: Report) -> None:
-    """The whole engine against the reference, before it is published; the figures go into the manifest."""
-    manifest["verified"] = None
-    if sum(map(checkpoint.weights_bytes, checkpoint.components)) > SMALL_BYTES:
-        report("the whole engine was not compared with the reference: the checkpoint is too large for that here")
-    else:
-        from .verify_engine import verify_engine
+def _check_space(folder: Path, graphs: Sequence[int], plans: Sequence[int], report: Report) -> None:
+    """What the build will take, before an hour is spent on it. Raises DiskError if the disk has less.
 
-        manifest["seal"] = seal(manifest)  # the runtime reads no manifest without
-        write_json(staging.folder / MANIFEST, manifest)
-        manifest["verified"] = verify_engine(staging.folder, checkpoint)
+    graphs, plans: bytes of the weights of each that is to be made.
+    """
+    from .plans import estimate
+
+    peak, disk = estimate(plans)
+    disk += 2 * sum(graphs) + 2**26
+    if plans:
+        free = available_bytes()
+        report(f"about {disk / 2**30:.1f} GiB of disk and, for the largest plan, {peak / 2**30:.1f} GiB of memory")
+        if free < peak:
+            report(f"only {free / 2**30:.1f} GiB of memory are free: close other programs, or a plan may be killed")
+    check_space(folder, disk)
+
+
+def _report_profiles(found: Mapping[str, Profile], report: Report) -> None:
+    report("rows that plans are built for (least, best, most):")
+    for name, profile in found.items():
+        unit = "timesteps" if name.endswith("_time") else "rows"
+        report(f"  {name:<17}{profile.least[unit]:>6}{profile.best[unit]:>6}{profile.most[unit]:>7} {unit}")
+
+
+def _report_slow(plans: Sequence[Artifact], report: Report) -> None:
+    """Attention that is not one kernel, and plans that cannot be captured: slow, and no error."""
+    for plan in plans:
+        proof = plan.info["proof"]
+        if not plan.info["capturable"]:
+            name = Path(plan.info["file"]).stem
+            report(f"{name}: cannot be captured in a CUDA graph; with a smaller --batch, --persons it may be")
+        if proof["precision"] != "fp32" and proof["fused"] is not None and proof["fused"] < proof["attentions"]:
+            name = Path(plan.info["file"]).stem
+            report(f"{name}: only {proof['fused']} of {proof['attentions']} attentions are fused (heads too narrow?)")
+
+
+def _verifiable(staging: Staging, checkpoint: Checkpoint, manifest: dict[str, Any]) -> list[str]:
+    """The builds that this machine can compare with the reference, a whole engine or plan by plan."""
+    from .verify_engine import cannot_run
+
+    described = Manifest(staging.folder, manifest)
+    small = _is_small(checkpoint)
+    return [
+        build.id
+        for build in described.builds.values()
+        if (small or build.backend in FLAVOURS) and cannot_run(described, build) is None
+    ]
+
+
+def _is_small(checkpoint: Checkpoint) -> bool:
+    return sum(map(checkpoint.weights_bytes, checkpoint.components)) <= SMALL_BYTES
+
+
+def _verify_whole(
+    staging: Staging, checkpoint: Checkpoint, manifest: dict[str, Any], bisect: bool, report: Report
+) -> None:
+    """Every build that can run here against the reference, before it is published; the figures go into the manifest."""
+    from .verify_engine import verify_engine
+
+    small = _is_small(checkpoint)
+    if not small:
+        report("the whole engine is not compared with the reference: the checkpoint is too large for that")
+    manifest["verified"] = {}
+    manifest["seal"] = seal(manifest)  # the runtime reads no manifest without
+    write_json(staging.folder / MANIFEST, manifest)
+    manifest["verified"] = verify_engine(staging.folder, checkpoint, report, whole=small, bisect=bisect)
     manifest["seal"] = seal(manifest)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     given = {key: value for key, value in vars(_parser().parse_args(arguments)).items() if value is not None}
     as_json = given.pop("json")
-    for key in {"backends", "only"} & set(given):
+    for key in {"backends", "only", "architectures"} & set(given):
         given[key] = tuple(given[key])
 
     def command() -> Outcome:
@@ -226,8 +325,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{result['out']}: {result['bytes'] / 1e6:.1f} MB, {len(result['built'])} networks built and "
                 f"{len(result['reused'])} parts reused in {result['seconds']} s"
             )
-            if verified := result["verified"]:
-                lines.append(f"the whole engine errs {verified['ratio']:.2f} times as much as torch in float32")
+            for name, verified in result["verified"].items():
+                if "ratio" in verified:  # else its plans were compared one by one only
+                    lines.append(f"{name}: the whole engine errs {verified['ratio']:.2f} times as much as torch does")
             lines.append(f"look at it: python -m realisid_trt inspect {result['out']}")
         return Outcome(result, lines)
 
@@ -241,6 +341,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="""examples:
   python -m export.build                                            the miniature, into engines/miniature
   python -m export.build --checkpoint CKPT --out engines/NAME --fp16
+  python -m export.build --checkpoint CKPT --fp16 --backend tensorrt-rtx --arch sm_86 sm_89 sm_120
   python -m export.build --checkpoint CKPT --only vae_decoder       one network now, the rest later
 A build that was stopped goes on where it stood when the same command is given again.""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -255,12 +356,23 @@ A build that was stopped goes on where it stood when the same command is given a
         precision.add_argument(
             f"--{name}", dest="precision", action="store_const", const=name, help=f"{words} on GPU backends"
         )
-    add("--backend", action="append", dest="backends", metavar="NAME", help="may be repeated (default: onnxruntime)")
+    add(
+        "--backend",
+        action="append",
+        dest="backends",
+        metavar="NAME",
+        help=f"{', '.join(BACKENDS)}; may be repeated (default: onnxruntime and every TensorRT flavour installed)",
+    )
+    add("--arch", nargs="+", dest="architectures", metavar="SM", help="of tensorrt-rtx plans (default: all from sm_80)")
+    add("--gpu-only", action="store_true", help="build nothing for a CPU: half the disk where none will run it")
     add("--only", nargs="+", metavar="NETWORK", help="build these networks only")
     add("--batch", type=int, help="pictures of one batch that the engine must hold (default: 4)")
     add("--persons", type=int, help="persons of each picture that it must hold (default: 8)")
     add("--resolution", type=int, metavar="PX", help="longest side of a picture (default: twice the model's own)")
+    add("--workspace", type=float, metavar="GIB", help="that a layer of a plan may use (default: what the GPU has)")
+    add("--optimization-level", type=int, metavar="N", help="of TensorRT's builder, 0 (quick to build) to 5")
     add("--jobs", type=int, help="networks exported at a time (default: 2 for small checkpoints, else 1)")
+    add("--bisect", action="store_true", help="name the first node that differs if a network fails its comparison")
     add("--face-landmarker", type=Path, metavar="FILE", help="MediaPipe's face_landmarker.task")
     add("--face-parser", type=Path, metavar="FILE", help="BiSeNet face parsing, as ONNX")
     add("--json", action="store_true", help="the last line of stdout is one JSON object")

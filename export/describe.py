@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from realisid_trt.backends.gpu_facts import gpu_facts
+from realisid_trt.backends.tensorrt_flavours import FLAVOURS
 from realisid_trt.manifest import FORMAT
 
 from .checkpoint import Checkpoint, tokenizer_of
-from .forms import WIDE, Target, artifact_name
+from .forms import WIDE, Target
 from .staging import Artifact, content_key
 
 
@@ -33,13 +35,20 @@ def sources(*names: str) -> dict[str, str]:
 
 
 def describe(
-    checkpoint: Checkpoint, made: dict[str, Artifact], networks: Sequence[str], targets: Sequence[Target]
+    checkpoint: Checkpoint,
+    made: dict[str, Artifact],
+    networks: Sequence[str],
+    targets: Sequence[Target],
+    architectures: Sequence[str],
 ) -> dict[str, Any]:
-    """The manifest: all that the runtime must know. Without its seal, and without the verification of the whole."""
+    """The manifest: all that the runtime must know. Without its seal, and without the verification of the whole.
+
+    architectures: that portable plans were built for.
+    """
     c, installed, scheduler = checkpoint, versions(), checkpoint.scheduler_config
     described: dict[str, Any] = {}
     for network in networks:
-        artifacts = {target.build: made[artifact_name(network, target.form_of(network))] for target in targets}
+        artifacts = {target.build: made[target.artifact(network)] for target in targets}
         flops = {artifact.info["flops_per_row"] for artifact in artifacts.values()}
         described[network] = {
             "flops_per_row": flops.pop(),
@@ -76,21 +85,30 @@ def describe(
             "final_alpha_cumprod": float(c.load_scheduler().final_alpha_cumprod),
         },
         "networks": described,
-        "builds": {
-            target.build: {
-                "backend": target.backend,
-                "device": target.device,
-                "precision": str(target.form.dtype).removeprefix("torch."),
-                "wide": WIDE if target.form.precision != "fp32" else {},
-                "opset": target.form.opset,
-                "architecture": "portable",
-                "versions": {"onnxruntime": installed["onnxruntime"]},
-            }
-            for target in targets
-        },
+        "builds": {target.build: _build(target, installed, architectures) for target in targets},
         "kernels": made["kernels"].info if "kernels" in made else None,
         "faces": made["faces"].info,
         "files": {file: listed for artifact in made.values() for file, listed in sorted(artifact.files.items())},
+    }
+
+
+def _build(target: Target, installed: dict[str, str], architectures: Sequence[str]) -> dict[str, Any]:
+    """What a build is for, and what it was made with."""
+    versions, gpu, architecture = {"onnxruntime": installed["onnxruntime"]}, None, "portable"
+    if target.has_plans:
+        flavour = FLAVOURS[target.backend]
+        versions = {flavour.package: flavour.version}
+        gpu = None if flavour.portable else gpu_facts().as_json()
+        architecture = "+".join(architectures) if gpu is None else str(gpu["architecture"])
+    return {
+        "backend": target.backend,
+        "device": target.device,
+        "precision": str(target.form.dtype).removeprefix("torch."),
+        "wide": WIDE if target.form.precision != "fp32" else {},
+        "opset": target.form.opset,
+        "architecture": architecture,
+        "gpu": gpu,
+        "versions": versions,
     }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from realisid_trt.backends.tensorrt_flavours import FLAVOURS
+
 if TYPE_CHECKING:
     import torch
 
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 class OnnxForm:
     """Opset and precision of a graph.
 
-    ONNX Runtime's CPU kernels are fastest with opset 20; TensorRT reads opset 23's Attention and GroupNormalization.
+    ONNX Runtime's CPU kernels are fastest with opset 20. What runs on GPUs has fused kernels for opset 23's Attention.
     """
 
     opset: int
@@ -22,6 +24,11 @@ class OnnxForm:
     @property
     def name(self) -> str:
         return f"opset{self.opset}-{self.precision}"
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of one weight."""
+        return 4 if self.precision == "fp32" else 2
 
     @property
     def dtype(self) -> torch.dtype:
@@ -69,6 +76,15 @@ class Target:
         """What the manifest calls the build."""
         return f"{self.backend}-{self.form.name}"
 
+    @property
+    def has_plans(self) -> bool:
+        """Whether its networks run as TensorRT plans, and not as ONNX files."""
+        return self.backend in FLAVOURS
+
+    def artifact(self, network: str) -> str:
+        """What a build calls one network of this target."""
+        return f"{network}:{self.build}" if self.has_plans else artifact_name(network, self.form_of(network))
+
     def form_of(self, network: str) -> OnnxForm:
         """The form of one network: those of WIDE are float32 in every build."""
         return OnnxForm(self.form.opset, "fp32") if network in WIDE else self.form
@@ -76,20 +92,21 @@ class Target:
 
 # Networks that half precision would harm, with the reason.
 WIDE = {"vae_decoder": "SDXL's VAE overflows float16, and it runs once"}
-BACKENDS = ("onnxruntime",)
+BACKENDS = ("onnxruntime", *FLAVOURS)
+CPU = OnnxForm(20, "fp32")
 
 
 def targets_of(backend: str, precision: str) -> list[Target]:
-    """What is built for a backend. ONNX Runtime runs float32 on a CPU; float16 is for a GPU, beside it.
+    """What is built for a backend. All that is for a GPU shares one form.
 
-    It has no bfloat16: opset 20 knows no such convolution, and no CPU could verify the networks.
+    ONNX Runtime's float32 is for a CPU, and its float16 for a GPU, beside it. It has no bfloat16 convolutions.
     """
-    targets = [Target(backend, "cpu", OnnxForm(20, "fp32"))]
-    if precision == "fp16":
-        targets.append(Target(backend, "cuda", OnnxForm(20, precision)))
-    return targets
+    gpu = OnnxForm(23, precision)
+    if backend in FLAVOURS:
+        return [Target(backend, "cuda", gpu)]
+    return [Target(backend, "cpu", CPU), *([Target(backend, "cuda", gpu)] if precision == "fp16" else [])]
 
 
 def artifact_name(network: str, form: OnnxForm) -> str:
-    """What a build calls one network in one form."""
+    """What a build calls the graph of one network in one form."""
     return f"{network}:{form.name}"

@@ -43,8 +43,9 @@ class Tap:
 class Network:
     """What is exported as one file.
 
-    component:  the checkpoint folders whose weights it holds (for the build's cache key).
+    components: the checkpoint folders whose weights it holds (for the build's cache key).
     module:     makes the torch module with this flat signature, in a given dtype.
+    only, without: parts of a component that it holds or leaves out, by the beginning of their names.
     """
 
     name: str
@@ -52,7 +53,26 @@ class Network:
     inputs: tuple[Tap, ...]
     outputs: tuple[Tap, ...]
     module: Callable[[torch.dtype], nn.Module]
+    only: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
 
+    def elements(self, checkpoint: Checkpoint) -> int:
+        """How many numbers its weights are."""
+        return sum(
+            count
+            for component in self.components
+            for name, count in checkpoint.elements(component).items()
+            if name.startswith(self.only or ("",)) and not name.startswith(self.without)
+        )
+
+
+# Parts of a UNet and of a ControlNet that are networks of their own.
+TIME = ("time_embedding.", "add_embedding.")
+CONDITION = ("controlnet_cond_embedding.",)
+NOT_IN_BRANCH = (*CONDITION, *TIME)
+NOT_IN_ENCODER = ("up_blocks.", "conv_norm_out.", "conv_out.", *TIME)
+NOT_IN_DECODER = ("conv_in.", "down_blocks.", "mid_block.", *TIME)
+IN_VAE_DECODER = ("decoder.", "post_quant_conv.")
 
 ROWS = Size("rows")
 
@@ -120,26 +140,35 @@ def networks(checkpoint: Checkpoint) -> dict[str, Network]:
         component = (f"controlnet_{branch}",)
         load = _loader(c.load_controlnet, branch)
         found += [
-            Network(f"{branch}_condition", component, (source,), (condition,), _wrap(Condition, load)),
-            Network(f"{branch}_time", component, time_inputs, time_outputs, _wrap(TimeEmbedding, load)),
+            Network(f"{branch}_condition", component, (source,), (condition,), _wrap(Condition, load), only=CONDITION),
+            Network(f"{branch}_time", component, time_inputs, time_outputs, _wrap(TimeEmbedding, load), only=TIME),
             Network(
                 f"{branch}_branch",
                 component,
                 (canvas_latents if branch == "local" else latents, emb, id_tokens, condition),
                 maps(residual_names, branch == "local"),
                 _wrap(Branch, load),
+                without=NOT_IN_BRANCH,
             ),
         ]
     skips = maps(skip_names, False)
     found += [
-        Network("unet_time", ("unet",), time_inputs, time_outputs, _wrap(TimeEmbedding, c.load_unet)),
-        Network("unet_encoder", ("unet",), (latents, emb, prompt_embeds), skips, _wrap(UNetEncoder, c.load_unet)),
+        Network("unet_time", ("unet",), time_inputs, time_outputs, _wrap(TimeEmbedding, c.load_unet), only=TIME),
+        Network(
+            "unet_encoder",
+            ("unet",),
+            (latents, emb, prompt_embeds),
+            skips,
+            _wrap(UNetEncoder, c.load_unet),
+            without=NOT_IN_ENCODER,
+        ),
         Network(
             "unet_decoder",
             ("unet",),
             (*skips, emb, prompt_embeds),
             (Tap("noise_pred", latents.shape),),
             _wrap(UNetDecoder, c.load_unet),
+            without=NOT_IN_DECODER,
         ),
         Network(
             "vae_decoder",
@@ -147,6 +176,7 @@ def networks(checkpoint: Checkpoint) -> dict[str, Network]:
             (latents,),
             (Tap("image", (ROWS, 3, *(Size(s.unit, s.factor * c.vae_scale_factor) for s in (height, width)))),),
             _wrap(VaeDecoder, c.load_vae),
+            only=IN_VAE_DECODER,
         ),
     ]
     return {network.name: network for network in found}
@@ -252,7 +282,7 @@ class Branch(nn.Module):
 
     def __init__(self, controlnet: nn.Module) -> None:
         super().__init__()
-        _drop(controlnet, "controlnet_cond_embedding", "time_embedding", "add_embedding")
+        _drop(controlnet, NOT_IN_BRANCH)
         self.controlnet = controlnet
 
     def forward(self, latents: Tensor, emb: Tensor, id_tokens: Tensor, condition: Tensor) -> tuple[Tensor, ...]:
@@ -267,7 +297,7 @@ class UNetEncoder(nn.Module):
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
-        _drop(unet, "up_blocks", "conv_norm_out", "conv_out", "time_embedding", "add_embedding")
+        _drop(unet, NOT_IN_ENCODER)
         self.unet = unet
 
     def forward(self, latents: Tensor, emb: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, ...]:
@@ -279,7 +309,7 @@ class UNetDecoder(nn.Module):
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
-        _drop(unet, "conv_in", "down_blocks", "mid_block", "time_embedding", "add_embedding")
+        _drop(unet, NOT_IN_DECODER)
         self.unet = unet
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -330,8 +360,8 @@ def _encode(net: nn.Module, hidden: Tensor, emb: Tensor, tokens: Tensor) -> tupl
     return *skips, hidden
 
 
-def _drop(module: nn.Module, *names: str) -> None:
-    """Frees the halves of a model that this network does not hold."""
-    for name in names:
+def _drop(module: nn.Module, parts: tuple[str, ...]) -> None:
+    """Frees the parts of a model that this network does not hold."""
+    for name in (part.removesuffix(".") for part in parts):
         if getattr(module, name, None) is not None:
             setattr(module, name, None)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,10 +107,14 @@ class Staging:
                 for file, listed in artifact.files.items()
             )
 
-    def stands(self, manifest: Mapping[str, Any]) -> bool:
-        """Whether the engine that is there now is what this manifest describes; then the staging folder is removed."""
+    def stands(self, manifest: Mapping[str, Any], verifiable: Collection[str]) -> bool:
+        """Whether the engine that is there now is what this manifest describes; then the staging folder is removed.
+
+        verifiable: builds that this machine can compare with the reference: they must have been.
+        """
         derived = ("seal", "verified")
         same = all(self.current.get(key) == value for key, value in manifest.items() if key not in derived)
+        same = same and set(verifiable) <= set(self.current.get("verified", ()))
         if same and self.current:
             shutil.rmtree(self.folder)
         return same and bool(self.current)

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from realisid_trt.errors import ParityError
 
 from .exact import in_float64
+from .flops import flops_per_row
 from .forms import Limits, OnnxForm
 from .networks import Network
 from .to_onnx import example
+from .widen import widened
 
 # A graph is other arithmetic in another order, so it may err like the torch module, not equal it. Each output's RMS
 # error against float64 may be at most this many times the torch module's own in the same precision.
 WORST_RATIO = 4.0
+# A row of more operations than this, at the smallest size that the network takes (a branch on its canvas), is tried
+# once and in float32: a CPU would take hours over it in half precision.
+HEAVY_FLOPS = 2e11
+
+# How a network is run: inputs by name → outputs in its order. bfloat16 goes in and comes out as float32.
+Run = Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
+# Inputs, and the relative RMS error that is too much → a sentence about where it comes from.
+Explain = Callable[[Mapping[str, np.ndarray], float], str]
+GRAPH_ADVICE = "The graph does not compute what the module computes: try another torch or onnxscript version"
+PLAN_ADVICE = "Its graph computes what the module computes, the plan does not: try another --optimization-level"
+HOW_TO_EXPLAIN = "Give the same command with --bisect to learn the first node that differs."
 
 
 @dataclass(frozen=True)
@@ -30,6 +47,8 @@ class Parity:
     rms_torch:    the same of the torch module itself, in the network's precision.
     ratio:        the worst output's rms over its rms_torch.
     shapes:       the unit sizes that were tried.
+    widened:      graph and module ran in float32 on their half-precision weights: the graph computes what the module
+                  computes; what rounding to half does to it, only a GPU can tell.
     """
 
     rms: float
@@ -37,56 +56,92 @@ class Parity:
     rms_torch: float
     ratio: float
     shapes: list[dict[str, int]]
+    widened: bool = False
 
 
 def parity_shapes(limits: Limits) -> list[dict[str, int]]:
-    """Unit sizes to try: the smallest picture, and an oblong one with several rows."""
+    """Unit sizes to try: the smallest picture, and an oblong one with several rows; within the limits."""
     least, most = limits.side
     oblong = {"height": min(least + 1, most), "width": min(least + 3, most)}
     return [
-        {"rows": 1, "timesteps": 1, "height": least, "width": least},
-        {"rows": min(3, limits.rows[1]), "timesteps": 5, **oblong},
+        {"rows": limits.rows[0], "timesteps": limits.timesteps[0], "height": least, "width": least},
+        {"rows": min(3, limits.rows[1]), "timesteps": min(5, limits.timesteps[1]), **oblong},
     ]
 
 
 @torch.no_grad()
-def verify(network: Network, module: nn.Module, path: Path, form: OnnxForm, limits: Limits) -> Parity:
-    """The parity of the ONNX file with its module. Raises ParityError, naming the output that differs.
+def verify(
+    network: Network, module: nn.Module, run: Path | Run, form: OnnxForm, limits: Limits, explain: Explain | None = None
+) -> Parity:
+    """The parity of what `run` computes with the module. Raises ParityError, naming the output that differs.
 
-    module: in the form's precision.
+    module:  in the form's precision.
+    run:     the network to be judged; an ONNX file is run by ONNX Runtime on the CPU, which has no bfloat16, so such a
+             graph is judged widened, as is a heavy one in half precision.
+    limits:  of what `run` takes.
+    explain: asked when an output differs; None: the error says how to ask.
     """
+    units = parity_shapes(limits)
+    heavy = flops_per_row(network, module, units[0]) > HEAVY_FLOPS
+    units = units[:1] if heavy else units
+    inputs = [example(network.inputs, sizes, form.dtype, seed=1) for sizes in units]
+    feeds = [
+        {tap.name: _numpy(tensor) for tap, tensor in zip(network.inputs, tensors, strict=True)} for tensors in inputs
+    ]
+    wide = isinstance(run, Path) and (form.precision == "bf16" or (heavy and form.precision == "fp16"))
+    if isinstance(run, Path):
+        with widened(run) if wide else nullcontext(run) as file:
+            graphs = _on_cpu(file, feeds)
+    else:
+        graphs = [list(run(feed)) for feed in feeds]
+    advice = GRAPH_ADVICE if isinstance(run, Path) else PLAN_ADVICE
+    eps = torch.finfo(torch.float32 if wide else form.dtype).eps
+    errors: list[tuple[float, float, float, float]] = []
+    for tensors, feed, graph in zip(inputs, feeds, graphs, strict=True):
+        with _RoundedScalars(form.dtype) if wide else nullcontext():
+            with _in_float32(module) if wide else nullcontext():
+                outputs = module(*map(_float32, tensors) if wide else tensors)
+            plain = [_numpy(tensor) for tensor in (outputs if isinstance(outputs, tuple) else (outputs,))]
+            exact = [_numpy(tensor) for tensor in in_float64(module, tensors)]
+        for tap, *three in zip(network.outputs, exact, graph, plain, strict=True):
+            what = f"{network.name} ({form.name}{', widened to float32' if wide else ''}) output {tap.name}"
+            errors.append(_compare(what, *three, eps, advice, partial(explain, feed) if explain else None))
+    rms, max_abs, rms_torch, ratio = (max(column) for column in zip(*errors, strict=True))
+    return Parity(rms, max_abs, rms_torch, ratio, units, wide)
+
+
+def _on_cpu(file: Path, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[list[np.ndarray]]:
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    errors: list[tuple[float, float, float, float]] = []
-    for units in parity_shapes(limits):
-        inputs = example(network.inputs, units, form.dtype, seed=1)
-        feed = {tap.name: _numpy(tensor) for tap, tensor in zip(network.inputs, inputs, strict=True)}
-        graph = session.run(None, feed)
-        outputs = module(*inputs)
-        plain = [_numpy(tensor) for tensor in (outputs if isinstance(outputs, tuple) else (outputs,))]
-        exact = [_numpy(tensor) for tensor in in_float64(module, inputs)]
-        for tap, *three in zip(network.outputs, exact, graph, plain, strict=True):
-            errors.append(_compare(f"{network.name} ({form.name}) output {tap.name}", *three))
-    rms, max_abs, rms_torch, ratio = (max(column) for column in zip(*errors, strict=True))
-    return Parity(rms, max_abs, rms_torch, ratio, parity_shapes(limits))
+    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    return [session.run(None, dict(feed)) for feed in feeds]
 
 
-def _compare(what: str, true: np.ndarray, ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, float, float]:
+def _compare(
+    what: str,
+    true: np.ndarray,
+    ours: np.ndarray,
+    theirs: np.ndarray,
+    eps: float,
+    advice: str,
+    explain: Callable[[float], str] | None,
+) -> tuple[float, float, float, float]:
+    """eps: of the precision that both ran in."""
     if ours.shape != true.shape:
         raise ParityError(f"{what} has shape {ours.shape}, the torch module gives {true.shape}. Report this as a bug.")
     scale = rms_of(true) or 1.0
     rms, rms_torch = (rms_of(output - true) / scale for output in (ours, theirs))
     max_abs = float(np.abs(ours - true).max()) / scale
     # Where torch happens to be exact (a bias, a constant), one rounding of the output's precision is no error.
-    ratio = rms / max(rms_torch, float(np.finfo(ours.dtype).eps) / 4)
+    accepted = max(rms_torch, eps / 4)
+    ratio = rms / accepted
     if not ratio <= WORST_RATIO:
         raise ParityError(
             f"{what} errs {rms:.2e} (relative RMS against float64), {ratio:.1f} times what torch errs in the same "
-            f"precision ({rms_torch:.2e}); at most {WORST_RATIO:g} times is accepted. The graph does not compute what "
-            "the module computes: try another torch or onnxscript version, and report it with these figures."
+            f"precision ({rms_torch:.2e}); at most {WORST_RATIO:g} times is accepted. {advice}, and report it with "
+            f"these figures. {explain(WORST_RATIO * accepted) if explain else HOW_TO_EXPLAIN}"
         )
     return rms, max_abs, rms_torch, ratio
 
@@ -94,6 +149,39 @@ def _compare(what: str, true: np.ndarray, ours: np.ndarray, theirs: np.ndarray) 
 def rms_of(values: np.ndarray | Sequence[float]) -> float:
     """Root of the mean square, in float64."""
     return float(np.sqrt(np.mean(np.asarray(values, np.float64) ** 2)))
+
+
+class _RoundedScalars(TorchDispatchMode):
+    """Numbers of the code, such as GELU's 1.702, as an exporter writes them into a graph: in the graph's precision."""
+
+    ARITHMETIC = frozenset({"add", "sub", "mul", "div"})
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in self.ARITHMETIC:
+            args = tuple(torch.tensor(a, dtype=self._dtype).item() if isinstance(a, float) else a for a in args)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _in_float32(module: nn.Module) -> Iterator[None]:
+    """The module with every weight widened, and as it was behind the block: `.to` would narrow what was never half."""
+    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
+    kept = [tensor.data for tensor in tensors]
+    for tensor in tensors:
+        tensor.data = tensor.data.float()
+    try:
+        yield
+    finally:
+        for tensor, data in zip(tensors, kept, strict=True):
+            tensor.data = data
+
+
+def _float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

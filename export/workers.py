@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,13 @@ from tqdm import tqdm
 from realisid_trt.errors import BuildError
 from realisid_trt.machine import available_cores
 
+from .bisect import explain, on_onnxruntime
 from .checkpoint import Checkpoint
 from .files import disk_errors
 from .flops import flops_per_row
 from .forms import Limits, OnnxForm
 from .networks import networks
+from .processes import belong_to
 from .staging import Artifact, Staging
 from .to_onnx import port, to_onnx
 from .verify import verify
@@ -39,6 +39,7 @@ class Job:
     artifact, key: what the staging folder calls it.
     source:        arguments of Checkpoint.open: path, base_model, variant.
     bytes:         of weights that the worker reads.
+    bisect:        an output that differs names the first node that does.
     """
 
     artifact: str
@@ -48,6 +49,7 @@ class Job:
     form: OnnxForm
     limits: Limits
     bytes: int
+    bisect: bool = False
 
 
 def export_all(staging: Staging, jobs: Sequence[Job], workers: int | None, progress: bool) -> dict[str, Artifact]:
@@ -104,7 +106,8 @@ def export_network(job: Job, folder: Path) -> dict[str, Any]:
     with disk_errors(folder):
         (folder / file).parent.mkdir(parents=True)
         to_onnx(network, module, job.form, job.limits, folder / file)
-    parity = verify(network, module, folder / file, job.form, job.limits)
+    explained = partial(explain, folder / file, partial(on_onnxruntime, form=job.form)) if job.bisect else None
+    parity = verify(network, module, folder / file, job.form, job.limits, explained)
     cells = checkpoint.sample_size >> (checkpoint.levels - 1)
     return {
         "file": file.as_posix(),
@@ -117,13 +120,8 @@ def export_network(job: Job, folder: Path) -> dict[str, Any]:
 
 
 def _start_worker(parent: int, threads: int) -> None:
-    """A worker ends with its build, even if that is killed, and keeps to its share of the cores."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the build's to answer
-    with contextlib.suppress(OSError, AttributeError):  # Linux only
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
+    """A worker ends with its build and keeps to its share of the cores."""
+    belong_to(parent)
     import torch
 
     torch.set_num_threads(threads)

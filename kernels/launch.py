@@ -188,7 +188,13 @@ class Kernels:
 
         given = [value.address if isinstance(value, Array) else np.int32(value) for value in (*arrays, *sizes)]
         kernel = self._kernels.get(name) or self._find(name, len(given))
-        launch(stream, LaunchConfig(grid=grid, block=BLOCK), kernel, *given)
+        try:
+            launch(stream, LaunchConfig(grid=grid, block=BLOCK), kernel, *given)
+        except Exception as error:  # cuda.core's CUDAError is not public
+            raise BackendError(
+                f"the GPU refused its kernel {name}: {error}. It may mean what it was asked for before; most often the "
+                "process must be started again."
+            ) from error
 
     def _find(self, name: str, arguments: int) -> Any:
         """The entry point, which takes that many arguments. Raises EngineMismatch."""

@@ -68,20 +68,27 @@ def _python() -> Finding:
 def _backends() -> list[Finding]:
     findings = []
     for name, (module, package, extra) in KNOWN.items():
-        if installed(name):
-            detail = importlib.import_module(f".backends.{module}", __package__).describe()
+        mend = f"pip install 'realisid_trt[{extra}]'"
+        # The engine says which it needs; here only the one that every machine can use is missed.
+        absent = "missing" if name == "onnxruntime" else "optional"
+        if not installed(name):
+            findings.append(Finding(f"backend {name}", absent, f"{package} is not installed", mend))
+            continue
+        try:
+            detail = importlib.import_module(f".backends.{module}", __package__).describe(name)
             findings.append(Finding(f"backend {name}", "ok", detail))
-        else:
-            mend = f"pip install 'realisid_trt[{extra}]'"
-            findings.append(Finding(f"backend {name}", "missing", f"{package} is not installed", mend))
+        except RealisIDError as error:
+            findings.append(Finding(f"backend {name}", absent, str(error)))
     return findings
 
 
 def _gpu() -> Finding:
     try:
-        from .backends.cuda_memory import probe
+        from .backends.gpu_facts import gpu_facts
 
-        return Finding("NVIDIA GPU", "ok", f"CUDA {probe(0)}")
+        facts = gpu_facts()
+        detail = f"{facts.name}, {facts.architecture}, {facts.sms} multiprocessors, driver for CUDA {facts.cuda}"
+        return Finding("NVIDIA GPU", "ok", detail)
     except RealisIDError as error:
         return Finding("NVIDIA GPU", "optional", f"none; not needed to run on the CPU ({error})")
 

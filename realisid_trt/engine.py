@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .backends import Backend, open_backend
 from .checks import check_finite
 from .denoise import LOOP, Batch, denoise
-from .errors import RequestError
+from .errors import BackendError, RequestError
 from .faces import FaceFinder
 from .identity import Identity
 from .manifest import Manifest
@@ -32,7 +32,8 @@ Progress = Callable[[int, int], object]
 class Engine:
     """A RealisID checkpoint, built and loaded. Make one with `Engine.load`.
 
-    An engine may be used from several threads; it makes one batch at a time.
+    An engine may be used from several threads; it makes one batch at a time. It gives back what it holds when it is
+    closed, `with Engine.load(…) as engine`, or when nobody holds it any more.
     """
 
     def __init__(self, manifest: Manifest, backend: Backend, finder: FaceFinder, share_rows: bool = True) -> None:
@@ -41,7 +42,7 @@ class Engine:
         self._null_id_tokens = manifest.constants["null_id_tokens"]
         self._people = People(backend, finder, self.model, self.config)
         self._prologue = Prologue(manifest, backend, share_rows)
-        self._lock, self._user = threading.Lock(), 0
+        self._lock, self._user, self._closed = threading.Lock(), 0, False
 
     @classmethod
     def load(
@@ -61,7 +62,8 @@ class Engine:
         device:          "cpu", "cpu:N" for N threads, "cuda" or "cuda:N" for the GPU of that number. None: a GPU if the
                          engine was built for one (--fp16) and one can be used here, else the CPU.
         networks:        open only these; None opens all. ("id_encoder",) is enough for `embed`.
-        share_rows:      False evaluates three full rows for every picture, as a naive pipeline does. For measurements.
+        share_rows:      False evaluates three full rows for every picture, as a naive pipeline does. For measurements
+                         with ONNX Runtime: TensorRT's plans are built for shared rows.
         cuda_graph:      True: a step on a GPU is captured as a CUDA graph and replayed; where that is refused, a
                          warning says so. None: where the backend is known to gain by it, which none is yet.
         face_landmarker: MediaPipe's face_landmarker.task, used through the mediapipe package if that is installed.
@@ -77,6 +79,43 @@ class Engine:
             files=manifest.files_in("faces"),
         )
         return cls(manifest, opened, finder, share_rows)
+
+    def warm_up(self, persons: int = 1, **options: Any) -> None:
+        """Makes such a batch twice and throws it away: what compiles, plans memory or captures at first does it now.
+
+        persons: how many; nobody in particular. options: of `generate`, such as num_images, height and width.
+        """
+        model = self.model
+        side, least = model.default_size, model.vae_scale_factor << (model.levels - 1)
+        nobody = Person(
+            id_tokens=np.zeros((model.num_id_tokens, model.cross_attention_dim), np.float32),
+            pose_image=np.zeros((3, side, side), np.float32),
+            box=(0, 0, 2 * least, 2 * least),
+        )
+        for _ in range(2):
+            self.generate("", [nobody] * persons, **options)
+
+    def unload(self) -> None:
+        """Gives back the weights of what does not run in every step: text and ID encoders, time, conditions, the VAE.
+
+        They are loaded again when they are needed. For a GPU that holds the loop's networks and little more.
+        """
+        with self._alone():
+            if self._closed:
+                return
+            self.backend.unload([name for name in self.manifest.values["networks"] if name not in LOOP])
+
+    def close(self) -> None:
+        """Waits for the batch that is being made, then gives back the networks and their memory. May be repeated."""
+        with self._alone():
+            self._closed = True
+            self.backend.close()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def embed(
         self,
@@ -189,6 +228,7 @@ class Engine:
                 ]
             with watch("text"):
                 embedded = prologue.embed_texts(texts)
+            self.backend.rewind()  # whether people and texts were known or not, all that follows lies at the same place
             with watch("time"):
                 time_tables = prologue.time_tables(steps, grid, embedded, with_branches=bool(people))
             with watch("conditions"):
@@ -221,13 +261,21 @@ class Engine:
 
     @contextmanager
     def _use(self) -> Iterator[None]:
+        """One request on the backend."""
+        with self._alone():
+            if self._closed:
+                raise BackendError("this engine was closed. Load it again: Engine.load(…).")
+            self.backend.begin()
+            yield
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
         """One user at a time. A progress callback that calls its own engine would wait for itself for ever."""
         if self._user == threading.get_ident():
             raise RequestError("a progress callback used the engine that calls it. Let it take notes and act later.")
         with self._lock:
             self._user = threading.get_ident()
             try:
-                self.backend.begin()
                 yield
             finally:
                 self._user = 0

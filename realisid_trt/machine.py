@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from pathlib import Path
@@ -16,3 +17,24 @@ def available_cores() -> int:
     except (OSError, ValueError):  # no cgroup v2, or no quota ("max")
         pass
     return max(1, cores)
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has held since it began. Linux; else 0."""
+    with contextlib.suppress(OSError, StopIteration, ValueError):  # ru_maxrss would be that of a parent, if larger
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+    return 0
+
+
+def available_bytes() -> int:
+    """Memory that a process may still take: of the system and of its container. 0 where the system does not say."""
+    free = 0
+    with contextlib.suppress(OSError, StopIteration, ValueError):
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    with contextlib.suppress(OSError, ValueError):  # no cgroup v2, or no limit ("max")
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        free = min(free or limit, max(0, limit - used))
+    return free

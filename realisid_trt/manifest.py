@@ -22,7 +22,7 @@ from .ddim import DDIM
 from .errors import EngineDamaged, EngineMismatch, EngineMissing, ShapeError
 from .files import VerifiedFiles, sha256
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 CONSTANTS = "constants.safetensors"
 
@@ -113,7 +113,8 @@ class Build:
 
     device:       the kind it is for, "cpu" or "cuda".
     wide:         networks that are float32 all the same, with the reason.
-    architecture: of the GPU, such as "sm_89", or "portable".
+    architecture: of the GPU, such as "sm_90" or, for plans that run on several, "sm_86+sm_89"; or "portable".
+    gpu:          that it was built on, where that matters: name, architecture, sms, cuda.
     versions:     of the packages that matter where it runs.
     """
 
@@ -124,6 +125,7 @@ class Build:
     wide: Mapping[str, str]
     opset: int
     architecture: str
+    gpu: Mapping[str, Any] | None
     versions: Mapping[str, str]
 
 
@@ -247,10 +249,16 @@ class Manifest:
         for build in [*(b for b in found if b.device == device), *(b for b in found if b.precision == "float32")]:
             return build
         built = ", ".join(dict.fromkeys(build.backend for build in self.builds.values()))
-        raise EngineMissing(
-            f"{self.path} was built for {built}, not for {backend}. Build that too: python -m export.build "
-            f"--checkpoint … --backend {backend} --out {shlex.quote(str(self.path))}"
-        )
+        if found:
+            raise EngineMissing(f"{self.path} was built with --gpu-only, not for a {device}. {self.rebuild()}")
+        raise EngineMissing(f"{self.path} was built for {built}, not for {backend}. {self.rebuild(backend)}")
+
+    def rebuild(self, *more: str) -> str:
+        """The sentence that builds this engine again, for its backends and `more`, in its precision."""
+        backends = dict.fromkeys([*(build.backend for build in self.builds.values()), *more])
+        precisions = {build.precision for build in self.builds.values()}
+        half = " --fp16" if "float16" in precisions else " --bf16" if "bfloat16" in precisions else ""
+        return f"{rebuild(self.path)}{half}{''.join(f' --backend {name}' for name in backends)}"
 
     def networks(self, build: Build) -> dict[str, Network]:
         """Every network of a build, by name."""

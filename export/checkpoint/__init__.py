@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -158,6 +159,12 @@ class Checkpoint:
         """Size of a component's weight files."""
         with readable(self.path):
             return sum(file.stat().st_size for file in self.components[component].files)
+
+    def elements(self, component: str) -> dict[str, int]:
+        """How many numbers each of a component's weights holds. Reads headers only."""
+        with readable(self.path):
+            headers = [read_header(file) for file in self.components[component].files]
+        return {name: math.prod(shape) for header in headers for name, (_, shape) in header.items()}
 
     def load_unet(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """The UNet2DConditionModel, in evaluation mode and without gradients, as all load_* give it."""

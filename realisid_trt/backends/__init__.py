@@ -36,7 +36,12 @@ class Known(NamedTuple):
     extra: str
 
 
-KNOWN = {"onnxruntime": Known("onnxruntime", "onnxruntime", "cpu")}
+# In the order in which "auto" prefers them.
+KNOWN = {
+    "tensorrt": Known("tensorrt", "tensorrt", "tensorrt"),
+    "tensorrt-rtx": Known("tensorrt", "tensorrt_rtx", "tensorrt-rtx"),
+    "onnxruntime": Known("onnxruntime", "onnxruntime", "cpu"),
+}
 
 
 class Usage:
@@ -92,6 +97,15 @@ class Backend(Protocol):
 
     def begin(self) -> None:
         """A new request: usage counts from zero, and every tensor handed out before is no more."""
+
+    def rewind(self) -> None:
+        """Every tensor handed out before is no more, and its memory is used again."""
+
+    def unload(self, networks: Collection[str]) -> None:
+        """Gives back the weights of these networks. They are loaded again when they run."""
+
+    def close(self) -> None:
+        """Gives back networks and memory, in order; nothing may be asked of this backend then. May be repeated."""
 
     def put(self, array: NDArray[Any], for_networks: bool = False) -> Tensor:
         """The array, where the networks and kernels can read it."""
@@ -155,36 +169,48 @@ def open_backend(
     networks: Collection[str] | None = None,
     cuda_graph: bool | None = None,
 ) -> Backend:
-    """The backend that will run this engine, its networks opened. "auto": the first of the engine's that is installed.
+    """The backend that will run this engine, its networks opened. "auto": the first of KNOWN that it was built for and
+    that this machine can run.
 
     networks:   only these are opened; None: all.
     cuda_graph: replay a captured step on a GPU; None: if the backend is known to gain by it.
 
     Raises BackendError (unknown or not installed, with the command that installs it; a network that does not open),
-    EngineMissing (not built for it) or RequestError (no such device).
+    EngineMissing (not built for it), EngineMismatch (built for another GPU or version) or RequestError (no such
+    device).
     """
-    known = KNOWN[_choose(name, manifest)]
-    implementation = importlib.import_module(f".{known.module}", __name__)
-    backend: Backend = implementation.open_here(manifest, device, networks, cuda_graph)
+    chosen = _choose(name, manifest, device)
+    backend: Backend = _implementation(chosen).open_here(chosen, manifest, device, networks, cuda_graph)
     return backend
 
 
-def _choose(name: str, manifest: Manifest) -> str:
+def _implementation(name: str) -> Any:
+    return importlib.import_module(f".{KNOWN[name].module}", __name__)
+
+
+def _choose(name: str, manifest: Manifest, device: str | None) -> str:
     if name not in ("auto", *KNOWN):
         raise BackendError(f"backend {name!r} is unknown. Known: auto, {', '.join(KNOWN)}.")
     if name != "auto":
-        manifest.build_for(name)
+        manifest.build_for(name, "cuda")
         if not installed(name):
             raise BackendError(
                 f"backend {name} needs the package {KNOWN[name].package}. "
                 f"pip install 'realisid_trt[{KNOWN[name].extra}]'"
             )
         return name
-    runnable = [build for build in manifest.builds.values() if build.backend in KNOWN]
-    for build in runnable:
-        if installed(build.backend):
-            return build.backend
-    built = ", ".join(dict.fromkeys(build.backend for build in manifest.builds.values()))
-    extras = " or ".join(f"pip install 'realisid_trt[{KNOWN[build.backend].extra}]'" for build in runnable)
-    advice = f"{extras}." if extras else "This version knows none of them: upgrade realisid_trt, or build again."
-    raise BackendError(f"{manifest.path} was built for {built}; none of them is installed here. {advice}")
+    built = {build.backend for build in manifest.builds.values()}
+    runnable = [name for name in KNOWN if name in built]
+    problems = []
+    for name in runnable:
+        if not installed(name):
+            problems.append(f"pip install 'realisid_trt[{KNOWN[name].extra}]'")
+        elif problem := _implementation(name).cannot_run(name, manifest, device):
+            problems.append(problem)
+        else:
+            return name
+    advice = " ".join(f"{problem.rstrip('.')}." for problem in problems)
+    raise BackendError(
+        f"{manifest.path} was built for {', '.join(sorted(built))}; none of them can run here. "
+        f"{advice or 'This version knows none of them: upgrade realisid_trt, or build again.'}"
+    )

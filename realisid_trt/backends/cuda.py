@@ -4,9 +4,11 @@ a `Runner`."""
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, Protocol
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,16 +22,36 @@ from . import MergeRows, Usage
 from .cuda_memory import Gpu, gpu_errors
 
 HALVES = ("float16", "bfloat16")
+GRAPHS = 8  # captured steps that are kept; a request with a delayed ID has two
+
+
+class Graph(NamedTuple):
+    """A captured step, and the rows that each network evaluates in it."""
+
+    captured: Any
+    rows: dict[str, int]
 
 
 class Runner(Protocol):
     """The networks of one build, opened, on the GPU's stream."""
 
-    def run(self, network: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
-        """Enqueues the network. Raises BackendError."""
+    def run(
+        self, network: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array], again: bool = False
+    ) -> Hashable:
+        """Enqueues the network. again: the same call will come again, and may be captured then.
+
+        Returns what a graph of this call would hold beside the arrays: if it equals, the graph may be replayed. Raises
+        BackendError.
+        """
 
     def forget(self) -> None:
         """Arrays given before are no more."""
+
+    def unload(self, networks: Collection[str]) -> None:
+        """Gives back the weights of these; they are loaded again when they run. The stream is idle."""
+
+    def close(self) -> None:
+        """The networks end. The stream is idle; it ends after them."""
 
 
 class GpuUsage(Usage):
@@ -83,12 +105,17 @@ class CudaBackend:
         """capture: record a step as a CUDA graph when it runs for the second time, and replay that from then on."""
         self.name, self.device, self.precision = name, f"cuda:{gpu.ordinal}", build.precision
         self._usage = GpuUsage(gpu)
-        self._runner, self._kernels, self._gpu = runner, kernels, gpu  # and are let go in this order
+        self._runner, self._kernels, self._gpu = runner, kernels, gpu
         self._networks = manifest.networks(build)
         self._levels, self._canvas = manifest.model.residual_levels, manifest.model.sample_size
         self._mode, self._overlap = manifest.config.relocate_mode, manifest.config.overlap
         self._made: dict[Hashable, Any] = {}
         self._capture = capture
+        self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
+        self._trace: list[Hashable] = []  # what was enqueued, with every address
+        self._repeating = False  # inside a step that may be captured
+        # By `close`, else with the last reference, else at the interpreter's exit while the driver is still there.
+        self._end = weakref.finalize(self, _end, runner, gpu)
 
     @property
     def usage(self) -> Usage:
@@ -96,9 +123,28 @@ class CudaBackend:
 
     def begin(self) -> None:
         self._usage = GpuUsage(self._gpu)
+        self.rewind()
+
+    def rewind(self) -> None:
         self._gpu.begin()
         self._made.clear()
+        self._trace.clear()
         self._runner.forget()
+
+    @property
+    def runner(self) -> Runner:
+        """What runs the networks."""
+        return self._runner
+
+    def unload(self, networks: Collection[str]) -> None:
+        self._gpu.wait()
+        self._graphs.clear()
+        self._runner.unload(networks)
+
+    def close(self) -> None:
+        self._made.clear()
+        self._graphs.clear()
+        self._end()
 
     # Arrays
 
@@ -127,12 +173,14 @@ class CudaBackend:
         key = "take", tensor, rows.tobytes()
         out = self._once(key, lambda: self._new((len(rows), *tensor.shape[1:]), dtype))
         self._kernels.take(self._gpu.stream, tensor, self._rows(rows), out)
+        self._trace.append(("take", tensor, self._rows(rows), out))
         return out
 
     def take_step(self, table: Array, step: Array, pictures: Array, columns: Array) -> Array:
         shape = *pictures.shape, table.shape[-1]
         out = self._once(("take_step", table, pictures, columns), lambda: self._new(shape, table.dtype))
         self._kernels.take_step(self._gpu.stream, table, step, pictures, columns, out)
+        self._trace.append(("take_step", table, step, pictures, columns, out))
         return out
 
     # Networks
@@ -151,7 +199,8 @@ class CudaBackend:
             lambda: {port.name: self._new(sizes[port.name], port.dtype) for port in described.outputs},
         )
         with self.usage.measure(network, next(iter(shapes.values()))[0]):
-            self._runner.run(network, fed, outputs)
+            held = self._runner.run(network, fed, outputs, self._repeating)
+        self._trace.append((network, *fed.items(), *outputs.items(), held))
         return outputs
 
     # Kernels
@@ -161,6 +210,7 @@ class CudaBackend:
         faces: Array = self._once(("crop_upsample", boxes), lambda: self._new(shape, self.precision))
         with self.usage.measure("crop_upsample", shape[0]):
             self._kernels.crop_upsample(self._gpu.stream, latents, pictures, boxes, faces)
+        self._trace.append(("crop_upsample", latents, pictures, boxes, faces))
         return faces
 
     def relocate_merge(
@@ -181,6 +231,8 @@ class CudaBackend:
                 self._gpu.stream, levels, table, rows.encoder_of, rows.branches_of, rows.boxes, rows.scales,
                 self._mode, self._overlap,
             )  # fmt: skip
+        of = rows.encoder_of, rows.branches_of, rows.boxes, rows.scales
+        self._trace.append(("relocate_merge", *skips, *local, *whole, *out, table, *of))
         return out
 
     def guide_step(
@@ -191,11 +243,72 @@ class CudaBackend:
             self._kernels.guide_step(
                 self._gpu.stream, latents, step, tickets, noise_pred, decoder_of, weights, coefficients
             )
+        self._trace.append(("guide_step", latents, step, tickets, noise_pred, decoder_of, weights, coefficients))
 
     # Steps and time
 
     def repeated(self, step: Callable[[], None]) -> Callable[[], None]:
-        return Recorded(step, self._gpu, self._usage, self._refused) if self._capture else step
+        """Run as it is until two runs enqueued the same, then captured, then replayed; a step that an earlier request
+        captured is replayed from its second call on.
+
+        Whatever a step reads and writes keeps its address until the request ends, and what changes from step to step
+        lies on the device; so a replay is the step. A later request's step is the same graph if it enqueues the same
+        work at the same addresses, which its first call tells.
+        """
+        graph: Graph | None = None
+        last: Hashable = None
+        settled = False
+
+        def recorded() -> None:
+            nonlocal graph, last, settled
+            if graph is None and last in self._graphs:
+                self._graphs.move_to_end(last)
+                graph = self._graphs[last]
+            elif graph is None and settled and self._capture:
+                graph = self._captured(step, last)
+            if graph is not None:
+                self._replay(graph)
+                return
+            before, last = last, self._traced(step)
+            settled = last == before
+
+        return recorded if self._capture else step
+
+    def _traced(self, step: Callable[[], None]) -> Hashable:
+        """Runs the step; all that it enqueued."""
+        self._trace.clear()
+        self._repeating = self._capture
+        try:
+            step()
+        finally:
+            self._repeating = False
+        return tuple(self._trace)
+
+    def _captured(self, step: Callable[[], None], signature: Hashable) -> Graph | None:
+        """The step as a graph, kept for later requests; None if that is refused."""
+        before, traced = dict(self._usage.rows), list[Hashable]()
+        try:
+            captured = self._gpu.capture(lambda: traced.append(self._traced(step)))
+        except Exception as error:  # of whatever the networks run on
+            self._refused(error)
+            return None
+        finally:
+            rows = {name: count - before.get(name, 0) for name, count in self._usage.rows.items()}
+            self._usage.rows.clear()
+            self._usage.rows.update(before)
+        assert traced == [signature], "a captured step enqueued something else"
+        if len(self._graphs) >= GRAPHS:
+            self._gpu.wait()  # the oldest may still be running
+            self._graphs.popitem(last=False)
+        self._graphs[signature] = graph = Graph(captured, rows)
+        return graph
+
+    def _replay(self, graph: Graph) -> None:
+        with gpu_errors():
+            graph.captured.launch(self._gpu.stream)
+        for name, rows in graph.rows.items():
+            self._usage.add(name, rows, 0.0)
+            self._usage.replayed.add(name)
 
     def _refused(self, error: Exception) -> None:
         self._capture = False
@@ -243,38 +356,9 @@ class CudaBackend:
         return out
 
 
-class Recorded:
-    """A step that is the same call every time: run as it is once, then captured, then replayed.
-
-    Whatever it reads and writes keeps its address until the request ends, and what changes from step to step lies on
-    the device; so a replay is the step. A step that cannot be captured goes on as it is.
-    """
-
-    def __init__(
-        self, step: Callable[[], None], gpu: Gpu, usage: GpuUsage, refused: Callable[[Exception], None]
-    ) -> None:
-        """refused: gets the error if the step cannot be captured."""
-        self._step, self._gpu, self._usage, self._refused = step, gpu, usage, refused
-        self._calls, self._graph, self._rows = 0, None, dict[str, int]()
-
-    def __call__(self) -> None:
-        self._calls += 1
-        if self._calls == 2:  # the first call has placed every array and warmed the networks
-            self._record()
-        if self._graph is None:
-            self._step()
-            return
-        self._graph.launch(self._gpu.stream)
-        for name, rows in self._rows.items():
-            self._usage.add(name, rows, 0.0)
-            self._usage.replayed.add(name)
-
-    def _record(self) -> None:
-        before = dict(self._usage.rows)
-        try:
-            self._graph = self._gpu.capture(self._step)
-        except Exception as error:  # of whatever the networks run on
-            self._refused(error)
-        self._rows = {name: rows - before.get(name, 0) for name, rows in self._usage.rows.items()}
-        self._usage.rows.clear()
-        self._usage.rows.update(before)
+def _end(runner: Runner, gpu: Gpu) -> None:
+    """Waits, then ends in the only order: networks use the stream to the last. One's failure does not stop the next."""
+    with ExitStack() as then:
+        then.callback(gpu.close)
+        then.callback(runner.close)
+        gpu.wait()

@@ -39,14 +39,18 @@ class Gpu:
     def __init__(self, ordinal: int) -> None:
         """Raises BackendError, with what to do, where there is no such GPU."""
         probe(ordinal)
-        from cuda.core import Device, LegacyPinnedMemoryResource
+        from cuda.core import Device, DeviceMemoryResource, DeviceMemoryResourceOptions, LegacyPinnedMemoryResource
 
         self.ordinal, self.capturing = ordinal, False
-        self.device = Device(ordinal)
-        self.device.set_current()
-        self.stream = self.device.create_stream()
+        self.device = device = Device(ordinal)
+        device.set_current()
+        self.stream = stream = device.create_stream()
         pinned = LegacyPinnedMemoryResource()
-        self.memory = Arena(lambda nbytes: self.device.allocate(nbytes, stream=self.stream))
+        # A pool of our own gives back what is freed; the device's, as cuda.core sets it, keeps that for ever.
+        pool = DeviceMemoryResource(device, DeviceMemoryResourceOptions())
+        # Without `self` in them, so that memory goes with its Gpu and does not wait for the garbage collector.
+        self.allocate: Callable[[int], Any] = lambda nbytes: pool.allocate(nbytes, stream=stream)
+        self.memory = Arena(self.allocate)
         self.staging = Arena(lambda nbytes: pinned.allocate(nbytes))
 
     @property
@@ -56,17 +60,29 @@ class Gpu:
 
     def begin(self) -> bool:
         """Waits for the stream, then takes everything back. Whether memory stayed where it was."""
+        self.wait()
+        moved = [arena.reset() for arena in (self.memory, self.staging)]
+        return not any(moved)
+
+    def wait(self) -> None:
+        """Until everything that was asked for is done. From here on this thread may use the GPU."""
         with gpu_errors():
             self.device.set_current()
             self.stream.sync()
-        moved = [arena.reset() for arena in (self.memory, self.staging)]
-        return not any(moved)
+
+    def close(self) -> None:
+        """Gives back memory, then the stream. `wait` before, and ask for nothing after."""
+        with gpu_errors():
+            self.memory.close()
+            self.staging.close()
+            self.stream.close()
 
     def stamp(self) -> Any:
         """An event behind everything that was asked for so far; the difference of two is in milliseconds."""
         from cuda.core import EventOptions
 
-        return self.stream.record(options=EventOptions(timing_enabled=True))
+        with gpu_errors():
+            return self.stream.record(options=EventOptions(timing_enabled=True))
 
     def capture(self, work: Callable[[], None]) -> Any:
         """What `work` enqueues, as a graph that `launch`es on the stream; nothing of it runs now."""

@@ -21,7 +21,7 @@ from . import Backend, MergeRows, Tensor, Usage
 
 
 def open_here(
-    manifest: Manifest, device: str | None, networks: Collection[str] | None, cuda_graph: bool | None
+    name: str, manifest: Manifest, device: str | None, networks: Collection[str] | None, cuda_graph: bool | None
 ) -> Backend:
     """The backend for this engine.
 
@@ -29,7 +29,7 @@ def open_here(
                 was built for one and one can be used, else the CPU with every core that this process may use.
     cuda_graph: on a GPU, capture and replay steps; None: no.
     """
-    build = manifest.build_for("onnxruntime", "cuda")
+    build = manifest.build_for(name, "cuda")
     if device is None:
         device = "cuda" if build.device == "cuda" and can_use_gpu() else "cpu"
     kind, colon, number = device.partition(":")
@@ -37,7 +37,11 @@ def open_here(
         from .onnxruntime_cuda import open_gpu
 
         return open_gpu(manifest, build, int(number or 0), networks, bool(cuda_graph))
-    return OnnxRuntime(manifest, manifest.build_for("onnxruntime"), device, networks)
+    return OnnxRuntime(manifest, manifest.build_for(name), device, networks)
+
+
+def cannot_run(name: str, manifest: Manifest, device: str | None) -> None:
+    """Nothing: it runs everywhere; a device that it does not know is refused when it is opened."""
 
 
 def can_use_gpu() -> bool:
@@ -59,7 +63,7 @@ def _finds_gpu() -> bool:
     return True
 
 
-def describe() -> str:
+def describe(name: str) -> str:
     """What is installed here, for `doctor`."""
     where = "on the GPU and the CPU" if can_use_gpu() else "on the CPU"
     return f"onnxruntime {ort.__version__} ({', '.join(ort.get_available_providers())}), {where}"
@@ -82,20 +86,34 @@ class OnnxRuntime:
         options = ort.SessionOptions()
         options.intra_op_num_threads = int(count) if count else available_cores()
         options.log_severity_level = 3
-        self._networks = manifest.networks(build)
-        self._sessions = {}
-        for name in self._networks if networks is None else networks:
-            file = manifest.path / self._networks[name].file
+        self._networks = known = manifest.networks(build)
+        self._wanted = set(known if networks is None else networks)
+
+        def open_session(name: str) -> Any:
+            file = manifest.path / known[name].file
             try:
-                self._sessions[name] = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+                return ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
             except Exception as error:  # ONNX Runtime's exceptions have no common base
                 raise BackendError(
                     f"ONNX Runtime {ort.__version__} cannot open {file}: {error}. The engine was verified with "
                     f"{build.versions.get('onnxruntime')}; if yours is older, pip install --upgrade onnxruntime."
                 ) from error
 
+        self._open = open_session
+        self._sessions = {name: open_session(name) for name in known if name in self._wanted}
+
     def begin(self) -> None:
         self.usage = Usage()
+
+    def rewind(self) -> None:
+        pass
+
+    def unload(self, networks: Collection[str]) -> None:
+        for name in networks:
+            self._sessions.pop(name, None)
+
+    def close(self) -> None:
+        self._sessions.clear()
 
     def put(self, array: NDArray[Any], for_networks: bool = False) -> Tensor:
         return np.ascontiguousarray(array)
@@ -128,8 +146,10 @@ class OnnxRuntime:
         self._networks[network].check(shapes)
 
     def run(self, network: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        if network not in self._sessions:
+        if network not in self._wanted:
             raise BackendError(f"{network} was not opened: Engine.load(…, networks=…) named others. Load it with all.")
+        if network not in self._sessions:  # unloaded meanwhile
+            self._sessions[network] = self._open(network)
         described, session = self._networks[network], self._sessions[network]
         described.check({name: value.shape for name, value in inputs.items()})
         with self.usage.measure(network, len(next(iter(inputs.values())))):

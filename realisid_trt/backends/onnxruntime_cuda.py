@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Collection, Hashable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -16,10 +18,16 @@ from ..manifest import Build, Manifest, rebuild
 from .cuda import CudaBackend
 from .cuda_memory import Gpu
 
-PROVIDER, MEMORY = "CUDAExecutionProvider", "cuda"
+PROVIDER, MEMORY, ARENA = "CUDAExecutionProvider", "cuda", "Cuda"  # each what ONNX Runtime calls it
 # Whether a step of these sessions may be captured as a CUDA graph by others than ONNX Runtime. Not yet: a Concat stages
-# its table of inputs in host memory that every replay would free again, and nothing refuses the capture.
+# its table of inputs in host memory that every replay would free again, and a replay would write into the shared arena
+# without taking its turn; and nothing refuses the capture.
 CAPTURABLE = False
+NEXT_POWER_OF_TWO = 0  # OrtArenaCfg's number for it
+CUDA_ADVICE = (
+    "most often CUDA or cuDNN are missing or of another major version than the package was built for. pip install "
+    "'onnxruntime-gpu[cuda,cudnn]', or use device='cpu'."
+)
 BFLOAT16 = 16  # NumPy has no such type; ONNX's number for it
 
 
@@ -55,34 +63,41 @@ class Sessions:
     def __init__(self, manifest: Manifest, build: Build, gpu: Gpu, networks: Collection[str] | None) -> None:
         self._ordinal = gpu.ordinal
         self._bound: dict[Hashable, Any] = {}
-        self._run_options = ort.RunOptions()
+        self._waited: set[str] = set()
+        self._run_options, self._waiting = ort.RunOptions(), ort.RunOptions()
         # The stream is ours, and so is the waiting.
         self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        # Weights beside the arena, each in memory of its own size: what the arena holds is free between two runs.
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
         ort.preload_dlls(directory="")  # CUDA and cuDNN out of pip's wheels, where they are
+        self._arena = SharedArena.of(gpu.ordinal)
         provider = (PROVIDER, provider_options(gpu, build.precision))
-        self._sessions = {}
         known = manifest.networks(build)
-        for name in known if networks is None else networks:
+        self._wanted = set(known if networks is None else networks)
+
+        def open_session(name: str) -> Any:
             file = manifest.path / known[name].file
             try:
                 session = ort.InferenceSession(str(file), options, providers=[provider])
             except Exception as error:  # ONNX Runtime's exceptions have no common base
                 raise BackendError(f"ONNX Runtime {ort.__version__} cannot open {file} on the GPU: {error}") from error
             if session.get_providers()[0] != PROVIDER:  # it falls back to the CPU without a word
-                raise BackendError(
-                    f"ONNX Runtime {ort.__version__} could not start its CUDA provider; most often CUDA or cuDNN are "
-                    "missing or of another major version than the package was built for. pip install "
-                    "'onnxruntime-gpu[cuda,cudnn]', or use device='cpu'."
-                )
-            self._sessions[name] = session
-        self._gpu = gpu  # set last, so let go last: sessions end on its stream
+                raise BackendError(f"ONNX Runtime {ort.__version__} could not start its CUDA provider; {CUDA_ADVICE}")
+            return session
 
-    def run(self, network: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> None:
+        self._open = open_session
+        self._sessions = {name: open_session(name) for name in known if name in self._wanted}
+        self._gpu = gpu
+
+    def run(self, network: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array], again: bool = False) -> None:
         """Enqueues the network. Raises BackendError."""
-        if network not in self._sessions:
+        if network not in self._wanted:
             raise BackendError(f"{network} was not opened: Engine.load(…, networks=…) named others. Load it with all.")
+        if network not in self._sessions:  # unloaded meanwhile
+            self._sessions[network] = self._open(network)
         session = self._sessions[network]
         key = network, *inputs.items(), *outputs.items()
         if key not in self._bound:
@@ -92,25 +107,94 @@ class Sessions:
             for name, array in outputs.items():
                 binding.bind_output(name, MEMORY, self._ordinal, _element(array), list(array.shape), array.address)
             self._bound[key] = binding
+        # Footgun: without waiting, a session keeps the pinned memory that its kernels staged something in; so it waits
+        # once per request. onnxruntime/core/framework/device_stream_collection.cc, CleanUp.
+        options = self._run_options if network in self._waited else self._waiting
         try:
-            self._enqueue(session, self._bound[key])
+            with self._arena.turn(self._gpu.stream):
+                self._enqueue(session, self._bound[key], options)
         except Exception as error:
             raise BackendError(f"ONNX Runtime failed in {network}: {error}") from error
+        self._waited.add(network)
 
-    def _enqueue(self, session: Any, binding: Any) -> None:
-        session.run_with_iobinding(binding, self._run_options)
+    def _enqueue(self, session: Any, binding: Any, options: Any) -> None:
+        session.run_with_iobinding(binding, options)
+
+    def unload(self, networks: Collection[str]) -> None:
+        """Gives back the weights of these networks; the stream must be idle."""
+        self.forget()
+        for name in networks:
+            self._sessions.pop(name, None)
 
     def forget(self) -> None:
         """Arrays given before are no more."""
         self._bound.clear()
+        self._waited.clear()
+
+    def close(self) -> None:
+        """The sessions end. The arena stays, for the next ones on this GPU."""
+        self.forget()
+        self._sessions.clear()
+        self._arena.leave(self._gpu.stream)
+
+
+class SharedArena:
+    """The device memory in which all sessions of this process on one GPU compute.
+
+    By default every session has an arena of its own, and thirteen networks hold thirteen times their peak. They run one
+    after another, so one arena holds the largest peak only. It grows by powers of two: after a run all of it is free
+    again, and half of it or more is one piece, in which other sizes find room. Grown by what was asked for, as
+    kSameAsRequested does, it would be pieces, and every larger picture would need another.
+    """
+
+    _of: dict[int, SharedArena] = {}
+    _making = threading.Lock()
+
+    def __init__(self, ordinal: int) -> None:
+        """Registers it with ONNX Runtime. Raises BackendError."""
+        self._turn, self._stream = threading.Lock(), None
+        try:
+            where = ort.OrtMemoryInfo(ARENA, ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, ordinal, ort.OrtMemType.DEFAULT)
+            growth = ort.OrtArenaCfg({"arena_extend_strategy": NEXT_POWER_OF_TWO})
+            ort.create_and_register_allocator_v2(PROVIDER, where, {"device_id": str(ordinal)}, growth)
+        except Exception as error:  # ONNX Runtime's exceptions have no common base
+            raise BackendError(
+                f"ONNX Runtime {ort.__version__} could not make the memory that its networks share on cuda:{ordinal}: "
+                f"{error}; {CUDA_ADVICE}"
+            ) from error
+
+    @classmethod
+    def of(cls, ordinal: int) -> SharedArena:
+        """The one of this GPU, made when it is first asked for: ONNX Runtime would put a second in its place."""
+        with cls._making:
+            if ordinal not in cls._of:
+                cls._of[ordinal] = cls(ordinal)
+            return cls._of[ordinal]
+
+    @contextmanager
+    def turn(self, stream: Any) -> Iterator[None]:
+        """For one run, behind all before it: memory is free when a run was enqueued, while the GPU still works in it.
+
+        On one stream the order is kept anyway; the stream of another engine has to wait.
+        """
+        with self._turn:
+            if self._stream is not None and self._stream is not stream:
+                stream.wait(self._stream)
+            self._stream = stream
+            yield
+
+    def leave(self, stream: Any) -> None:
+        """The stream is idle and ends."""
+        with self._turn:
+            if self._stream is stream:
+                self._stream = None
 
 
 def provider_options(gpu: Gpu, precision: str) -> dict[str, str]:
-    """Of the CUDA provider: our stream, memory as it is needed, and no TF32 where float32 was asked for."""
+    """Of the CUDA provider: our stream, and no TF32 where float32 was asked for."""
     return {
         "device_id": str(gpu.ordinal),
         "user_compute_stream": str(int(gpu.stream.handle)),
-        "arena_extend_strategy": "kSameAsRequested",
         "cudnn_conv_algo_search": "HEURISTIC",  # the exhaustive search runs again for every new picture size
         "use_tf32": "0" if precision == "float32" else "1",
     }

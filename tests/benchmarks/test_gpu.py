@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -27,9 +29,17 @@ def test_parts_that_pass_fail_and_cannot_be() -> None:
     assert absent["status"] is None and absent["output"] == "no-such-sanitizer is not here"
 
 
+def test_a_part_that_hangs_is_ended_with_all_that_it_started() -> None:
+    children = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    start = time.perf_counter()
+    hung = run_part(f"""{PYTHON} -c "{children}" """, seconds=1)  # returns when nobody holds the output any more
+    assert hung["status"] == -signal.SIGKILL and "stopped after 1 s" in hung["output"]
+    assert time.perf_counter() - start < 30
+
+
 @pytest.mark.parametrize("name", [name for name in PARTS if "check" not in name])
 def test_every_part_is_a_command_that_exists(name: str) -> None:
-    command = PARTS[name].format(python=PYTHON, engine="engines/x").replace(PYTHON, "").split()
+    command = PARTS[name].command.format(python=PYTHON, engine="engines/x", sdxl="engines/y").split()
     module = command[command.index("-m") + 1]
     done = subprocess.run([sys.executable, "-m", module, "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0

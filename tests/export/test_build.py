@@ -22,7 +22,7 @@ from export.files import check_space, exchange
 from export.miniature import make_checkpoint
 from export.staging import Staging, open_staging
 from realisid_trt import Engine
-from realisid_trt.errors import BuildError, CheckpointError, DiskError, ParityError, RequestError
+from realisid_trt.errors import BackendError, BuildError, CheckpointError, DiskError, ParityError, RequestError
 from realisid_trt.manifest import MANIFEST, Manifest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def own(checkpoint_dir: Path, engine_copy: Path, tmp_path: Path) -> Options:
     """A checkpoint and an engine of one's own, the engine fresh."""
     checkpoint = Path(shutil.copytree(checkpoint_dir, tmp_path / "checkpoint"))
-    return Options(checkpoint=checkpoint, out=engine_copy)
+    return Options(checkpoint=checkpoint, out=engine_copy, backends=("onnxruntime",))
 
 
 def change_weights(checkpoint: Path, component: str) -> None:
@@ -69,7 +69,7 @@ def test_only_what_is_stale_is_built_again(own: Options) -> None:
     after = Manifest.read(own.out).values
     changed = {name for name, listed in after["files"].items() if listed != before["files"][name]}
     assert changed == {"onnx/opset20-fp32/text_encoder_2.onnx"}
-    assert result["verified"]["ratio"] < 4
+    assert result["verified"]["onnxruntime-opset20-fp32"]["ratio"] < 4
 
 
 def test_another_configuration_is_another_manifest_and_nothing_more(
@@ -87,14 +87,20 @@ def test_another_configuration_is_another_manifest_and_nothing_more(
     ours = manifest_of(with_config(engine_dir, scheduler={"prediction_type": "v_prediction"}, **changes))
     theirs = manifest_of(own.out)
     assert ours["realisid_config"] == theirs["realisid_config"] and ours["scheduler"] == theirs["scheduler"]
+    for builds in (ours["builds"], *(network["builds"] for network in ours["networks"].values())):
+        del builds["tensorrt-rtx-opset23-fp16"]  # not built again here: its profiles depend on branch_pooled_text
     assert {k for k in ours if ours[k] != theirs[k]} <= {"name", "seal", "verified", "files"}
-    assert ours["files"].keys() == theirs["files"].keys()
+    assert {name for name in ours["files"] if not name.startswith("plans/")} == theirs["files"].keys()
 
 
 def test_killed_at_any_moment(own: Options) -> None:
-    """Ten kills at random moments: after each the engine is an old or a new one, whole; resuming finishes it."""
+    """Ten kills at random moments: after each the engine is an old or a new one, whole; resuming finishes it.
+
+    On a slow machine a few more, until one of them met a build that had finished something.
+    """
     assert own.checkpoint is not None and own.out is not None
     command = [sys.executable, "-m", "export.build", "--checkpoint", str(own.checkpoint), "--out", str(own.out)]
+    command += ["--backend", "onnxruntime"]
     moments, kills, resumed = random.Random(0), 0, False
     finished, seen = [manifest_of(own.out)["files"]], []
 
@@ -103,7 +109,7 @@ def test_killed_at_any_moment(own: Options) -> None:
             change_weights(own.checkpoint, component)  # type: ignore[arg-type]
 
     change()
-    while kills < 10:
+    while kills < 10 or (not resumed and kills < 30):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         try:
             printed, _ = process.communicate(timeout=moments.uniform(0.5, 16))
@@ -196,7 +202,7 @@ def test_an_engine_that_computes_something_else(own: Options, monkeypatch: pytes
 
 def test_one_network_at_a_time(own: Options, tmp_path: Path) -> None:
     assert own.checkpoint is not None
-    fresh = Options(checkpoint=own.checkpoint, out=tmp_path / "fresh", only=("text_encoder",))
+    fresh = Options(checkpoint=own.checkpoint, out=tmp_path / "fresh", only=("text_encoder",), backends=own.backends)
     said: list[str] = []
     result = build(fresh, said.append)
     assert not result["complete"] and len(result["missing"]) == 12 and not (tmp_path / "fresh").exists()
@@ -209,7 +215,9 @@ def test_one_network_at_a_time(own: Options, tmp_path: Path) -> None:
     [
         ({"only": ("unet",)}, RequestError, "--only unet: no such network. Known: text_encoder, "),
         ({"backends": ("magic",)}, RequestError, "--backend magic is unknown. Known: onnxruntime"),
-        ({"backends": ("tensorrt-rtx",)}, BuildError, "builds no TensorRT plans yet"),
+        ({"backends": ("tensorrt",)}, BackendError, r"pip install 'realisid_trt\[tensorrt\]'"),
+        ({"optimization_level": 6}, RequestError, "--optimization-level is 6, expected 0 to 5"),
+        ({"workspace": 0.0}, RequestError, "--workspace is 0.0, expected GiB, more than none"),
         ({"checkpoint": Path("nowhere")}, CheckpointError, "does not exist, expected a checkpoint's folder"),
         ({"face_parser": Path("nowhere.onnx")}, BuildError, "nowhere.onnx cannot be read"),
         ({"face_landmarker": Path("nowhere.task")}, BuildError, "nowhere.task cannot be read"),
@@ -288,15 +296,15 @@ def test_out_through_a_link_and_onto_a_mount_point(
 
 def stale(own: Options) -> set[str]:
     """The networks that a build would export now."""
-    from export.build import _plan
     from export.checkpoint import Checkpoint
     from export.forms import targets_of
     from export.networks import networks
+    from export.planning import onnx_jobs
 
     assert own.checkpoint is not None and own.out is not None
     checkpoint = Checkpoint.open(own.checkpoint)
     with open_staging(own.out) as staging:
-        _, jobs = _plan(staging, checkpoint, networks(checkpoint), targets_of("onnxruntime", "fp32"), own)
+        _, jobs = onnx_jobs(staging, checkpoint, networks(checkpoint), targets_of("onnxruntime", "fp32"), own)
     return {job.network for job in jobs}
 
 
@@ -319,15 +327,15 @@ def test_fp16_is_for_a_gpu_and_float32_stands_beside_it(own: Options) -> None:
     assert build(dataclasses.replace(own, precision="fp16"), said.append)["built"] == []  # engine_dir is built so
     assert any("runs float32: its networks are built too; those in float16 are for a GPU" in line for line in said)
     manifest = manifest_of(own.out)  # type: ignore[arg-type]
-    single, half = manifest["builds"]["onnxruntime-opset20-fp32"], manifest["builds"]["onnxruntime-opset20-fp16"]
+    single, half = manifest["builds"]["onnxruntime-opset20-fp32"], manifest["builds"]["onnxruntime-opset23-fp16"]
     assert (single["device"], single["precision"], single["wide"]) == ("cpu", "float32", {})
     assert (half["device"], half["precision"], list(half["wide"])) == ("cuda", "float16", ["vae_decoder"])
     for name, network in manifest["networks"].items():
         entries = network["builds"]
-        file = entries["onnxruntime-opset20-fp16"]["file"]
-        assert file == f"onnx/opset20-{'fp32' if name == 'vae_decoder' else 'fp16'}/{name}.onnx"
-        assert entries["onnxruntime-opset20-fp16"]["parity"]["ratio"] <= 4
-        types = {port["dtype"] for port in entries["onnxruntime-opset20-fp16"]["outputs"]}
+        file = entries["onnxruntime-opset23-fp16"]["file"]
+        assert file == f"onnx/opset23-{'fp32' if name == 'vae_decoder' else 'fp16'}/{name}.onnx"
+        assert entries["onnxruntime-opset23-fp16"]["parity"]["ratio"] <= 4
+        types = {port["dtype"] for port in entries["onnxruntime-opset23-fp16"]["outputs"]}
         assert types == {"float32" if name == "vae_decoder" else "float16"}
     kernels = manifest["kernels"]["files"]
     assert [name.split(".")[1] for name in kernels] == [
@@ -339,16 +347,17 @@ def test_fp16_is_for_a_gpu_and_float32_stands_beside_it(own: Options) -> None:
 def test_bf16_is_not_for_onnx_runtime(own: Options) -> None:
     said: list[str] = []
     build(dataclasses.replace(own, precision="bf16"), said.append)
-    assert "ONNX Runtime has no bfloat16 convolutions: --bf16 changes nothing for it. For a GPU use --fp16." in said
+    assert "ONNX Runtime has no bfloat16 convolutions: --bf16 changes nothing for it." in said
     assert list(manifest_of(own.out)["builds"]) == ["onnxruntime-opset20-fp32"]  # type: ignore[arg-type]
 
 
 def test_the_command(own: Options, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--checkpoint", str(own.checkpoint), "--out", str(own.out), "--json"]) == 0
+    own_backend = ["--backend", "onnxruntime"]
+    assert main(["--checkpoint", str(own.checkpoint), "--out", str(own.out), "--json", *own_backend]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["complete"]
-    assert main(["--checkpoint", str(own.checkpoint), "--out", str(own.out), "--jobs", "0"]) == 2
+    assert main(["--checkpoint", str(own.checkpoint), "--out", str(own.out), "--jobs", "0", *own_backend]) == 2
     assert "--jobs is 0, expected at least 1" in capsys.readouterr().err
-    assert main(["--checkpoint", "nowhere", "--out", str(own.out)]) == 1
+    assert main(["--checkpoint", "nowhere", "--out", str(own.out), *own_backend]) == 1
     for arguments in (["--jobs", "many"], ["--fp16", "--bf16"], ["--speed"]):
         with pytest.raises(SystemExit) as ended:
             main(arguments)

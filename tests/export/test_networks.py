@@ -135,8 +135,8 @@ def test_stable_diffusion_1_5_topology(tmp_path: Path) -> None:
     from realisid_trt import Engine, Person
 
     make_checkpoint(tmp_path / "sd15", family="sd15")
-    result = build(Options(checkpoint=tmp_path / "sd15", out=tmp_path / "engine"))
-    assert result["verified"]["ratio"] <= 4
+    result = build(Options(checkpoint=tmp_path / "sd15", out=tmp_path / "engine", backends=("onnxruntime",)))
+    assert all(figures["ratio"] <= 4 for figures in result["verified"].values())
     engine = Engine.load(tmp_path / "engine")
     assert len(engine.model.residual_levels) == 13 and engine.model.levels == 4 and engine.model.pooled_dim == 0
     assert list(engine.model.tokenizers) == ["text_encoder"]

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.gpu)
 
 
-def _enqueue_on_the_cpu(sessions: Any, session: Any, binding: Any) -> None:
+def _enqueue_on_the_cpu(sessions: Any, session: Any, binding: Any, options: Any) -> None:
     """A network that runs when the stream comes to it, and again in every replay: as on a GPU."""
     from cuda.bindings import driver
 
@@ -39,9 +40,68 @@ if REHEARSAL:
     from realisid_trt.backends import onnxruntime_cuda
 
     onnxruntime_cuda.CAPTURABLE = True  # which networks on the CPU are
-    onnxruntime_cuda.PROVIDER, onnxruntime_cuda.MEMORY = "CPUExecutionProvider", "cpu"
+    onnxruntime_cuda.PROVIDER, onnxruntime_cuda.MEMORY, onnxruntime_cuda.ARENA = "CPUExecutionProvider", "cpu", "Cpu"
     onnxruntime_cuda.provider_options = lambda gpu, precision: {}
     onnxruntime_cuda.Sessions._enqueue = _enqueue_on_the_cpu  # type: ignore[method-assign]
+
+
+@pytest.fixture(scope="session", params=["tensorrt", "tensorrt-rtx"])
+def flavour(request: pytest.FixtureRequest, engine_dir: Path) -> str:
+    """Each flavour of TensorRT whose plans this card runs."""
+    from realisid_trt.backends import installed, tensorrt
+    from realisid_trt.errors import RealisIDError
+    from realisid_trt.manifest import Manifest
+
+    manifest, name = Manifest.read(engine_dir), str(request.param)
+    if not installed(name):
+        pytest.skip(f"{name} is not installed")
+    if name not in {build.backend for build in manifest.builds.values()}:
+        pytest.skip(f"the engine holds no {name} plans")
+    if REHEARSAL:
+        import tensorrt_rtx
+
+        from tests.gpu import plans_on_the_cpu
+
+        plans_on_the_cpu.know(manifest)
+        tensorrt_rtx.Runtime = plans_on_the_cpu.Runtime
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            problem = tensorrt.cannot_run(name, manifest, "cuda")
+    except RealisIDError as error:
+        problem = str(error)
+    if problem:
+        pytest.skip(problem)
+    return name
+
+
+@pytest.fixture(scope="session")
+def plans_engine(engine_dir: Path, flavour: str) -> Path:
+    return engine_dir
+
+
+@pytest.fixture(scope="session")
+def plans(plans_engine: Path, flavour: str) -> Any:
+    from realisid_trt import Engine
+
+    return Engine.load(plans_engine, backend=flavour)
+
+
+@pytest.fixture(scope="session")
+def plans_replayed(plans_engine: Path, flavour: str) -> Any:
+    from realisid_trt import Engine
+
+    return Engine.load(plans_engine, backend=flavour, cuda_graph=True)
+
+
+@pytest.fixture(autouse=True)
+def nothing_failed_on_the_stream() -> Iterator[None]:
+    """What a plan's stand-in could tell nobody."""
+    yield
+    if REHEARSAL:
+        from tests.gpu.plans_on_the_cpu import failures
+
+        assert failures == []
 
 
 @pytest.fixture(scope="session")
@@ -74,7 +134,7 @@ def single(engine_dir: Path) -> Any:
 
     with pytest.MonkeyPatch.context() as patch:
         float32_only(patch)
-        return Engine.load(engine_dir, device="cuda")
+        return Engine.load(engine_dir, "onnxruntime", "cuda")
 
 
 @pytest.fixture(scope="session")
@@ -84,7 +144,7 @@ def single_replayed(engine_dir: Path) -> Any:
 
     with pytest.MonkeyPatch.context() as patch:
         float32_only(patch)
-        return Engine.load(engine_dir, device="cuda", cuda_graph=REHEARSAL)
+        return Engine.load(engine_dir, "onnxruntime", "cuda", cuda_graph=REHEARSAL)
 
 
 @pytest.fixture(scope="session")
@@ -92,11 +152,11 @@ def half(engine_dir: Path) -> Any:
     """The engine on the GPU as it was built for it: float16."""
     from realisid_trt import Engine
 
-    return Engine.load(engine_dir, device="cuda")
+    return Engine.load(engine_dir, "onnxruntime", "cuda")
 
 
 @pytest.fixture(scope="session")
 def half_replayed(engine_dir: Path) -> Any:
     from realisid_trt import Engine
 
-    return Engine.load(engine_dir, device="cuda", cuda_graph=REHEARSAL)
+    return Engine.load(engine_dir, "onnxruntime", "cuda", cuda_graph=REHEARSAL)

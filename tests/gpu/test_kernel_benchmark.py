@@ -21,12 +21,13 @@ SMALL = Case(256, 256, faces=2, fraction=4, rows=3)
 class StandInMachine:
     """A `Machine` whose device memory is the stand-in's, which torch on a CPU can read."""
 
-    name, architecture = "stand-in", "sm_90"
+    name = "stand-in"
 
     def __init__(self) -> None:
         from cuda.core import Device
 
         self._device = Device(0)
+        self.architecture = "sm_{}{}".format(*self._device.compute_capability)
         self._device.set_current()
         self.stream = self._device.create_stream()
         self._kept: list[Any] = []

@@ -32,7 +32,8 @@ def case_errors(case: dict[str, Any], built: Any, with_config: Callable[..., Pat
     config = {key: case[key] for key in ("overlap", "relocate_mode", "branch_pooled_text") if key in case}
     scheduler = {"prediction_type": case.get("prediction", "epsilon")}
     of = built["x4"]
-    engine = Engine.load(with_config(of.engine, scheduler=scheduler, **config), device="cuda", cuda_graph=REHEARSAL)
+    folder = with_config(of.engine, scheduler=scheduler, **config)
+    engine = Engine.load(folder, "onnxruntime", "cuda", cuda_graph=REHEARSAL)
     side = engine.model.default_size
     scene = Scene.make(engine, case["place"], side, side)
     checkpoint = checkpoint_with(of.checkpoint, scheduler, **config)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from realisid_trt.errors import EngineMismatch
+from realisid_trt.errors import BackendError, EngineMismatch
 from realisid_trt.kernels.launch import OVERLAPS, Array, Kernels
 from tests.kernels.bench import OnCpu, OnGpu
 from tests.kernels.cases import TYPES, Crop, Guide, Merge, Take
@@ -157,7 +157,12 @@ def refusals(folder: Path, library: Path) -> str:
         else:
             raise AssertionError(name)
     floats, found = Array(address, (4,), "float32"), Array(address, (1,), "int32")
-    refused(lambda: gpu.kernels.find_nonfinite(gpu.stream, Array(4096, (4,), "float32"), found), "ILLEGAL_ADDRESS")
+    try:
+        gpu.kernels.find_nonfinite(gpu.stream, Array(4096, (4,), "float32"), found)
+    except BackendError as error:
+        assert "the GPU refused its kernel find_nonfinite_float32: CUDA_ERROR_ILLEGAL_ADDRESS" in str(error), error
+    else:
+        raise AssertionError("an address of nobody's was taken")
     refused(lambda: gpu.device.allocate(2**40, stream=gpu.stream), "OUT_OF_MEMORY")
     builder = gpu.stream.create_graph_builder().begin_building(mode="thread_local")
     refused(gpu.stream.sync, "CAPTURE")

@@ -161,7 +161,7 @@ def test_persons_that_are_not_understood(text: str) -> None:
         (
             ["generate", "--prompt", "x", "--out", "o.png", "--backend", "magic"],
             1,
-            "is unknown. Known: auto, onnxruntime",
+            "is unknown. Known: auto, tensorrt, tensorrt-rtx, onnxruntime",
         ),
         (["generate", "--prompt", "x", "--out", "o.png", "--person", "nowhere.jpg@0,0,64,64"], 1, "nowhere.jpg"),
         (["generate", "--prompt", "x", "--out", "o.png", "--person", "{hopper}@0,0,4,4"], 2, "the face would vanish"),

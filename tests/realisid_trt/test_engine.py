@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from realisid_trt import Engine, Person, Request
-from realisid_trt.errors import RealisIDWarning
+from realisid_trt.errors import BackendError, RealisIDWarning, RequestError
 from tests.realisid_trt.truth import PROMPT, Scene, checkpoint_with, errors, people
 
 STEP_NETWORKS = ("unet_encoder", "unet_decoder", "local_branch", "global_branch")
@@ -209,6 +209,26 @@ def test_oblong_pictures(engine: Engine) -> None:
         PROMPT, people(engine, 2), height=side * 3 // 4, width=side * 5 // 4, num_inference_steps=2
     )
     assert result.images[0].size == (side * 5 // 4, side * 3 // 4)
+
+
+def test_a_warm_up_and_an_unloading_change_nothing(engine: Engine) -> None:
+    expected = engine.generate("a beach", seed=3, num_inference_steps=2, output="latents").latents
+    engine.warm_up(2, num_inference_steps=1, num_images=2, width=96)
+    assert engine.backend.usage.rows["local_branch"] == 2 * 2  # two persons in two pictures, with the null ID
+    engine.unload()
+    found = engine.generate("a beach", seed=3, num_inference_steps=2)  # texts are known, times and the VAE are not
+    assert np.array_equal(found.latents, expected)
+
+
+def test_a_closed_engine_says_so(engine_dir: Path, photos: Any) -> None:
+    with Engine.load(engine_dir, device="cpu:1") as engine:
+        with pytest.raises(RequestError, match="a progress callback used the engine that calls it"):
+            engine.generate(PROMPT, num_inference_steps=1, progress=lambda step, total: engine.close())
+        engine.generate(PROMPT, num_inference_steps=1)
+    engine.close()  # once more does nothing
+    for use in (lambda: engine.generate(PROMPT), lambda: engine.embed(photos.astronaut)):
+        with pytest.raises(BackendError, match=r"this engine was closed\. Load it again: Engine\.load"):
+            use()
 
 
 def test_photos_poses_and_stored_identities(engine_dir: Path, photos: Any, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FORBIDDEN = {"torch", "diffusers", "transformers", "onnx", "onnxscript", "polygraphy", "export"}
 OPTIONAL = {"mediapipe"}  # inside the one function that runs a face_landmarker.task
 ALLOWED = {
-    "numpy", "cv2", "PIL", "tokenizers", "safetensors", "tqdm", "onnxruntime", "cuda", "realisid_trt", "__future__",
+    "numpy", "cv2", "PIL", "tokenizers", "safetensors", "tqdm", "onnxruntime", "cuda", "tensorrt", "tensorrt_rtx",
+    "realisid_trt", "__future__",
 } | set(sys.stdlib_module_names)  # fmt: skip
 SOURCES = sorted([*ROOT.glob("realisid_trt/**/*.py"), *ROOT.glob("kernels/*.py")])
 
@@ -51,7 +52,8 @@ def test_only_one_file_imports_the_optional() -> None:
 def lean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh virtual environment with `pip install .[cpu]`, and nothing else."""
     folder = tmp_path_factory.mktemp("lean")
-    for name in ("realisid_trt", "kernels", "export"):  # pip would build in the checkout, and leave it there
+    # A copy: pip would build in the checkout, and leave it there.
+    for name in ("realisid_trt", "kernels", "export", "training"):
         shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "source" / name)

@@ -89,7 +89,7 @@ def test_an_edited_manifest_is_named(engine_copy: Path, change: Any, named: str)
 
 def test_another_format_is_a_mismatch(engine_copy: Path) -> None:
     edit(engine_copy, lambda m: m.update(format=99), reseal=True)
-    with pytest.raises(EngineMismatch, match="has engine format 99; this realisid_trt reads format 2. Build it again"):
+    with pytest.raises(EngineMismatch, match="has engine format 99; this realisid_trt reads format 3. Build it again"):
         Engine.load(engine_copy)
 
 
@@ -112,7 +112,8 @@ def test_a_build_killed_between_its_renames_is_recovered(engine_copy: Path) -> N
 
 
 def test_backends_that_are_not_there(engine_copy: Path) -> None:
-    with pytest.raises(BackendError, match="backend 'cuda-fast' is unknown. Known: auto, onnxruntime"):
+    known = "auto, tensorrt, tensorrt-rtx, onnxruntime"
+    with pytest.raises(BackendError, match=f"backend 'cuda-fast' is unknown. Known: {known}"):
         Engine.load(engine_copy, backend="cuda-fast")
     with pytest.raises(
         RequestError,
@@ -120,15 +121,30 @@ def test_backends_that_are_not_there(engine_copy: Path) -> None:
     ):
         Engine.load(engine_copy, device="gpu")
 
-    def rename(values: Any) -> None:
+    def rename(values: Any, name: str) -> None:
         for build in values["builds"].values():
-            build["backend"] = "tensorrt"
+            build["backend"] = name
 
-    edit(engine_copy, rename, reseal=True)
-    with pytest.raises(BackendError, match="was built for tensorrt; none of them is installed here. This version"):
+    edit(engine_copy, lambda values: rename(values, "tensorrt"), reseal=True)
+    advice = r"none of them can run here. pip install 'realisid_trt\[tensorrt\]'."
+    with pytest.raises(BackendError, match=f"was built for tensorrt; {advice}"):
         Engine.load(engine_copy)
-    with pytest.raises(EngineMissing, match="was built for tensorrt, not for onnxruntime. Build that too"):
+    with pytest.raises(
+        EngineMissing, match="was built for tensorrt, not for onnxruntime. Build it again: .* --backend onnxruntime"
+    ):
         Engine.load(engine_copy, backend="onnxruntime")
+    edit(engine_copy, lambda values: rename(values, "directml"), reseal=True)
+    with pytest.raises(BackendError, match="was built for directml; none of them can run here. This version knows"):
+        Engine.load(engine_copy)
+
+
+def test_plans_without_a_gpu(engine_dir: Path) -> None:
+    """Where there is nothing else an engine runs on the CPU; asked for its plans, it says what is missing."""
+    assert Engine.load(engine_dir, networks=()).backend.name == "onnxruntime"
+    with pytest.raises(BackendError, match="there is no NVIDIA driver here .* On the CPU: device='cpu'"):
+        Engine.load(engine_dir, backend="tensorrt-rtx")
+    with pytest.raises(RequestError, match="device 'cpu' is unknown to backend tensorrt-rtx. Use cuda, or cuda:N"):
+        Engine.load(engine_dir, backend="tensorrt-rtx", device="cpu")
 
 
 def test_what_was_verified_is_what_runs(engine_copy: Path) -> None:

@@ -1,0 +1,41 @@
+"""The naive pipeline with its networks compiled by torch.compile, and nothing compiled while it is measured."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from .naive import NaivePipeline
+
+
+def compiled(pipeline: NaivePipeline, backend: str | Callable[..., Any] = "inductor") -> NaivePipeline:
+    """The same pipeline on the same weights, its UNet and ControlNets compiled: each as one graph for every shape.
+
+    backend: of torch.compile. Choose the pipeline's memory format before: its weights are shared.
+    """
+    options: dict[str, Any] = {"backend": backend, "dynamic": False, "fullgraph": True}
+    other = copy.copy(pipeline)
+    other.unet = torch.compile(pipeline.unet, **options)
+    other.controlnets = {name: torch.compile(net, **options) for name, net in pipeline.controlnets.items()}
+    return other
+
+
+@contextmanager
+def every_shape() -> Iterator[None]:
+    """Torch compiles for as many shapes as come. By itself it stops at eight of one source, and runs the rest eagerly:
+    two ControlNets, with and without the ID, for three numbers of persons are twelve."""
+    import torch._dynamo as dynamo
+
+    with dynamo.config.patch(recompile_limit=1000, accumulated_recompile_limit=1000, fail_on_recompile_limit_hit=True):
+        yield
+
+
+@contextmanager
+def nothing_new() -> Iterator[None]:
+    """Nothing is compiled in here: RuntimeError for a shape that the warm-up did not meet."""
+    with torch.compiler.set_stance("fail_on_recompile"):
+        yield

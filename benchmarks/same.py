@@ -1,0 +1,83 @@
+"""What makes a ratio mean something: the same weights, the same arithmetic, the same picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from realisid_trt.errors import CheckpointError, RequestError
+from realisid_trt.manifest import Manifest
+
+from .measure import Run, relative_rms
+
+if TYPE_CHECKING:
+    from export.checkpoint import Checkpoint
+
+# How far the final latents of two that do the same work may lie apart, relative RMS.
+# float32: half of its digits. float16: each of the two may lie 1e-2 from float32 (what tests/gpu hold the engine to:
+# 2⁻¹¹ per rounding, grown 8.57-fold by Eq. (8), over the steps; plain torch errs up to 7e-3 on the miniatures), so
+# twice that between them. bfloat16 rounds eight times as coarsely. Another prompt, or a person too few, makes 0.3 or
+# more; another ID makes 0.05 to 0.1, which bfloat16 does not tell.
+SAME = {"float32": 2.0**-11.5, "float16": 2 * 1e-2, "bfloat16": 2 * 8 * 1e-2}
+
+
+def open_original(
+    manifest: Manifest, path: Path | None, base_model: str | None = None, variant: str | None = None
+) -> Checkpoint:
+    """The checkpoint that an engine was built from; what is None is as it was then. Raises CheckpointError."""
+    from export.checkpoint import Checkpoint  # torch, which an engine by itself does without
+    from export.origins import recall
+
+    given = {"path": path, "base_model": base_model, "variant": variant}
+    origin: dict[str, Any] = recall(manifest.values) | {key: value for key, value in given.items() if value is not None}
+    if "path" not in origin:
+        raise CheckpointError(
+            f"Where the checkpoint of {manifest.path} lies is not known on this machine, and a baseline needs its "
+            "weights. Give --checkpoint CKPT, or --baseline none."
+        )
+    checkpoint = Checkpoint.open(**origin)
+    check_same_weights(manifest, checkpoint)
+    return checkpoint
+
+
+def check_same_arithmetic(device: str, precision: str) -> None:
+    """Raises RequestError unless a baseline can compute as an engine there does: float32 on a CPU, anything on a GPU.
+
+    Whether torch can use that GPU, `torch_device.beside` says.
+    """
+    kind = device.partition(":")[0]
+    if kind != "cuda" and (kind, precision) != ("cpu", "float32"):
+        raise RequestError(
+            f"a baseline computes float32 on a CPU, or in the engine's precision on its GPU; this engine computes "
+            f"{precision} on {device}: no ratio between the two means anything. Measure the engine alone with "
+            "--baseline none, or give --device cpu."
+        )
+
+
+def check_same_weights(manifest: Manifest, checkpoint: Checkpoint) -> None:
+    """Raises CheckpointError unless the engine was built from these very weights and this configuration."""
+    listed = manifest.values
+    different = [
+        key for key, value in checkpoint.config.to_dict().items() if listed["realisid_config"].get(key, value) != value
+    ]
+    different += [name for name, key in listed["checkpoint"].items() if checkpoint.weights_key(name) != key]
+    if different:
+        raise CheckpointError(
+            f"{manifest.path} was not built from {checkpoint.path}: {', '.join(different)} differ. A speed ratio "
+            "between two models says nothing. Give the checkpoint that the engine was built from, or build it again."
+        )
+
+
+def check_same_picture(engine: Run, baseline: Run, precision: str = "float32") -> float:
+    """The relative RMS difference of the final latents.
+
+    Raises CheckpointError if it is more than this precision explains: then it is not the same work.
+    """
+    difference = relative_rms(engine.latents, baseline.latents)
+    if not difference <= SAME[precision]:
+        raise CheckpointError(
+            f"engine and baseline make different pictures: their final latents differ by {difference:.1e} (relative "
+            f"RMS), where {precision} arithmetic leaves less than {SAME[precision]:.1e}. The engine was built from "
+            "other weights: give the checkpoint that it was built from, or build it again."
+        )
+    return difference

@@ -1,0 +1,93 @@
+"""What everybody is asked to draw: the size, the steps, the noise, the persons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from realisid_trt import Person
+from realisid_trt.ddim import initial_noise
+from realisid_trt.errors import RequestError
+from realisid_trt.manifest import Manifest, Model
+from realisid_trt.rows import steps_without_id
+
+from .options import Options
+
+FACE = 0.3  # side of a face box over the shorter side of the picture
+WARM_STEPS = 4  # of a warm-up: other weights show before anybody has waited long
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """height, width: px. steps: of a picture. switch: its first steps, without the ID. latents: (1, C, h, w) noise."""
+
+    model: Model
+    height: int
+    width: int
+    steps: int
+    warm_steps: int
+    switch: int
+    latents: NDArray[np.float32]
+    seed: int
+
+    @classmethod
+    def of(cls, options: Options, manifest: Manifest) -> Scene:
+        """What the options mean for this engine. Raises RequestError for a size or a number of steps it cannot have."""
+        model, config = manifest.model, manifest.config
+        height, width = options.height or model.default_size, options.width or model.default_size
+        multiple = model.vae_scale_factor * 2 ** (model.levels - 1)
+        for name, side_px in (("height", height), ("width", width)):
+            if side_px % multiple:
+                raise RequestError(f"--{name} is {side_px}, expected a multiple of {multiple} px.")
+        steps = options.steps or config.num_inference_steps
+        manifest.ddim.timesteps(steps)  # refuses a number of steps that the schedule does not have
+        alpha = config.subject_conditioning_ratio
+        cells = model.latent_channels, height // model.vae_scale_factor, width // model.vae_scale_factor
+        return cls(
+            model,
+            height,
+            width,
+            steps,
+            warm_steps(steps, alpha),
+            steps_without_id(steps, alpha),
+            initial_noise(options.seed, cells)[None],
+            options.seed,
+        )
+
+    def persons(self, count: int) -> list[Person]:
+        return make_persons(self.model, count, self.height, self.width, self.seed)
+
+    def given(self, count: int, steps: int) -> dict[str, Any]:
+        """Arguments that `generate` of the engine and of the baselines both understand."""
+        return {"persons": self.persons(count), "latents": self.latents, "num_inference_steps": steps}
+
+
+def warm_steps(steps: int, alpha: float | None) -> int:
+    """The fewest steps from WARM_STEPS on, or all, that are without and with the ID if those of a picture are."""
+
+    def phases(count: int) -> tuple[bool, bool]:
+        without_id = steps_without_id(count, alpha)
+        return without_id > 0, without_id < count
+
+    return next(count for count in range(min(steps, WARM_STEPS), steps + 1) if phases(count) == phases(steps))
+
+
+def make_persons(model: Model, count: int, height: int, width: int, seed: int) -> list[Person]:
+    """Persons in a row, each with the ID tokens and the drawing that a photo would give, at random."""
+    rng = np.random.default_rng(seed)
+    least = model.vae_scale_factor * 2 ** (model.levels - 1)
+    side = max(least, min(FACE * min(height, width), 0.9 * width / max(count, 1)))
+    persons = []
+    for index in range(count):
+        x, y = (index + 0.5) / count * width, 0.4 * height
+        persons.append(
+            Person(
+                id_tokens=rng.standard_normal((model.num_id_tokens, model.cross_attention_dim)).astype(np.float32),
+                pose_image=rng.random((3, model.default_size, model.default_size)).astype(np.float32).round(),
+                box=(x - side / 2, y - side / 2, x + side / 2, y + side / 2),
+            )
+        )
+    return persons

@@ -1,0 +1,96 @@
+"""Torch on the machine that is measured: where the baselines compute, how, and how long that took."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from realisid_trt.backends import Usage
+from realisid_trt.errors import RequestError
+
+
+def beside(device: str) -> torch.device:
+    """Torch's name of the device that an engine names "cpu", "cpu:N", "cuda" or "cuda:N"; the GPU is made the current
+    one. Raises RequestError if this torch cannot compute there."""
+    kind, _, number = device.partition(":")
+    if kind != "cuda":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise RequestError(
+            f"torch {torch.__version__} cannot use a GPU, and a baseline computes beside the engine, which is on "
+            f"{device}. Install a CUDA build of torch, or measure the engine alone with --baseline none."
+        )
+    torch.cuda.set_device(int(number or 0))
+    return torch.device("cuda", int(number or 0))
+
+
+@contextmanager
+def settings(threads: int, precision: str) -> Iterator[None]:
+    """Torch computes as the engine does: with this many threads, with TF32 unless float32 was asked for; and on a GPU
+    it tries every convolution of cuDNN, in the warm-up. Afterwards it is as before."""
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = torch.get_num_threads(), matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
+    torch.set_num_threads(threads)
+    matmul.allow_tf32 = cudnn.allow_tf32 = precision != "float32"
+    cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark = before[1:]
+
+
+class Clock:
+    """Moments of torch's work: the time on a CPU; on a GPU events on its stream, which cost the loop no waiting."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+
+    def stamp(self) -> Any:
+        """A moment behind everything that was asked for so far."""
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def wait_for(self, stamp: Any) -> None:
+        """Returns when everything before this moment is done."""
+        if self._on_gpu:
+            stamp.synchronize()
+
+    def elapsed_ms(self, stamps: Sequence[Any]) -> list[float]:
+        """Milliseconds between each moment and the next; waits for the last."""
+        self.wait_for(stamps[-1])
+        return [self._between(earlier, later) for earlier, later in zip(stamps, stamps[1:], strict=False)]
+
+    def _between(self, earlier: Any, later: Any) -> float:
+        return float(earlier.elapsed_time(later)) if self._on_gpu else (later - earlier) * 1e3
+
+
+class ClockedUsage(Usage):
+    """Usage by such a clock; the milliseconds are read when somebody asks, who waits for what was asked for last."""
+
+    def __init__(self, clock: Clock) -> None:
+        super().__init__()
+        self._clock = clock
+        self._pending: list[tuple[str, Any, Any]] = []
+
+    @contextmanager
+    def measure(self, name: str, rows: int = 0) -> Iterator[None]:
+        start = self._clock.stamp()
+        yield
+        self._pending.append((name, start, self._clock.stamp()))
+        self.add(name, rows, 0.0)
+
+    @property
+    def ms(self) -> dict[str, float]:
+        """Milliseconds by name."""
+        for name, *ends in self._pending:
+            self.add(name, 0, *self._clock.elapsed_ms(ends))
+        self._pending.clear()
+        return self._ms

@@ -1,0 +1,82 @@
+"""How many rows each network of an engine can meet, worked out from the row plan: TensorRT's profiles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from realisid_trt.rows import PictureRows, plan_rows
+
+from .forms import Limits
+from .networks import Size, Tap
+
+ALL_ROWS = (1 - 7.5, 7.5 - 5.0, 5.0)  # guidance weights, none of them zero
+MOST_STEPS = 1000
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Sizes of every unit ("rows", "timesteps", "height", "width") that a plan is built for.
+
+    least and most bound what it takes; it is fastest at the best.
+    """
+
+    least: dict[str, int]
+    best: dict[str, int]
+    most: dict[str, int]
+
+    @property
+    def limits(self) -> Limits:
+        """What the manifest says of the inputs."""
+        rows, timesteps, side = ((self.least[unit], self.most[unit]) for unit in ("rows", "timesteps", "height"))
+        return Limits(rows=rows, timesteps=timesteps, side=side)
+
+    def shapes(self, tap: Tap) -> tuple[list[int], list[int], list[int]] | None:
+        """Least, best and most of one input; None if it is always of one shape."""
+        if not any(isinstance(size, Size) for size in tap.shape):
+            return None
+        least, best, most = (
+            [units[size.unit] * size.factor if isinstance(size, Size) else size for size in tap.shape]
+            for units in (self.least, self.best, self.most)
+        )
+        return least, best, most
+
+
+def profiles(
+    networks: Sequence[str], pictures: int, persons: int, side: tuple[int, int, int], steps: int, per_row_pooled: bool
+) -> dict[str, Profile]:
+    """The profile of every network, for batches of up to so many pictures of up to so many persons.
+
+    side:           least, best and most of a picture's height and width, in cells of the coarsest level.
+    steps:          the usual number of denoising steps.
+    per_row_pooled: `branch_pooled_text` is "per_row".
+    """
+    best = _rows(1, min(persons, 1), per_row_pooled)
+    most = _rows(pictures, persons, per_row_pooled)
+    found = {}
+    for name in networks:
+        # What has no entry runs once per prompt, photo or picture, by itself.
+        one, many = max(1, best.get(name, 1)), max(1, most.get(name, 1))
+        texts = 2 if name == "unet_time" or per_row_pooled else 1
+        found[name] = Profile(
+            least={"rows": 1, "timesteps": 1, "height": side[0], "width": side[0]},
+            best={"rows": one, "timesteps": steps * texts, "height": side[1], "width": side[1]},
+            most={"rows": many, "timesteps": MOST_STEPS * texts * pictures, "height": side[2], "width": side[2]},
+        )
+    return found
+
+
+def _rows(pictures: int, persons: int, per_row_pooled: bool) -> dict[str, int]:
+    """Rows of the networks that see a batch as a whole, when every picture has texts and persons of its own."""
+    batch = [
+        PictureRows((2 * b, 2 * b + 1), tuple(range(persons * b, persons * (b + 1))), ALL_ROWS) for b in range(pictures)
+    ]
+    plan = plan_rows(batch, per_row_pooled)
+    return {
+        "unet_encoder": len(plan.encoder),
+        "unet_decoder": len(plan.decoder),
+        "local_branch": len(plan.branch),
+        "global_branch": len(plan.branch),
+        "local_condition": pictures * persons,
+        "global_condition": pictures * persons,
+    }

@@ -1,0 +1,66 @@
+"""Which engines take part, and who is left out with a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.contenders import backends_of, open_engines
+from benchmarks.options import Options
+from realisid_trt import Engine
+from realisid_trt.errors import BackendError, RequestError
+from realisid_trt.manifest import Manifest
+
+
+class Abacus:
+    """A manifest that lists a build for a backend which nobody has, before those that are there."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        first = next(iter(manifest.builds.values()))
+        unknown = type(first)(**{**vars(first), "id": "abacus-1", "backend": "abacus"})
+        self.builds = {"abacus-1": unknown, **manifest.builds}
+
+
+def options(engine_dir: Path, *backend: str, baseline: str = "none") -> Options:
+    return Options(engine=engine_dir, backend=backend, baseline=(baseline,))
+
+
+def test_their_names(engine_dir: Path) -> None:
+    manifest: Any = Abacus(Manifest.read(engine_dir))
+    assert backends_of(options(engine_dir, "auto"), manifest) == {"engine": "auto"}
+    both = options(engine_dir, "tensorrt", "onnxruntime")
+    assert backends_of(both, manifest) == {"engine:tensorrt": "tensorrt", "engine:onnxruntime": "onnxruntime"}
+    assert list(backends_of(options(engine_dir, "all"), manifest))[:2] == ["engine:abacus", "engine:onnxruntime"]
+
+
+def test_all_leaves_out_what_cannot_be_opened(engine_dir: Path) -> None:
+    manifest: Any = Abacus(Manifest.read(engine_dir))
+    engines, left_out = open_engines(options(engine_dir, "all"), manifest, "cpu:1")
+    assert "engine:onnxruntime" in engines and "backend 'abacus' is unknown" in left_out["abacus"]
+    with pytest.raises(BackendError, match="backend 'abacus' is unknown"):
+        open_engines(options(engine_dir, "onnxruntime", "abacus"), manifest, "cpu:1")
+    with pytest.raises(RequestError, match="none of the engine's backends can be opened on nowhere. abacus: "):
+        open_engines(options(engine_dir, "all"), manifest, "nowhere")
+
+
+def test_beside_a_baseline_there_is_one_precision(
+    engine_dir: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a bfloat16 build, of which ONNX Runtime opens the float32 networks."""
+    manifest: Any = Abacus(Manifest.read(engine_dir))
+    load = Engine.load
+
+    def as_built(path: Path, backend: str, **more: Any) -> Engine:
+        opened = load(path, backend="onnxruntime", networks=(), device="cpu:1")
+        opened.backend.name, opened.backend.precision = backend, "bfloat16" if backend == "abacus" else "float32"
+        return opened
+
+    monkeypatch.setattr(Engine, "load", as_built)
+    engines, left_out = open_engines(options(engine_dir, "all", baseline="naive"), manifest, "cpu:1")
+    assert list(engines) == ["engine:abacus"]
+    assert "it computes float32, another bfloat16" in left_out["onnxruntime"]
+    assert len(open_engines(options(engine_dir, "all"), manifest, "cpu:1")[0]) > 1
+    with pytest.raises(RequestError, match="engine:onnxruntime: it computes float32"):
+        open_engines(options(engine_dir, "onnxruntime", "abacus", baseline="naive"), manifest, "cpu:1")

@@ -1,0 +1,94 @@
+"""Operations that were really asked for, against diffusers' own forward and the design's arithmetic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.flops import count_networks, flops_per_row, total_flops
+from export.checkpoint import Checkpoint
+from export.checkpoint.classes import meta_module
+from realisid_trt.errors import RequestError
+from realisid_trt.manifest import Manifest
+from tests.benchmarks.support import STEPS
+
+
+def test_operations_are_the_design_s_arithmetic(measured: dict[str, Any], engine_dir: Path) -> None:
+    per_row = {name: network["flops_per_row"] for name, network in Manifest.read(engine_dir).values["networks"].items()}
+    encoder, decoder = per_row["unet_encoder"], per_row["unet_decoder"]
+    branches = per_row["local_branch"] + per_row["global_branch"]
+    unet = encoder + decoder + per_row["unet_time"]
+    both = branches + sum(
+        per_row[f"{branch}_{part}"] for branch in ("local", "global") for part in ("condition", "time")
+    )
+    once = sum(per_row[name] for name in measured["cases"][0]["contenders"]["naive"]["rows"] if "text_encoder" in name)
+    once += per_row["vae_decoder"]
+    times = 2 * STEPS * per_row["unet_time"] + STEPS * (per_row["local_time"] + per_row["global_time"])
+    for case in measured["cases"]:
+        n, contenders = case["persons"], case["contenders"]
+        conditions = n * (per_row["local_condition"] + per_row["global_condition"])
+        ours = {
+            "without_id": 2 * encoder + 2 * decoder + n * branches,
+            "with_id": 2 * encoder + 3 * decoder + 2 * n * branches,
+        }
+        two, three = (rows * (unet + n * both) for rows in (2, 3))
+        for name, without_id, with_id, before in (
+            ("engine", ours["without_id"], ours["with_id"], times + conditions),
+            ("naive", two, three, 0),
+            ("naive-shared", two - n * both, three - n * both, 0),
+            ("naive-no-delay", three, three, 0),
+            ("naive-compiled", two, three, 0),
+        ):
+            found = {phase: tflop * 1e12 for phase, tflop in contenders[name]["step_tflop"].items()}
+            assert found == pytest.approx({"without_id": without_id, "with_id": with_id}, rel=1e-12)
+            assert contenders[name]["tflop"] * 1e12 == pytest.approx(once + before + without_id + with_id, rel=1e-12)
+        tflop = {name: contender["tflop"] for name, contender in contenders.items()}
+        assert tflop["engine"] < tflop["naive-shared"] < tflop["naive"] < tflop["naive-no-delay"]
+        for name, ratio in case["ratios"].items():
+            assert ratio["flop"] == pytest.approx(tflop[name] / tflop["engine"])
+
+
+def test_a_network_that_nobody_counted_is_no_free_one() -> None:
+    assert total_flops({"unet": 3, "crop": 5, "guide_step": 1}, {"unet": 7}) == 21
+    with pytest.raises(KeyError, match="refiner"):
+        total_flops({"unet": 3, "refiner": 1}, {"unet": 7})
+
+
+def test_a_naive_row_is_a_forward_of_diffusers(engine_dir: Path, checkpoint_dir: Path) -> None:
+    checkpoint = Checkpoint.open(checkpoint_dir)
+    per_row = flops_per_row(Manifest.read(engine_dir), 128, 128, None)
+    side = checkpoint.sample_size
+    with torch.device("meta"), torch.no_grad():
+        latents = torch.zeros(3, checkpoint.latent_channels, side, side)
+        added = {"text_embeds": torch.zeros(3, checkpoint.pooled_dim), "time_ids": torch.zeros(3, 6)}
+        text = torch.zeros(3, 77, checkpoint.cross_attention_dim)
+        tokens = torch.zeros(3, checkpoint.num_id_tokens, checkpoint.cross_attention_dim)
+        calls = {
+            "unet": {"encoder_hidden_states": text},
+            "controlnet_local": {"encoder_hidden_states": tokens, "controlnet_cond": torch.zeros(3, 3, 128, 128)},
+            "controlnet_global": {"encoder_hidden_states": tokens, "controlnet_cond": torch.zeros(3, 1, 128, 128)},
+        }
+        for name, inputs in calls.items():
+            module = meta_module(checkpoint.components[name]).eval()
+            with FlopCounterMode(display=False) as counter:
+                module(latents, torch.tensor(1), added_cond_kwargs=added, **inputs)
+            # The module embeds its one timestep once for all rows; a row's share of that is counted per row.
+            assert counter.get_total_flops() == pytest.approx(3 * per_row[name], rel=1e-3)
+
+
+def test_another_picture_size_is_counted_anew(engine_dir: Path, checkpoint_dir: Path) -> None:
+    manifest, checkpoint = Manifest.read(engine_dir), Checkpoint.open(checkpoint_dir)
+    listed = {name: network["flops_per_row"] for name, network in manifest.values["networks"].items()}
+    counted = count_networks(checkpoint, 128, 128)
+    assert set(counted) == {"unet_encoder", "unet_decoder", "global_condition", "global_branch", "vae_decoder"}
+    assert counted == {name: listed[name] for name in counted}
+    larger = flops_per_row(manifest, 128, 192, checkpoint)
+    assert larger["local_branch"] == listed["local_branch"]  # its canvas does not grow with the picture
+    assert larger["global_condition"] == 1.5 * listed["global_condition"]  # convolutions only
+    assert larger["unet_encoder"] > 1.5 * listed["unet_encoder"]  # attention grows faster
+    with pytest.raises(RequestError, match=r"a 192×128 px picture .* Give --checkpoint too"):
+        flops_per_row(manifest, 128, 192, None)

@@ -1,0 +1,157 @@
+"""The parity gate: however a network is run, in whatever precision, it is held to the same bound."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, numpy_helper
+
+from export.checkpoint import Checkpoint
+from export.forms import Limits, OnnxForm
+from export.networks import Network, networks
+from export.to_onnx import to_onnx
+from export.verify import parity_shapes, rms_of, verify
+from export.verify_engine import Scene, verify_engine
+from export.verify_plans import limits_of, through_backend, verify_plans
+from export.widen import widened
+from realisid_trt.backends import open_backend
+from realisid_trt.errors import ParityError
+from realisid_trt.manifest import MANIFEST, Manifest
+from tests.export.test_bisect import feed_of, file_of
+
+BF16, LIMITS = OnnxForm(23, "bf16"), Limits.of_requests(2, 2, 8)
+SINGLE, BUILD = OnnxForm(20, "fp32"), "onnxruntime-opset20-fp32"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(checkpoint_dir: Path) -> Checkpoint:
+    return Checkpoint.open(checkpoint_dir)
+
+
+@pytest.fixture(scope="module")
+def known(checkpoint: Checkpoint) -> dict[str, Network]:
+    return networks(checkpoint)
+
+
+# text_encoder: a number of the code, GELU's 1.702, is rounded into the graph. unet_time: casts between precisions.
+@pytest.mark.parametrize("name", ["text_encoder", "unet_time"])
+def test_bfloat16_is_verified_widened(known: dict[str, Network], name: str, tmp_path: Path) -> None:
+    """No CPU kernel knows bfloat16: its graph runs in float32, with the very same weights."""
+    module, file = known[name].module(BF16.dtype), tmp_path / "network.onnx"
+    to_onnx(known[name], module, BF16, LIMITS, file)
+    kept = [(tensor, tensor.clone()) for tensor in (*module.parameters(), *module.buffers())]
+    parity = verify(known[name], module, file, BF16, LIMITS)
+    assert parity.widened and parity.ratio < 4 and parity.rms < 1e-6
+    assert all(tensor.dtype == before.dtype and torch.equal(tensor, before) for tensor, before in kept)
+
+    narrow = {tensor.name: tensor for tensor in onnx.load(str(file)).graph.initializer}
+    with widened(file) as twin:
+        graph = onnx.load(str(twin)).graph
+    assert [path.name for path in tmp_path.iterdir()] == ["network.onnx"]
+    types = {value.type.tensor_type.elem_type for value in (*graph.input, *graph.output, *graph.value_info)}
+    assert TensorProto.FLOAT in types and not types & {TensorProto.BFLOAT16, TensorProto.FLOAT16}
+    for tensor in graph.initializer:
+        was, values = narrow[tensor.name], numpy_helper.to_array(tensor)
+        assert tensor.data_type == (TensorProto.FLOAT if was.data_type == TensorProto.BFLOAT16 else was.data_type)
+        assert np.array_equal(values, numpy_helper.to_array(was).astype(values.dtype))
+
+    model = onnx.load(str(file))
+    tensor = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+    values = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array((values.astype(np.float32) * 2).astype(values.dtype), tensor.name))
+    onnx.save(model, str(file))
+    with pytest.raises(ParityError, match=r"\(opset23-bf16, widened to float32\) output .* --bisect to learn"):
+        verify(known[name], module, file, BF16, LIMITS)
+
+
+def test_a_runner_is_asked_within_its_limits(known: dict[str, Network]) -> None:
+    limits = Limits(rows=(1, 1), timesteps=(1, 2), side=(2, 2))
+    shapes = parity_shapes(limits)
+    assert all(unit["rows"] == 1 and unit["timesteps"] <= 2 and unit["height"] == 2 for unit in shapes)
+    module, asked = known["local_time"].module(torch.float32), []
+
+    def run(feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        asked.append(feed["timestep"].shape)
+        with torch.no_grad():
+            return [(module(*map(torch.from_numpy, feed.values())) * error).numpy()]
+
+    error = 1.0
+    assert verify(known["local_time"], module, run, SINGLE, limits).ratio == 1 and asked == [(1,), (2,)]
+    error = 1.001
+    with pytest.raises(ParityError, match="local_time .* errs 1.00e-03 .* the plan does not: try another"):
+        verify(known["local_time"], module, run, SINGLE, limits)
+
+
+def test_every_network_through_a_backend(engine_dir: Path, checkpoint: Checkpoint) -> None:
+    """What a GPU will do with its plans, with the backend of the CPU and its networks."""
+    manifest = Manifest.read(engine_dir)
+    parities = verify_plans(engine_dir, checkpoint, BUILD)
+    assert list(parities) == list(manifest.values["networks"])
+    for name, parity in parities.items():
+        described = manifest.values["networks"][name]["builds"][BUILD]["parity"]
+        assert parity.ratio == pytest.approx(described["ratio"], rel=0.5), name
+
+
+def test_a_backend_that_computes_something_else(
+    engine_dir: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = Manifest.read(engine_dir)
+    with_text = ["text_encoder", "text_encoder_2"]
+    backend = open_backend("onnxruntime", manifest, "cpu:1", with_text)
+    run = backend.run
+    monkeypatch.setattr(backend, "run", lambda name, fed: {k: v * 1.001 for k, v in run(name, fed).items()})
+    with pytest.raises(ParityError, match="text_encoder .* --bisect"):
+        verify_plans(engine_dir, checkpoint, BUILD, backend)
+    with pytest.raises(ParityError, match="No node differs"):  # the pieces are run by a backend of their own
+        verify_plans(engine_dir, checkpoint, BUILD, backend, bisect=True)
+
+
+def test_a_piece_of_a_network_through_a_backend(engine_dir: Path, known: dict[str, Network]) -> None:
+    from export.bisect import _Graph, plain
+
+    manifest = Manifest.read(engine_dir)
+    file, feed = file_of(engine_dir, "local_branch", SINGLE), feed_of(known["local_branch"], SINGLE)
+    value = next(n for n in onnx.load(str(file)).graph.node if n.op_type == "Conv").output[0]
+    with _Graph(file).marked([value]) as marked:
+        [ours] = through_backend(manifest, manifest.builds[BUILD], "local_branch", "cpu:1")(marked, feed).values()
+        assert np.abs(ours - plain(marked, feed)[value]).max() < 1e-5
+
+
+def test_what_a_plan_takes_is_read_from_the_manifest(engine_dir: Path) -> None:
+    manifest = Manifest.read(engine_dir)
+    limits = {name: limits_of(network) for name, network in manifest.networks(manifest.builds[BUILD]).items()}
+    assert limits["unet_encoder"] == limits["vae_decoder"] and limits["unet_encoder"].side == (2, 16)
+    assert limits["unet_time"].timesteps[1] >= 1000 and limits["id_encoder"].rows[0] == 1
+
+
+def test_builds_that_cannot_run_here_are_named(engine_dir: Path, checkpoint: Checkpoint) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("here they can")
+    said: list[str] = []
+    assert verify_engine(engine_dir, checkpoint, said.append, whole=False) == {}
+    others = set(Manifest.read(engine_dir).builds) - {BUILD}
+    assert {line.split(" was not compared with the reference: ")[0] for line in said} == others and len(others) == 2
+
+
+def test_the_engine_s_figures(engine_dir: Path) -> None:
+    """One step's guided noise_pred errs more than its rows: the weights of Eq. (8) are 6.5, 2.5 and 5."""
+    figures: dict[str, Any] = json.loads((engine_dir / MANIFEST).read_text())["verified"][BUILD]
+    assert figures["steps"] == 4 and figures["ratio"] <= 4 and figures["ratio_noise_pred"] <= 4
+    assert 1e-7 < figures["rms_torch_noise_pred"] < 1e-5 and 1e-7 < figures["rms_torch"] < 1e-5
+
+
+def test_the_half_reference_errs_like_half_precision(checkpoint: Checkpoint, engine_dir: Path) -> None:
+    """bfloat16 has three bits less than float16, so it errs eight times as much."""
+    manifest = Manifest.read(engine_dir)
+    scene, [(scale, _)] = Scene.of(manifest.model), manifest.ddim.coefficients(1)
+    truth, half, brain = (scene.by_reference(checkpoint, p).single for p in ("float64", "float16", "bfloat16"))
+    noise = rms_of(truth - scale * scene.noise)
+    half_error, brain_error = rms_of(half - truth) / noise, rms_of(brain - truth) / noise
+    assert 5e-4 < half_error < 1e-2 and 4 < brain_error / half_error < 16
