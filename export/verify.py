@@ -89,6 +89,8 @@ def verify(
         {tap.name: _numpy(tensor) for tap, tensor in zip(network.inputs, tensors, strict=True)} for tensors in inputs
     ]
     wide = isinstance(run, Path) and (form.precision == "bf16" or (heavy and form.precision == "fp16"))
+    if wide:
+        feeds = [{name: _widened(array) for name, array in feed.items()} for feed in feeds]
     if isinstance(run, Path):
         with widened(run) if wide else nullcontext(run) as file:
             graphs = _on_cpu(file, feeds)
@@ -100,14 +102,22 @@ def verify(
     for tensors, feed, graph in zip(inputs, feeds, graphs, strict=True):
         with _RoundedScalars(form.dtype) if wide else nullcontext():
             with _in_float32(module) if wide else nullcontext():
-                outputs = module(*map(_float32, tensors) if wide else tensors)
-            plain = [_numpy(tensor) for tensor in (outputs if isinstance(outputs, tuple) else (outputs,))]
+                outputs = _run_module(module, [*map(_float32, tensors)] if wide else tensors, heavy and not wide)
+            plain = [_numpy(tensor) for tensor in outputs]
             exact = [_numpy(tensor) for tensor in in_float64(module, tensors)]
         for tap, *three in zip(network.outputs, exact, graph, plain, strict=True):
             what = f"{network.name} ({form.name}{', widened to float32' if wide else ''}) output {tap.name}"
             errors.append(_compare(what, *three, eps, advice, partial(explain, feed) if explain else None))
     rms, max_abs, rms_torch, ratio = (max(column) for column in zip(*errors, strict=True))
     return Parity(rms, max_abs, rms_torch, ratio, units, wide)
+
+
+def _run_module(module: nn.Module, inputs: Sequence[Tensor], on_gpu: bool) -> list[Tensor]:
+    """The module's outputs. on_gpu: on torch's GPU, if it has one, and back."""
+    device = "cuda" if on_gpu and torch.cuda.is_available() else "cpu"
+    outputs = module.to(device)(*(tensor.to(device) for tensor in inputs))
+    module.to("cpu")
+    return [tensor.cpu() for tensor in (outputs if isinstance(outputs, tuple) else (outputs,))]
 
 
 def _on_cpu(file: Path, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[list[np.ndarray]]:
@@ -178,6 +188,10 @@ def _in_float32(module: nn.Module) -> Iterator[None]:
     finally:
         for tensor, data in zip(tensors, kept, strict=True):
             tensor.data = data
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if array.dtype == np.float16 else array
 
 
 def _float32(tensor: Tensor) -> Tensor:

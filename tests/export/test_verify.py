@@ -71,6 +71,20 @@ def test_bfloat16_is_verified_widened(known: dict[str, Network], name: str, tmp_
         verify(known[name], module, file, BF16, LIMITS)
 
 
+def test_a_heavy_network_is_tried_once_and_widened(
+    known: dict[str, Network], engine_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half precision takes a CPU hours over SDXL's local branch; its graph runs in float32, on the same weights."""
+    form, network = OnnxForm(23, "fp16"), known["id_encoder"]
+    file = engine_dir / "onnx" / form.name / "id_encoder.onnx"
+    monkeypatch.setattr("export.verify.HEAVY_FLOPS", 1e6)
+    parity = verify(network, network.module(form.dtype), file, form, LIMITS)
+    assert parity.widened and len(parity.shapes) == 1 and parity.ratio < 4 and parity.rms < 1e-6
+    monkeypatch.setattr("export.verify.HEAVY_FLOPS", 1e9)
+    parity = verify(network, network.module(form.dtype), file, form, LIMITS)
+    assert not parity.widened and len(parity.shapes) == 2 and parity.rms > 1e-5
+
+
 def test_a_runner_is_asked_within_its_limits(known: dict[str, Network]) -> None:
     limits = Limits(rows=(1, 1), timesteps=(1, 2), side=(2, 2))
     shapes = parity_shapes(limits)
