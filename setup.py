@@ -10,6 +10,7 @@ version = re.search(r'__version__ = "(.+)"', (here / "realisid_trt/__init__.py")
 
 ORT = "onnxruntime>=1.23"  # opset 20 and IR 10 on a CPU
 CUDA = ["cuda-core>=1.2,<2", "cuda-bindings>=13,<14"]
+TRAIN = ["accelerate>=1.15,<2", "matplotlib>=3.10"]
 
 setup(
     name="realisid_trt",
@@ -29,6 +30,8 @@ setup(
         "export.faces",
         "export.miniature",
         "training",
+        "training.judges",
+        "training.stages",
         "training.world",
     ],
     package_dir={"realisid_trt.kernels": "kernels"},
@@ -58,14 +61,15 @@ setup(
             CUDA[1],  # with the next: the CUDA kernels are compiled without a toolkit
             "nvidia-cuda-nvrtc>=13,<14",
         ],
+        "train": TRAIN,
         "dev": [
             *CUDA,
+            *TRAIN,
             "tensorrt_rtx>=1.7,<2",  # builds plans without a GPU
             "pytest>=9",
             "ruff>=0.17,<0.18",
             "mypy>=2.4,<3",
             "pybind11-stubgen==3.0.0",  # tests/tensorrt_api corrects the text it writes
-            "matplotlib>=3.10",
         ],
     },
 )

@@ -13,7 +13,8 @@ from realisid_trt.errors import RequestError
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
-PRESETS = ("miniature", "mid", "sdxl")
+PRESETS = ("miniature", "world", "mid", "sdxl")
+SMALL = ("miniature", "world")  # of an eighth of CLIP's widths, and groups of 8
 FAMILIES = ("sdxl", "sd15")
 PREDICTIONS = ("epsilon", "v_prediction")
 
@@ -23,9 +24,10 @@ class Recipe:
     """What `make_checkpoint` makes. The command line reads its defaults from here.
 
     seed:       of all weights: the same seed gives the same bytes.
-    preset:     "miniature" (UNet 2 M parameters), "mid" (116 M) or "sdxl" (2567 M, half precision, sharded).
+    preset:     "miniature" (UNet 2 M parameters), "world" (4 M; the shape that is trained on training.world), "mid"
+                (116 M) or "sdxl" (2567 M, half precision, sharded).
     family:     "sdxl" (3 levels, two text encoders, added conditions) or "sd15" (4 levels, one, none).
-    vae_factor: 4 or 8; None takes the preset's: 4 for the miniature, 8 for the others.
+    vae_factor: 4 or 8; None takes the preset's: 4 for the two small ones, 8 for the others.
     prediction: "epsilon" or "v_prediction".
     projection: "linear" or "resampler"; None takes linear unless `id_tokens` asks for another number than it gives.
     id_tokens:  number of ID tokens; None takes the image encoder's for linear, 16 for the resampler.
@@ -79,7 +81,7 @@ class Recipe:
     @property
     def factor(self) -> int:
         """The VAE's scale factor f."""
-        return self.vae_factor or (4 if self.preset == "miniature" else 8)
+        return self.vae_factor or (4 if self.preset in SMALL else 8)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -93,6 +95,11 @@ UNETS: dict[str, dict[str, Any]] = {
         "sample_size": 32, "block_out_channels": (16, 32, 64), "transformer_layers_per_block": (1, 1, 2),
         "attention_head_dim": (2, 4, 8), "norm_num_groups": 8, "cross_attention_dim": 64,
         "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 6 * 8 + 32,
+    },
+    "world": {
+        "sample_size": 32, "block_out_channels": (32, 64, 96), "transformer_layers_per_block": (1, 1, 1),
+        "attention_head_dim": (1, 2, 3), "norm_num_groups": 8, "cross_attention_dim": 96,
+        "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 6 * 8 + 48,
     },
     "mid": {
         "sample_size": 64, "block_out_channels": (96, 192, 384), "transformer_layers_per_block": (1, 2, 4),
@@ -127,6 +134,10 @@ IMAGE_ENCODERS: dict[str, dict[str, Any]] = {
         "image_size": 64, "patch_size": 8, "hidden_size": 48, "intermediate_size": 96,
         "num_hidden_layers": 3, "num_attention_heads": 4, "projection_dim": 32, "hidden_act": "gelu",
     },
+    "world": {
+        "image_size": 64, "patch_size": 8, "hidden_size": 96, "intermediate_size": 288,
+        "num_hidden_layers": 5, "num_attention_heads": 3, "projection_dim": 64, "hidden_act": "gelu",
+    },
     "mid": {
         "image_size": 112, "patch_size": 14, "hidden_size": 192, "intermediate_size": 768,
         "num_hidden_layers": 4, "num_attention_heads": 4, "projection_dim": 128, "hidden_act": "gelu",
@@ -139,11 +150,12 @@ IMAGE_ENCODERS: dict[str, dict[str, Any]] = {
 # hidden size, intermediate size, layers, heads, projection, activation
 TEXT_ENCODERS: dict[str, tuple[tuple[Any, ...], ...]] = {
     "miniature": ((32, 64, 2, 4, 32, "quick_gelu"), (32, 64, 2, 4, 32, "gelu")),
+    "world": ((48, 128, 3, 3, 48, "quick_gelu"), (48, 128, 3, 3, 48, "gelu")),
     "mid": ((256, 1024, 4, 4, 256, "quick_gelu"), (256, 1024, 4, 4, 256, "gelu")),
     "sdxl": ((768, 3072, 12, 12, 768, "quick_gelu"), (1280, 5120, 32, 20, 1280, "gelu")),  # CLIP-L and OpenCLIP bigG
 }
-VAE_WIDTHS = {"miniature": (8, 16, 16, 32), "mid": (32, 64, 128, 128), "sdxl": (128, 256, 512, 512)}
-CONDITION_WIDTHS = {"miniature": (8, 16, 32, 32), "mid": (16, 32, 96, 256), "sdxl": (16, 32, 96, 256)}
+VAE_WIDTHS = {"miniature": (8, 16, 16, 32), "world": (16, 32, 32, 64), "mid": (32, 64, 128, 128), "sdxl": (128, 256, 512, 512)}
+CONDITION_WIDTHS = {"miniature": (8, 16, 32, 32), "world": (16, 32, 64, 64), "mid": (16, 32, 96, 256), "sdxl": (16, 32, 96, 256)}
 
 
 def component_configs(recipe: Recipe, vocabulary: int) -> dict[str, dict[str, Any]]:
@@ -164,7 +176,8 @@ def component_configs(recipe: Recipe, vocabulary: int) -> dict[str, dict[str, An
         "down_block_types": ("DownEncoderBlock2D",) * levels,
         "up_block_types": ("UpDecoderBlock2D",) * levels,
         "layers_per_block": 2 if recipe.preset == "sdxl" else 1,
-        "norm_num_groups": 8 if recipe.preset == "miniature" else 32,
+        "norm_num_groups": 8 if recipe.preset in SMALL else 32,
+        "mid_block_add_attention": recipe.preset != "world",
         "latent_channels": 4,
         "scaling_factor": 0.18215 if sd15 else 0.13025,
         "force_upcast": not sd15,

@@ -1,0 +1,119 @@
+"""The evaluation: intervals that contain what they should, and judges that tell a true render from a wrong one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from training.evaluation.cases import SIZES, Casting, one_person_captions
+from training.evaluation.measures import Judges, brow_height, face_crop, mouth_opening, right_color
+from training.evaluation.statistics import difference, estimate, frechet, ratio
+from training.judges import JUDGES
+from training.judges.nets import POINTS, Detector, overlap
+from training.world import POSE, describe, landmarks
+
+CASTING = Casting()
+
+
+def test_intervals_contain_the_truth_as_often_as_they_say() -> None:
+    """200 experiments of 20 people with 6 pictures each: 95 % intervals over people contain the mean of all people."""
+    rng, groups = np.random.default_rng(0), np.repeat(np.arange(20), 6)
+    inside = 0
+    for trial in range(200):
+        values = 0.3 + np.repeat(rng.normal(0, 0.2, 20), 6) + rng.normal(0, 0.1, 120)
+        found = estimate(values, groups, seed=trial)
+        assert found.mean == pytest.approx(values.mean()) and found.low < found.mean < found.high
+        inside += found.low <= 0.3 <= found.high
+    assert 176 <= inside <= 198  # a bootstrap over 20 is a little narrow; 95 % would be 190
+
+
+def test_pairs_are_told_apart_where_means_are_not() -> None:
+    rng, groups = np.random.default_rng(1), np.repeat(np.arange(30), 4)
+    base = np.repeat(rng.normal(0, 1, 30), 4)
+    better = base + 0.05 + rng.normal(0, 0.02, 120)
+    gain = difference(better, base, groups)
+    assert gain.low > 0 and gain.mean == pytest.approx(0.05, abs=0.01)
+    assert estimate(better, groups).low < estimate(base, groups).mean  # alone, their intervals overlap
+    assert ratio(2 * base + 8, base + 4, groups).mean == pytest.approx(2)
+    holes = better.copy()
+    holes[::7] = np.nan
+    assert np.isfinite(estimate(holes, groups).mean)
+
+
+def test_frechet_is_the_formula_for_known_normals() -> None:
+    rng = np.random.default_rng(2)
+    one, other = rng.normal(0, 1, (40000, 3)), rng.normal(0, 2, (40000, 3)) + (3, 0, 0)
+    assert frechet(one, one) == pytest.approx(0, abs=1e-9)
+    assert frechet(one, other) == pytest.approx(9 + 3 * (2 - 1) ** 2, rel=0.03)
+
+
+def test_cases_are_what_is_asked_for() -> None:
+    cases = CASTING.table("small", identities=2, prompts=3, images=2)
+    assert len(cases) == 12 and [case.identities[0] for case in cases] == [0] * 6 + [1] * 6
+    assert len({case.seed for case in cases}) == 12
+    low, high = SIZES["small"]
+    for case in cases:
+        side = (case.picture.boxes[0, 2] - case.picture.boxes[0, 0]) / 128
+        assert low - 1 / 32 <= side <= high + 1 / 32
+        assert describe(case.scene.caption).hats == (None,)
+        assert case.crops[0].shape == (64, 64, 3) and case.scene.actors[0].identity.name[0] == "unseen"
+    assert len(set(one_person_captions(35))) == 35
+    again = CASTING.table("small", identities=2, prompts=3, images=2)[7]
+    assert np.array_equal(again.picture.rgb, cases[7].picture.rgb) and np.array_equal(again.crops[0], cases[7].crops[0])
+    pair = CASTING.groups(2, 3, (1 / 5, 1 / 4), "overlap", 40)[0]
+    boxes = pair.picture.boxes
+    assert len(set(pair.identities)) == 2 and boxes[1, 0] < boxes[0, 2]
+
+
+def test_colours_under_the_face_are_checked_where_the_truth_shows_them() -> None:
+    case = CASTING.case(3, (5,), "a person in a red shirt in the park", (1 / 3, 1 / 3))
+    rgb = case.picture.rgb
+    assert right_color(case, 0, rgb, "shirt") == right_color(case, 0, rgb, "neck") == 1.0
+    bluish = rgb[..., ::-1].copy()
+    assert right_color(case, 0, bluish, "shirt") == 0.0
+    assert right_color(case, 0, np.roll(rgb, 64, axis=1), "shirt") == 0.0
+
+
+def test_readouts_follow_the_face() -> None:
+    world = CASTING.world
+    factors = world.identity(3).factors[None]
+    pose = np.zeros((1, 9))
+    wide = pose.copy()
+    wide[0, list(POSE).index("mouth")] = 1.0
+    points, opened = landmarks(factors, pose)[0][list(POINTS)], landmarks(factors, wide)[0][list(POINTS)]
+    assert mouth_opening(opened) > mouth_opening(points) + 0.02
+    assert brow_height(points) == pytest.approx(brow_height(opened), abs=0.02)
+
+
+def test_a_detector_gives_every_face_once() -> None:
+    """A map in which two faces are marked by nine cells each, and a faint third."""
+    told = torch.full((1, 5, 32, 32), -8.0)
+    for row, column, logit in ((10, 8, 3.0), (20, 24, 2.0), (5, 28, -1.5)):
+        for dy in (-1, 0, 1):
+            for dx in (-1, 0, 1):
+                told[0, 0, row + dy, column + dx] = logit - 0.1 * (abs(dx) + abs(dy))
+                told[0, 1:, row + dy, column + dx] = torch.tensor([4 + dx, 4 + dy, 4 - dx, 4 - dy]).float()
+    detector = Detector()
+    detector.forward = lambda pictures: told  # type: ignore[method-assign]
+    [found] = detector.boxes(torch.zeros(1, 3, 128, 128))
+    assert [round(box[1]) for box in found] == [18, 82] and found[0][0] > found[1][0]
+    assert overlap((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(1 / 3)
+
+
+def test_judges_see_truth_and_galleries(tmp_path) -> None:
+    """With untrained judges every number has its form; who is compared with whom does not hang on the pictures."""
+    for name, kind in JUDGES.items():
+        torch.manual_seed(0)
+        save_file({key: value.half() for key, value in kind().state_dict().items()}, tmp_path / f"{name}.safetensors")
+    judges = Judges(tmp_path, CASTING)
+    cases = [CASTING.case(1, (0,)), CASTING.case(2, (1, 2), None, (1 / 6, 1 / 5))]
+    told = judges.judge(cases, np.stack([case.picture.rgb for case in cases]))
+    assert all(column.shape == (3,) for column in told.values.values()) and told.features.shape == (2, 128)
+    assert told.values["identity"].tolist() == [0, 1, 2]
+    assert (np.abs(told.values["similarity"]) <= 1 + 1e-6).all() and set(told.values["rank1"]) <= {0.0, 1.0}
+    assert np.array_equal(told.values["neck"], np.ones(3)) and np.array_equal(told.values["shirt"], np.ones(3))
+    others = judges._distractors(0, (0,))
+    assert len(others) == 8 and all(np.linalg.norm(other) == pytest.approx(1) for other in others)
+    assert face_crop(cases[0].picture.rgb, cases[0].picture.boxes[0]).shape == (48, 48, 3)

@@ -1,0 +1,128 @@
+"""A folder of one's own photos: ten of them, made of two by augmentation, with captions, as far as training steps."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageOps
+
+from export.miniature import make_checkpoint
+from realisid_trt.errors import RequestError
+from tests.conftest import Photos
+from training.loop import read_log
+from training.pictures import PictureFolder, framed
+from training.prepare import main as prepare
+from training.store import Store
+from training.train import main as train
+
+
+@pytest.fixture(scope="module")
+def folder(photos: Photos, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten photos with faces, five of each person, and one of a wall."""
+    out = tmp_path_factory.mktemp("photos")
+    changes = {
+        "plain": lambda image: image,
+        "mirrored": ImageOps.mirror,
+        "bright": lambda image: ImageEnhance.Brightness(image).enhance(1.25),
+        "wide": lambda image: ImageOps.expand(image, (180, 0, 60, 0), fill=(90, 110, 130)),
+        "grey": lambda image: ImageOps.grayscale(image).convert("RGB"),
+    }
+    for name, path in (("astronaut", photos.astronaut), ("hopper", photos.hopper)):
+        image = Image.open(path).convert("RGB")
+        for how, change in changes.items():
+            change(image).save(out / f"{name}-{how}.png")
+            (out / f"{name}-{how}.txt").write_text(f"a photo of the {name}, {how}\n")
+    Image.fromarray(np.full((300, 400, 3), 180, np.uint8)).save(out / "wall.png")
+    (out / "wall.txt").write_text("a wall")
+    return out
+
+
+@pytest.fixture(scope="module")
+def store(folder: Path, face_models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("prepared") / "store"
+    status = prepare(["pictures", "--folder", str(folder), "--face-models", str(face_models), "--size-px", "128",
+                      "--crop-px", "64", "--out", str(out)])  # fmt: skip
+    assert status == 0
+    return out
+
+
+def test_faces_captions_and_crops_are_found(store: Path) -> None:
+    found = Store(store)
+    assert len(found) == 10 and list(found.left_out) == ["wall.png"]
+    assert "no face" in found.left_out["wall.png"]
+    assert found.captions[0] == "a photo of the astronaut, bright"
+    assert found["rgb"].shape == (10, 128, 128, 3) and found["crops"].shape == (10, 1, 64, 64, 3)
+    boxes, points = found["boxes"][:, 0], found["landmarks"][:, 0]
+    assert (boxes >= -1).all() and (boxes <= 129).all() and ((boxes[:, 2] - boxes[:, 0]) > 20).all()
+    assert (np.abs(points - 0.5) < 0.75).all()
+    # the eyes stand level, above the mouth, inside the box: irises 468 and 473, lips 13
+    assert (points[:, [468, 473], 1].max(1) < points[:, 13, 1]).all()
+    crops = found["crops"][:, 0]  # a face on nothing
+    assert all(crops[:, y, x].max() == 0 for y in (0, -1) for x in (0, -1))
+    assert (crops[:, 32, 32].max(axis=1) > 40).all()
+    # a mirrored photo has its face on the other side
+    names = [caption.rsplit(", ", 1)[1] for caption in found.captions[:5]]
+    middle = {name: (box[0] + box[2]) / 2 for name, box in zip(names, boxes[:5], strict=True)}
+    assert middle["plain"] + middle["mirrored"] == pytest.approx(128, abs=3)
+
+
+def test_five_training_steps(store: Path, tmp_path: Path) -> None:
+    start = make_checkpoint(tmp_path / "start", preset="world", prediction="epsilon", face_margin=1.0)
+    status = train(["branches", "--checkpoint", str(start), "--data", str(store), "--out", str(tmp_path / "run"),
+                    "--new", "--cpu", "--steps", "5", "--batch-size", "4", "--threads", "1"])  # fmt: skip
+    assert status == 0
+    losses = [line["loss"] for line in read_log(tmp_path / "run" / "log.jsonl")]
+    assert len(losses) == 5 and np.isfinite(losses).all()
+    assert (tmp_path / "run" / "checkpoint" / "controlnet_local" / "config.json").is_file()
+
+
+def test_what_is_wrong_with_a_folder_is_said(folder: Path, face_models: Path, tmp_path: Path) -> None:
+    def examples(path: Path) -> PictureFolder:
+        return PictureFolder(folder=str(path), face_models=str(face_models))
+
+    with pytest.raises(RequestError, match="is no folder"):
+        len(examples(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RequestError, match="holds no pictures"):
+        len(examples(tmp_path / "empty"))
+    (tmp_path / "mute").mkdir()
+    shutil.copy(folder / "wall.png", tmp_path / "mute")
+    with pytest.raises(RequestError, match=r"1 of 1 pictures have no caption.*wall\.txt beside it"):
+        len(examples(tmp_path / "mute"))
+    (tmp_path / "lines").mkdir()
+    shutil.copy(folder / "wall.png", tmp_path / "lines")
+    (tmp_path / "lines" / "metadata.jsonl").write_text('{"file_name": "wall.png"}\n')
+    with pytest.raises(RequestError, match="line 1"):
+        len(examples(tmp_path / "lines"))
+    (tmp_path / "told").mkdir()
+    shutil.copy(folder / "wall.png", tmp_path / "told")
+    line = json.dumps({"file_name": "wall.png", "text": "a wall"})
+    (tmp_path / "told" / "metadata.jsonl").write_text(line + "\n")
+    assert len(examples(tmp_path / "told")) == 1
+
+
+def test_only_faceless_pictures_are_refused(
+    face_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "walls").mkdir()
+    Image.fromarray(np.full((300, 400, 3), 180, np.uint8)).save(tmp_path / "walls" / "wall.png")
+    (tmp_path / "walls" / "wall.txt").write_text("a wall")
+    status = prepare(["pictures", "--folder", str(tmp_path / "walls"), "--face-models", str(face_models),
+                      "--out", str(tmp_path / "store")])  # fmt: skip
+    assert status == 2 and "none of 1 examples can be used" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists() and not list(tmp_path.glob(".store*"))
+
+
+@pytest.mark.parametrize(
+    "square, left", [((100, 20, 140, 60), 50), ((2, 20, 42, 60), 0), ((150, 20, 190, 60), 96), ((0, 0, 100, 100), 0)]
+)
+def test_a_photo_is_cut_about_its_middle_as_far_as_the_face_allows(square: tuple[int, ...], left: int) -> None:
+    """A photo of 200 × 100 px: its square is 100 px wide."""
+    rgb = np.zeros((100, 200, 3), np.uint8)
+    rgb[:, :, 0] = np.arange(200)
+    cut, box = framed(rgb, square, 100)
+    assert cut[0, 0, 0] == left and box == (square[0] - left, square[1], square[2] - left, square[3])

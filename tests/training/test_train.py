@@ -1,0 +1,186 @@
+"""The training loop: a run that was killed equals one that was not, two processes equal one, every stage learns."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from export.checkpoint import Checkpoint
+from export.miniature import make_checkpoint
+from training.examples import WorldFaces, WorldScenes
+from training.judges import JUDGES, load_judge
+from training.loop import Course, read_log
+from training.stages import STAGES
+from training.store import Store, store_of
+from training.train import main
+
+DATA = {
+    "vae": "scenes", "id-encoder": "faces", "text-to-image": "scenes", "branches": "portraits", "recogniser": "faces",
+    "face-points": "scenes", "attributes": "scenes", "detector": "scenes",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _accelerate_forgets() -> Iterator[None]:
+    """accelerate keeps one state per process, and this process trains with several precisions."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("start") / "start", preset="world", prediction="v_prediction")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    store_of(WorldScenes(pictures=48), folder / "scenes")
+    store_of(WorldScenes(pictures=48, persons=1, crop_px=64), folder / "portraits")
+    store_of(WorldFaces(pairs=32, views=2, scene_px=48), folder / "faces")
+    return folder
+
+
+def command(stage: str, start: Path, data: Path, out: Path, *more: str) -> list[str]:
+    return [
+        stage, "--checkpoint", str(start), "--data", str(data / DATA[stage]), "--out", str(out), "--new", "--cpu",
+        "--batch-size", "8", "--threads", "1", "--warmup-steps", "2", *more,
+    ]  # fmt: skip
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {f"{f.parent.name}/{k}": v for f in sorted(folder.rglob("*.safetensors")) for k, v in load_file(f).items()}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_learns_and_leaves_its_part(stage: str, start: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(command(stage, start, data, out, "--steps", "16", "--half")) == 0
+    losses = [line["loss"] for line in read_log(out / "log.jsonl")]
+    assert len(losses) == 16 and np.mean(losses[-4:]) < np.mean(losses[:4])
+    assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
+    if stage in JUDGES:
+        load_judge(stage, out / "judges")
+        return
+    trained = {
+        "vae": {"vae"}, "id-encoder": {"image_encoder"}, "text-to-image": {"unet", "text_encoder", "text_encoder_2"},
+        "branches": {"controlnet_local", "controlnet_global", "id_projection"},
+    }[stage]  # fmt: skip
+    Checkpoint.open(out / "checkpoint").check_weights()
+    before, after = weights(start), weights(out / "checkpoint")
+    assert before.keys() == after.keys()
+    for key, value in after.items():
+        if key.split("/")[0] in trained:
+            assert value.dtype == torch.float16 and value.isfinite().all()
+        else:
+            assert torch.equal(value, before[key]), key
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(start: Path, data: Path, tmp_path: Path) -> None:
+    """The weights are the same bytes: everything that chance decides hangs on the seed and the place in the row."""
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    assert main(command("branches", start, data, once, "--steps", "8", "--save-steps", "100")) == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "training.train",
+         *command("branches", start, data, twice, "--steps", "8", "--save-steps", "3")],
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    log = twice / "log.jsonl"
+    while process.poll() is None and (not log.exists() or len(read_log(log)) < 5):
+        pass
+    process.kill()
+    process.wait()
+    assert not (twice / "checkpoint").exists()
+    assert (twice / "state").is_dir()
+    assert main(command("branches", start, data, twice, "--steps", "8", "--save-steps", "3")) == 0
+    assert [line["step"] for line in read_log(log)] == list(range(1, 9))
+    first, second = ([{**line, "examples_per_s": 0} for line in read_log(run / "log.jsonl")] for run in (once, twice))
+    assert first == second
+    one, other = weights(once / "checkpoint"), weights(twice / "checkpoint")
+    assert all(torch.equal(value, other[key]) for key, value in one.items())
+
+
+def test_two_processes_are_one_with_twice_the_batch(start: Path, data: Path, tmp_path: Path) -> None:
+    """Half a batch each, gradients averaged: the same up to rounding (float32, six steps)."""
+    alone, pair = tmp_path / "alone", tmp_path / "pair"
+    more = ("--steps", "6", "--precision", "no")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m",
+              "training.train"]  # fmt: skip
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    # Its loss is a mean over examples, so the mean of two halves is the whole's; a contrast's is not.
+    both = [*launch, *command("face-points", start, data, pair, *more)]
+    subprocess.run(both, check=True, env=environment, timeout=300, stderr=subprocess.DEVNULL)
+    assert main(command("face-points", start, data, alone, *more)) == 0
+    ones, twos = (read_log(run / "log.jsonl") for run in (alone, pair))
+    for one, two in zip(ones, twos, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), one["step"]
+
+
+def test_a_folder_that_trains_something_else_is_left_alone(
+    start: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert main(command("vae", start, data, out, "--steps", "2")) == 0
+    capsys.readouterr()
+    assert main(command("vae", start, data, out, "--steps", "2", "--seed", "1")) == 2
+    assert "seed was 0 and is now 1. Choose another --out." in capsys.readouterr().err
+    assert main(command("face-points", start, data, out, "--steps", "2")) == 2
+    assert "stage was 'vae' and is now 'face-points'" in capsys.readouterr().err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("mine")
+    assert main(command("vae", start, data, tmp_path / "full", "--steps", "2")) == 2
+    assert "is no training" in capsys.readouterr().err
+    assert main(command("branches", start, data / "x", tmp_path / "other", "--steps", "2")) == 2
+    assert "holds no examples" in capsys.readouterr().err
+    faces = command("vae", start, data, tmp_path / "other", "--steps", "2")
+    faces[faces.index(str(data / "scenes"))] = str(data / "faces")
+    assert main(faces) == 2
+    assert "no rgb: these examples are for another stage" in capsys.readouterr().err
+
+
+def test_a_run_may_be_prolonged(start: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(command("face-points", start, data, out, "--steps", "3")) == 0
+    assert main(command("face-points", start, data, out, "--steps", "5")) == 0
+    assert [line["step"] for line in read_log(out / "log.jsonl")] == [1, 2, 3, 4, 5]
+
+
+def test_a_loss_that_is_no_number_ends_the_run(
+    start: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command("vae", start, data, tmp_path / "run", "--steps", "60", "--learning-rate", "1e30")) == 1
+    assert "smaller --learning-rate" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_the_learning_rate_rises_stays_and_falls() -> None:
+    course = Course(steps=1000, warmup_steps=10, decay=0.5)
+    rates = [course.rate(step, 1.0) for step in range(1000)]
+    assert rates[0] == pytest.approx(0.1) and rates[9:500] == [1.0] * 491
+    assert all(a > b for a, b in zip(rates[500:], rates[501:], strict=False)) and 0.02 < rates[-1] < 0.025
+
+
+def test_a_store_is_made_once_and_is_what_it_says(tmp_path: Path) -> None:
+    store = store_of(WorldScenes(pictures=5, persons=2), tmp_path / "store")
+    written = (tmp_path / "store" / "rgb.npy").stat().st_mtime_ns
+    again = store_of(WorldScenes(pictures=5, persons=2), tmp_path / "store")
+    assert (tmp_path / "store" / "rgb.npy").stat().st_mtime_ns == written
+    assert store.captions == again.captions and len(again) == 5
+    one = WorldScenes(pictures=5, persons=2)[3]
+    assert np.array_equal(again["rgb"][3], one["rgb"]) and again.captions[3] == one["caption"]
+    assert np.array_equal(again["landmarks"][3], one["landmarks"]) and one["num_persons"] == 2
+    with pytest.raises(Exception, match=r"holds other examples \(seed\)"):
+        store_of(WorldScenes(pictures=5, persons=2, seed=1), tmp_path / "store")
+    (tmp_path / "store" / "store.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(Exception, match="format 99"):
+        Store(tmp_path / "store")

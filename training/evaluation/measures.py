@@ -1,0 +1,186 @@
+"""What the judges say of pictures, one number per picture (or per person) and measure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from realisid_trt.faces.squares import as_box, crop_square, grown
+from realisid_trt.mesh import INNER_LIPS
+
+from ..judges import Attributes, Detector, FacePoints, Recogniser, load_judge
+from ..judges.nets import FACE_MARGIN, FACE_PX, POINTS, overlap
+from ..stages.judges import caption_labels
+from ..world import draw
+from .cases import FIRST_SCENE, GALLERY_VIEWS, NUM_DISTRACTORS, Case, Casting
+
+Rgb = NDArray[np.uint8]
+Floats = NDArray[np.float64]
+BATCH = 64
+GALLERY_CAPTION = "a person in a white shirt in a studio"
+NEAR_COLOR = 0.15  # a colour is the right one within this distance per channel, of 0..1
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """Measures of N persons in pictures (one row each), in the order of the cases and, inside them, from the left.
+
+    identity:    number of the person asked for; similarity: cosine of the recogniser's embedding to the person's own
+                 gallery; rank1: 1 if none of eight random people's galleries is nearer.
+    iou:         of the box asked for with the nearest face found anywhere, 0 if there is none.
+    landmarks:   mean distance of the face's points from those asked for, over the face's side.
+    mouth, brow: error of the mouth's opening and of the brows' height over the eyes, over the face's side.
+    neck, shirt: 1 where the median colour of what the truth shows as neck or shirt right under the face is right.
+    place, text: 1 where the attribute classifier sees the place, and everything that the caption says.
+    features:    (pictures, 128) for the Fréchet distance.
+    """
+
+    values: dict[str, Floats]
+    features: Floats
+
+
+class Judges:
+    """The four judges, and galleries of the people they know by sight."""
+
+    def __init__(self, folder: Path, casting: Casting, device: torch.device | None = None) -> None:
+        self.casting, self.device = casting, device or torch.device("cpu")
+        judges = {name: load_judge(name, folder).to(self.device) for name in ("recogniser", "face-points", "attributes",
+                                                                             "detector")}  # fmt: skip
+        self.recogniser: Any = judges["recogniser"]
+        self.face_points: Any = judges["face-points"]
+        self.attributes: Any = judges["attributes"]
+        self.detector: Any = judges["detector"]
+        self._gallery = lru_cache(maxsize=4096)(self._make_gallery)
+
+    def judge(self, cases: Sequence[Case], pictures: Rgb) -> Judgement:
+        """pictures: (N, S, S, 3) uint8, one per case."""
+        values: dict[str, list[float]] = {name: [] for name in (
+            "identity", "similarity", "rank1", "iou", "landmarks", "mouth", "brow", "neck", "shirt", "place", "text"
+        )}  # fmt: skip
+        crops = np.stack(
+            [face_crop(rgb, box) for case, rgb in zip(cases, pictures, strict=True) for box in case.picture.boxes]
+        )
+        embeddings, points = self._embed(crops), self._points(crops)
+        found = [box for some in _batches(pictures) for box in self.detector.boxes(self._tensor(some), most=5)]
+        said, features = self._attributes(pictures)
+        row = 0
+        for number, (case, rgb) in enumerate(zip(cases, pictures, strict=True)):
+            place, text = _text_scores(case, {name: logits[number] for name, logits in said.items()})
+            for person, identity in enumerate(case.identities):
+                own, others = self._gallery(identity), self._distractors(identity, case.identities)
+                likeness = float(own @ embeddings[row])
+                truth = case.picture.landmarks[person][list(POINTS)]
+                values["identity"].append(identity)
+                values["similarity"].append(likeness)
+                values["rank1"].append(float(all(likeness > float(other @ embeddings[row]) for other in others)))
+                values["iou"].append(
+                    max((overlap(tuple(case.picture.boxes[person]), box[1:]) for box in found[number]), default=0.0)
+                )
+                values["landmarks"].append(float(np.linalg.norm(points[row] - truth, axis=1).mean()))
+                for name, read in (("mouth", mouth_opening), ("brow", brow_height)):
+                    values[name].append(abs(read(points[row]) - read(truth)))
+                for part in ("neck", "shirt"):
+                    values[part].append(right_color(case, person, rgb, part))
+                values["place"].append(place)
+                values["text"].append(text)
+                row += 1
+        return Judgement({name: np.array(column, np.float64) for name, column in values.items()}, features)
+
+    def _distractors(self, identity: int, present: Sequence[int]) -> list[Floats]:
+        """Galleries of eight random other people, the same eight for a person whoever made the picture."""
+        rng = np.random.Generator(np.random.Philox(key=[8, identity]))
+        others = [int(who) for who in rng.permutation(1000) if who != identity and who not in present]
+        return [self._gallery(who) for who in others[:NUM_DISTRACTORS]]
+
+    def _make_gallery(self, identity: int) -> Floats:
+        """The mean embedding of true renders of a person in other scenes, of length 1."""
+        world, crops = self.casting.world, []
+        person = world.identity(identity, "unseen")
+        for view in range(GALLERY_VIEWS):
+            number = FIRST_SCENE + 10_000_000 + identity * GALLERY_VIEWS + view
+            scene = world.scene(number, face=(1 / 3, 1 / 2), identities=[person], caption=GALLERY_CAPTION)
+            picture = draw(scene, self.casting.size_px)
+            crops.append(face_crop(picture.rgb, picture.boxes[0]))
+        mean: Floats = self._embed(np.stack(crops)).mean(0)
+        return mean / np.linalg.norm(mean)
+
+    @torch.no_grad()
+    def _embed(self, crops: Rgb) -> Floats:
+        assert isinstance(self.recogniser, Recogniser)
+        found = [self.recogniser(self._tensor(some))[0] for some in _batches(crops)]
+        return _array(torch.nn.functional.normalize(torch.cat(found), dim=-1))
+
+    @torch.no_grad()
+    def _points(self, crops: Rgb) -> Floats:
+        assert isinstance(self.face_points, FacePoints)
+        return _array(torch.cat([self.face_points(self._tensor(some)) for some in _batches(crops)]))
+
+    @torch.no_grad()
+    def _attributes(self, pictures: Rgb) -> tuple[dict[str, Floats], Floats]:
+        assert isinstance(self.attributes, Attributes) and isinstance(self.detector, Detector)
+        told = [self.attributes(self._tensor(some)) for some in _batches(pictures)]
+        logits = {name: _array(torch.cat([one[name] for one, _ in told])) for name in told[0][0]}
+        return logits, _array(torch.cat([features for _, features in told]))
+
+    def _tensor(self, pictures: Rgb) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(pictures)).to(self.device).permute(0, 3, 1, 2).float() / 255
+
+
+def face_crop(rgb: Rgb, box: Floats) -> Rgb:
+    """(FACE_PX, FACE_PX, 3): the face square and a quarter more, as the recogniser was trained on."""
+    x0, y0, x1, y1 = (float(value) for value in box)
+    return crop_square(np.ascontiguousarray(rgb), grown(as_box((x0, y0, x1, y1)), FACE_MARGIN), FACE_PX)[0]
+
+
+_WHERE = {index: place for place, index in enumerate(POINTS)}
+_UPPER_LIP, _LOWER_LIP = 13, 14
+_BROWS, _EYES = (105, 334), (159, 386)  # middle of the brows' upper edge, upper lids
+
+
+def mouth_opening(points: Floats) -> float:
+    """Distance of the inner lips, of (len(POINTS), 2) landmarks."""
+    assert _UPPER_LIP in INNER_LIPS and _LOWER_LIP in INNER_LIPS
+    return float(np.linalg.norm(points[_WHERE[_LOWER_LIP]] - points[_WHERE[_UPPER_LIP]]))
+
+
+def brow_height(points: Floats) -> float:
+    """Mean distance of the brows from the upper lids."""
+    return float(np.mean([np.linalg.norm(points[_WHERE[b]] - points[_WHERE[e]]) for b, e in zip(_BROWS, _EYES)]))  # noqa: B905
+
+
+def right_color(case: Case, person: int, rgb: Rgb, part: str) -> float:
+    """Whether what the truth shows as `part` in the window under the face has its colour; NaN where there is none.
+
+    The window is as wide as the face square and as high: body posture and gesture, which nobody asked for, lie outside.
+    """
+    x0, y0, x1, y1 = case.picture.boxes[person]
+    window = np.zeros(rgb.shape[:2], bool)
+    window[int(y1 - 0.1 * (y1 - y0)) : int(y1 + (y1 - y0)), int(x0) : int(x1)] = True
+    shown = case.picture.shows(part, person) & window
+    if shown.sum() < 6:
+        return float("nan")
+    found = np.median(rgb[shown].astype(np.float64), axis=0) / 255
+    return float(np.abs(found - case.picture.color(part, person) / 255).max() < NEAR_COLOR)
+
+
+def _text_scores(case: Case, logits: dict[str, Floats]) -> tuple[float, float]:
+    """(is the place right, is everything right) by the attribute classifier."""
+    true = {name: value.numpy() for name, value in caption_labels(case.scene.caption).items()}
+    right = {name: float(logits[name].argmax() == true[name]) for name in ("place", "persons")}
+    right |= {name: float(((logits[name] > 0) == (true[name] > 0.5)).all()) for name in ("shirts", "hats")}
+    return right["place"], float(all(right.values()))
+
+
+def _batches(pictures: Rgb) -> list[Rgb]:
+    return [pictures[first : first + BATCH] for first in range(0, len(pictures), BATCH)]
+
+
+def _array(tensor: torch.Tensor) -> Floats:
+    return np.asarray(tensor.float().cpu().numpy(), np.float64)

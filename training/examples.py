@@ -1,0 +1,137 @@
+"""What is learned from, taken from the world, by number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from realisid_trt.faces.squares import as_box, crop_square, grown
+from realisid_trt.mesh import NUM_LANDMARKS
+
+from .world import FACTORS, World, draw, id_crop
+
+MOST_PERSONS = 3
+HULLS = 3  # one of so many ID crops keeps the face alone, as photos without a face parser do; the others the head
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldScenes:
+    """Scenes of the world with their captions.
+
+    pictures: how many; first: number of the first. seed: of the world.
+    size_px:  side S of the pictures; grid_px: of the cells that face squares lie on (the checkpoint's box_snap).
+    persons:  1 to 3 in every picture; 0: as they come, 55, 30 and 15 of 100.
+    face:     least and greatest side of a face over the picture's.
+    crop_px:  side s of the ID crops; 0 makes none. They are of other photos of the same persons than the picture, in
+              another pose and light, so that a network which copies the crop is not rewarded. margin: `face_margin`.
+
+    An example, for P persons at most, zeros after the last:
+    rgb (S, S, 3) uint8, num_persons () uint8, boxes (P, 4) float32 px, landmarks (P, 478, 2) float32 in [0, 1] of the
+    box, crops (P, s, s, 3) uint8, caption.
+    """
+
+    pictures: int
+    first: int = 0
+    seed: int = 0
+    size_px: int = 128
+    grid_px: int = 4
+    persons: int = 0
+    face: tuple[float, float] = (1 / 8, 1 / 2)
+    crop_px: int = 0
+    margin: float = 1.5
+
+    def shapes(self) -> Mapping[str, tuple[tuple[int, ...], DTypeLike]]:
+        persons, size, crop = self.persons or MOST_PERSONS, self.size_px, self.crop_px
+        return {
+            "rgb": ((size, size, 3), np.uint8),
+            "num_persons": ((), np.uint8),
+            "boxes": ((persons, 4), np.float32),
+            "landmarks": ((persons, NUM_LANDMARKS, 2), np.float32),
+            "crops": ((persons, crop, crop, 3), np.uint8),
+        }
+
+    def __len__(self) -> int:
+        return self.pictures
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        world = World(self.seed, self.size_px // self.grid_px)
+        index += self.first
+        scene = world.scene(index, persons=self.persons or None, face=self.face)
+        picture = draw(scene, self.size_px)
+        example: dict[str, Any] = {name: np.zeros(shape, dtype) for name, (shape, dtype) in self.shapes().items()}
+        example |= {"rgb": picture.rgb, "num_persons": len(scene.actors), "caption": scene.caption}
+        example["boxes"][: len(scene.actors)] = picture.boxes
+        example["landmarks"][: len(scene.actors)] = picture.landmarks
+        if self.crop_px:
+            for person, actor in enumerate(scene.actors):
+                photo = draw(world.reference(actor.identity, index), self.size_px)
+                keep = "head" if index % HULLS else "hull"
+                example["crops"][person] = id_crop(photo, 0, self.crop_px, self.margin, keep)
+        return example
+
+    def describe(self) -> dict[str, Any]:
+        return {"source": "world", **asdict(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldFaces:
+    """Pairs of siblings, each person in several views: what a recogniser must tell apart, and what it must not.
+
+    pairs:    how many; first: number of the first person of the "train" split.
+    views:    V of each person, all different in pose, expression, light, shirt and place.
+    photo_px: side s of the ID crops of portraits (background zeroed); 0 makes none.
+    scene_px: side t of crops of whole scenes, background and all, of the face square times scene_margin, whatever its
+              size in the picture; 0 makes none.
+
+    An example: photos (2, V, s, s, 3) uint8, scenes (2, V, t, t, 3) uint8, factors (2, 27) float32 of the identities.
+    """
+
+    pairs: int
+    first: int = 0
+    seed: int = 0
+    size_px: int = 128
+    grid_px: int = 4
+    views: int = 3
+    photo_px: int = 64
+    margin: float = 1.5
+    scene_px: int = 0
+    scene_margin: float = 1.25
+    face: tuple[float, float] = (1 / 8, 1 / 2)
+
+    def shapes(self) -> Mapping[str, tuple[tuple[int, ...], DTypeLike]]:
+        photo, scene = self.photo_px, self.scene_px
+        return {
+            "photos": ((2, self.views, photo, photo, 3), np.uint8),
+            "scenes": ((2, self.views, scene, scene, 3), np.uint8),
+            "factors": ((2, len(FACTORS)), np.float32),
+        }
+
+    def __len__(self) -> int:
+        return self.pairs
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        world = World(self.seed, self.size_px // self.grid_px)
+        one = world.identity(self.first + index)
+        found: dict[str, Any] = {name: np.zeros(shape, dtype) for name, (shape, dtype) in self.shapes().items()}
+        for person, identity in enumerate((one, world.sibling(one, 0))):
+            found["factors"][person] = identity.factors
+            for view in range(self.views):
+                number = (self.first + index) * self.views + view
+                if self.photo_px:
+                    photo = draw(world.reference(identity, number), self.size_px)
+                    keep = "head" if number % HULLS else "hull"
+                    found["photos"][person, view] = id_crop(photo, 0, self.photo_px, self.margin, keep)
+                if self.scene_px:
+                    scene = world.scene(2 * number + person, persons=1, face=self.face, identities=[identity])
+                    picture = draw(scene, self.size_px)
+                    x0, y0, x1, y1 = picture.boxes[0]
+                    square = grown(as_box((x0, y0, x1, y1)), self.scene_margin)
+                    found["scenes"][person, view] = crop_square(picture.rgb, square, self.scene_px)[0]
+        return found
+
+    def describe(self) -> dict[str, Any]:
+        return {"source": "world faces", **asdict(self)}

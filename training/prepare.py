@@ -1,0 +1,84 @@
+"""python -m training.prepare: makes examples.
+
+Every flag is a field of its class of examples, in examples.py, and has its default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, get_type_hints
+
+from realisid_trt.command_line import Outcome, run
+
+from .examples import WorldFaces, WorldScenes
+from .pictures import PictureFolder
+from .store import Examples, store_of
+
+KINDS: dict[str, type[Any]] = {"scenes": WorldScenes, "faces": WorldFaces, "pictures": PictureFolder}
+HELP = {
+    "scenes": "pictures of one to three people of the world, with captions",
+    "faces": "pairs of siblings of the world, in several views each",
+    "pictures": "a folder of your own photos with captions",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 failed, 2 bad usage."""
+    given = vars(_parser().parse_args(arguments))
+    as_json, kind, out = given.pop("json"), given.pop("kind"), given.pop("out")
+    return run(lambda: _prepare(KINDS[kind](**given), out), as_json)
+
+
+def _prepare(examples: Examples, out: str) -> Outcome:
+    start = time.monotonic()
+    store = store_of(examples, out, progress=True)
+    seconds = round(time.monotonic() - start, 1)
+    return Outcome(
+        {"path": str(store.path), "examples": len(store), "left_out": store.left_out, "seconds": seconds},
+        [f"left out: {reason}" for reason in store.left_out.values()]
+        + [f"{store.path}: {len(store)} examples, {seconds} s"],
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.prepare",
+        description="Make the examples that a training walks along; what is there already is kept.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""examples:
+  python -m training.prepare scenes --pictures 80000 --out out/training/scenes
+  python -m training.prepare scenes --pictures 60000 --first 1000000 --persons 1 --crop-px 64 \\
+    --out out/training/portraits
+  python -m training.prepare faces --pairs 16000 --out out/training/faces
+  python -m training.prepare pictures --folder PHOTOS --face-models engines/NAME/faces --out out/training/photos""",
+    )
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
+    for kind, cls in KINDS.items():
+        one = kinds.add_parser(kind, help=HELP[kind], description=cls.__doc__,
+                               formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        types = get_type_hints(cls)
+        for field in dataclasses.fields(cls):
+            flag = "--" + field.name.replace("_", "-")
+            if field.default is dataclasses.MISSING:
+                one.add_argument(flag, type=types[field.name], required=True)
+            elif isinstance(field.default, tuple):
+                one.add_argument(flag, type=_number, nargs=2, default=field.default, metavar=("LEAST", "GREATEST"))
+            else:
+                one.add_argument(flag, type=types[field.name], default=field.default, help="default %(default)s")
+        one.add_argument("--out", required=True, metavar="DIR", help="folder to make")
+        one.add_argument("--json", action="store_true", help="the last line of stdout is one JSON object")
+    return parser
+
+
+def _number(text: str) -> float:
+    """A number or a fraction, such as 1/8."""
+    above, _, below = text.partition("/")
+    return float(above) / float(below or 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""What a training leaves: a checkpoint in the layout it began with, and its losses as a picture."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from export.checkpoint import Checkpoint
+from export.checkpoint.classes import Component, quiet
+from export.checkpoint.files import STEMS, read_header
+from export.files import disk_errors, exchange
+from realisid_trt.files import whole_or_not
+
+from .loop import read_log
+
+
+def write_checkpoint(
+    start: Checkpoint, trained: Mapping[str, nn.Module], out: Path, dtype: torch.dtype = torch.float32
+) -> Path:
+    """The checkpoint `start` with these parts in the place of its own; it appears whole or not at all. Returns `out`.
+
+    What `start` takes from a base model stays there, unless it was trained. Raises DiskError.
+    """
+    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        with disk_errors(out.parent):
+            shutil.rmtree(partial, ignore_errors=True)
+            shutil.copytree(
+                start.path, partial, ignore=lambda folder, names: _skipped(Path(folder), names, start, trained)
+            )
+            _point_to_base(start.path, partial, out)
+            for name, module in trained.items():
+                _write_component(partial / name, module, start.components[name], dtype)
+        exchange(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _skipped(folder: Path, names: list[str], start: Checkpoint, trained: Mapping[str, nn.Module]) -> list[str]:
+    return [name for name in names if name.startswith(".") or (folder == start.path and name in trained)]
+
+
+def _point_to_base(start: Path, partial: Path, out: Path) -> None:
+    """A base model given by a relative path is still the same folder."""
+    path = partial / "model_index.json"
+    index = json.loads(path.read_text(encoding="utf-8"))
+    base = index.get("base_model")
+    if isinstance(base, str) and (start / base).is_dir():
+        index["base_model"] = os.path.relpath(start / base, out)
+        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_component(folder: Path, module: Any, before: Component, dtype: torch.dtype) -> None:
+    """config.json in its library's form, and one file of weights under the names that `before` has them."""
+    folder.mkdir()
+    with quiet():  # diffusers warns of a cast that is meant
+        module = module.to(dtype)
+        if hasattr(module, "save_config"):
+            module.save_config(folder)
+        elif hasattr(module, "config"):
+            module.config.architectures = [before.class_name]
+            module.config.save_pretrained(folder)
+        else:
+            text = json.dumps(dict(before.config), indent=2) + "\n"
+            (folder / "config.json").write_text(text, encoding="utf-8")
+    names = {name for file in before.files for name in read_header(file)}
+    # transformers 5 names CLIPTextModel's weights without this prefix; published files have it
+    prefix = "text_model." if any(name.startswith("text_model.") for name in names) else ""
+    tensors = {
+        key if key in names or not prefix else prefix + key: value.contiguous()
+        for key, value in module.state_dict().items()
+    }
+    file = folder / f"{STEMS[before.name]}.safetensors"
+    save_file(tensors, file, metadata={"format": "pt"})
+    file.chmod(folder.stat().st_mode & 0o666)  # safetensors writes files that only their owner may read
+
+
+def write_judges(trained: Mapping[str, nn.Module], folder: Path) -> None:
+    """The judges' weights in half precision, NAME.safetensors each."""
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, judge in trained.items():
+            tensors = {key: value.half().contiguous() for key, value in judge.state_dict().items()}
+            with whole_or_not(folder / f"{name}.safetensors") as partial:
+                save_file(tensors, partial, metadata={"format": "pt"})
+
+
+def draw_losses(log: Path, out: Path, title: str) -> None:
+    """Every column of a log.jsonl over the steps, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    lines = read_log(log)
+    names = [name for name in lines[-1] if name not in ("step", "examples_per_s")] if lines else []
+    if not names:
+        return
+    figure, axes = pyplot.subplots(1, len(names), figsize=(4.6 * len(names), 3.4), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        axis.plot([line["step"] for line in lines], [line[name] for line in lines], linewidth=1)
+        axis.set_xlabel("step")
+        axis.set_title(name)
+        axis.grid(alpha=0.3)
+    figure.suptitle(title)
+    figure.tight_layout()
+    figure.savefig(out, dpi=100)
+    pyplot.close(figure)

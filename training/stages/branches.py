@@ -1,0 +1,135 @@
+"""RealisID itself: the local branch, the global branch and the ID projection, on a frozen base. Eq. (7)."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from export.checkpoint import Checkpoint
+from realisid_trt.boxes import Grid, snap_box
+from realisid_trt.conditions import id_pixels, location_mask, pose_image
+
+from ..diffusion import Diffusion, mean_square, plain_attention_on
+from ..latents import latents_of
+from ..residuals import Branches, placement
+from ..store import Store
+from ..text import dropped, encode_text, time_ids, token_ids
+from .fresh import fresh
+from .stage import Item, Stage
+
+DROP_ID, DROP_TEXT, DROP_BOTH = 0.05, 0.05, 0.05  # the paper's
+FACE_WEIGHT = 1.0  # λ of Eq. (7)
+
+
+class BranchesStage(Stage):
+    """L = mean (ε̂ − ε)² + λ·mean ((ε̂ − ε) ⊙ c_loc)², λ = 1; Eq. (7), with v in the place of ε under v-prediction.
+
+    Both means are over all elements of the batch, so a face counts by its area; c_loc is the snapped box at latent
+    size. One person per example, drawn from those of the picture. The ID is dropped in 5 % of the examples, the text in
+    5 %, both in 5 %; pose and location never.
+
+    New branches begin as copies of the UNet's encoder with zero convolutions, as ControlNet does.
+    """
+
+    name = "branches"
+    learning_rate = 1e-3
+    batch_size = 32
+    reads = ("vae", "unet", "image_encoder", "text_encoder")
+    parts: tuple[str, ...] = ("local", "global")
+
+    def __init__(self, checkpoint: Checkpoint, store: Store, accelerator: Accelerator, *, new: bool, seed: int) -> None:
+        super().__init__(checkpoint, store, accelerator, new=new, seed=seed)
+        c, self.diffusion = checkpoint, Diffusion(checkpoint)
+        self.latents = latents_of(c, store, accelerator)
+        self.ids = token_ids(c, store.captions)
+        height, width = (int(side) * c.vae_scale_factor for side in self.latents.shape[2:])
+        self.grid = Grid(height, width, c.vae_scale_factor, c.levels, c.config.box_snap or c.vae_scale_factor)
+        unet = c.load_unet()
+        for part in self.parts:
+            self.add_module(f"controlnet_{part}", _branch(c, part, unet, seed) if new else c.load_controlnet(part))
+        self.id_projection = fresh(c, "id_projection", seed) if new else c.load_id_projection()
+        self.requires_grad_(True).train()
+        plain_attention_on(accelerator.device, unet, *(self.get_submodule(f"controlnet_{part}") for part in self.parts))
+        self.frozen = [unet, c.load_image_encoder(), *map(c.load_text_encoder, c.text_encoder_names)]
+
+    def item(self, index: int, rng: np.random.Generator) -> Item:
+        c = self.checkpoint
+        person = int(rng.integers(self.store["num_persons"][index]))
+        box = snap_box(self.store["boxes"][index, person].tolist(), self.grid)
+        latents = torch.from_numpy(self.latents[index].astype(np.float32))
+        drop = rng.random()
+        mask = torch.zeros(1, *latents.shape[1:])
+        x0, y0, x1, y1 = box.cells(0)
+        mask[:, y0:y1, x0:x1] = 1
+        crop = np.asarray(self.store["crops"][index, person])
+        drawing = pose_image(
+            self.store["landmarks"][index, person], c.sample_size * c.vae_scale_factor, c.config.pose_style
+        )
+        return {
+            "latents": latents,
+            "ids": self.ids[index],
+            "drop_id": torch.tensor(drop < DROP_ID + DROP_BOTH),
+            "drop_text": torch.tensor(DROP_ID <= drop < DROP_ID + DROP_BOTH + DROP_TEXT),
+            "id_pixels": torch.from_numpy(id_pixels(crop, c.image_mean, c.image_std)),
+            "pose_image": torch.from_numpy(drawing),
+            "location_mask": torch.from_numpy(location_mask(box.px, self.grid.height, self.grid.width)),
+            "face": mask,
+            **placement(box, c.sample_size, c.config.relocate_mode),
+            **self.diffusion.draw(rng, tuple(latents.shape)),
+        }
+
+    def forward(self, batch: Item) -> dict[str, Tensor]:
+        noisy, target = self.diffusion.noisy(batch["latents"], batch["noise"], batch["timestep"])
+        prediction = self._predict(noisy, batch)
+        error, face = mean_square(prediction, target), batch["face"]
+        whole, at_face = error.mean(), (error * face).mean()
+        original = self.diffusion.original(prediction.float(), noisy, batch["timestep"])
+        face_x0 = (mean_square(original, batch["latents"]) * face).sum() / (face.sum() * error.shape[1])
+        return {"loss": whole + FACE_WEIGHT * at_face, "whole": whole, "face_x0": face_x0.detach()}
+
+    def _predict(self, noisy: Tensor, batch: Item) -> Tensor:
+        """ε̂ (or v̂) of a frozen UNet with the branches' residuals."""
+        c, (unet, _, *encoders) = self.checkpoint, self.frozen
+        with torch.no_grad():
+            embeds = encode_text(encoders, batch["ids"], c.has_added_conditions)
+            prompt_embeds, pooled = dropped(*embeds, batch["drop_text"])
+        added = branch_added = None
+        if pooled is not None:
+            added = {"text_embeds": pooled, "time_ids": time_ids(c, len(pooled), pooled.device)}
+            zeros = c.config.branch_pooled_text == "zeros"
+            branch_added = {**added, "text_embeds": torch.zeros_like(pooled) if zeros else pooled}
+        branches = Branches(
+            self.get_submodule("controlnet_local") if "local" in self.parts else None,
+            self.get_submodule("controlnet_global") if "global" in self.parts else None,
+            tuple(level for _, level in c.residuals),
+        )
+        *down, mid = branches.residuals(noisy, batch["timestep"], self._id_tokens(batch), branch_added, batch)
+        predicted: Tensor = unet(
+            noisy, batch["timestep"], prompt_embeds, added_cond_kwargs=added, return_dict=False,
+            down_block_additional_residuals=down, mid_block_additional_residual=mid,
+        )[0]  # fmt: skip
+        return predicted
+
+    def _id_tokens(self, batch: Item) -> Tensor:
+        """(B, T, D): the projection of the image encoder's features, the null ID's where the ID is dropped."""
+        drop, kind = batch["drop_id"][:, None, None], self.checkpoint.config.null_id
+        pixels = batch["id_pixels"]
+        if kind == "zero_image":
+            pixels = pixels * ~batch["drop_id"][:, None, None, None]
+        with torch.no_grad():
+            features = self.frozen[1](pixels, output_hidden_states=True).hidden_states[-2]
+        tokens: Tensor = self.id_projection(features)
+        if kind == "zero_image":
+            return tokens
+        return torch.where(drop, self.checkpoint.null_id_tokens().to(tokens), tokens)
+
+
+def _branch(checkpoint: Checkpoint, part: str, unet: nn.Module, seed: int) -> nn.Module:
+    """A new branch: the UNet's encoder, zero convolutions, a new embedding of its condition."""
+    branch = fresh(checkpoint, f"controlnet_{part}", seed)
+    own = branch.state_dict()
+    copied = {key: value for key, value in unet.state_dict().items() if key in own and own[key].shape == value.shape}
+    branch.load_state_dict(own | copied)
+    return branch

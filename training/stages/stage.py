@@ -1,0 +1,58 @@
+"""What a stage of training is."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from export.checkpoint import Checkpoint
+
+from ..store import Store
+
+Item = dict[str, Tensor]
+
+
+class Stage(nn.Module):
+    """Parts of a checkpoint that learn, how an example is prepared for them, and their loss.
+
+    Its parameters are exactly those that are trained; what is frozen is kept outside of `nn.Module`'s sight, in
+    `self.frozen`, so that neither a state nor a gradient knows of it.
+
+    A loss is a function of the parameters and the batch alone: all chance (noise, timesteps, drops, crops) is drawn by
+    `item` from the generator of its place in the row of examples. So a run that was killed goes on as if nothing had
+    happened, and two processes with half the batch each see what one would.
+    """
+
+    name: ClassVar[str]
+    learning_rate: ClassVar[float]
+    batch_size: ClassVar[int]
+    reads: ClassVar[tuple[str, ...]] = ()  # parts of the checkpoint that decide the outcome, besides the trained ones
+
+    def __init__(self, checkpoint: Checkpoint, store: Store, accelerator: Accelerator, *, new: bool, seed: int) -> None:
+        """new: begin with new weights, drawn from `seed`, instead of the checkpoint's."""
+        super().__init__()
+        self.checkpoint, self.store = checkpoint, store
+        self.frozen: list[Any] = []
+
+    def trained(self) -> dict[str, nn.Module]:
+        """Folder of the checkpoint → the module that is written there."""
+        return {name: module for name, module in self.named_children()}
+
+    @property
+    def size(self) -> int:
+        """Number of examples."""
+        return len(self.store)
+
+    def item(self, index: int, rng: np.random.Generator) -> Item:
+        """Example number `index`, ready for `forward`, without its batch axis."""
+        raise NotImplementedError
+
+    def forward(self, batch: Item) -> dict[str, Tensor]:
+        """Name → mean over the batch; "loss" is what is minimised, the others are for people."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Called once before the trained parts are written: what can only be done at the end."""

@@ -1,0 +1,57 @@
+"""Captions → prompt embeddings, with gradients where the encoders have them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from export.checkpoint import Checkpoint
+
+
+def token_ids(checkpoint: Checkpoint, captions: Sequence[str]) -> Tensor:
+    """(N, E, 77) int64: the captions for each of the E text encoders, cut at their maximal length."""
+    rows = []
+    for name in checkpoint.text_encoder_names:
+        tokenizer = checkpoint.load_tokenizer(name)
+        rows.append(
+            tokenizer(
+                list(captions), padding="max_length", max_length=checkpoint.max_length, truncation=True,
+                return_tensors="pt",
+            ).input_ids
+        )  # fmt: skip
+    return torch.stack(rows, dim=1)
+
+
+def encode_text(encoders: Sequence[nn.Module], ids: Tensor, added: bool) -> tuple[Tensor, Tensor | None]:
+    """prompt_embeds (B, 77, D) and pooled (B, P) of token ids (B, E, 77).
+
+    added: as SDXL (the layer before the last of both encoders, pooled of the second), else as SD 1.5 (the last layer).
+    """
+    states, pooled = [], None
+    for number, encoder in enumerate(encoders):
+        out = encoder(ids[:, number], output_hidden_states=added)
+        states.append(out.hidden_states[-2] if added else out[0])
+        pooled = out[0] if added else None
+    return torch.cat(states, dim=-1), pooled
+
+
+def dropped(prompt_embeds: Tensor, pooled: Tensor | None, drop: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Zeros where `drop` (B,) bool says so: what the runtime gives for an absent prompt."""
+    kept = (~drop).to(prompt_embeds.dtype)
+    return prompt_embeds * kept[:, None, None], None if pooled is None else pooled * kept[:, None]
+
+
+def freeze_unread(encoder: Any, first_of_two: bool) -> None:
+    """SDXL reads the layer before the last of its first encoder: what lies behind it gets no gradient."""
+    if first_of_two:
+        encoder.encoder.layers[-1].requires_grad_(False)
+        encoder.final_layer_norm.requires_grad_(False)
+
+
+def time_ids(checkpoint: Checkpoint, rows: int, device: torch.device) -> Tensor:
+    """(rows, 6): height, width, 0, 0, height, width of the pictures."""
+    side = checkpoint.sample_size * checkpoint.vae_scale_factor
+    return torch.tensor([[side, side, 0, 0, side, side]], dtype=torch.float32, device=device).repeat(rows, 1)

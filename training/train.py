@@ -1,0 +1,108 @@
+"""python -m training.train: the command.
+
+python -m training.train vae --checkpoint START --data DATA --out RUN
+accelerate launch --num_processes 2 --cpu -m training.train vae …      # several processes, GPUs or machines
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export.checkpoint import Checkpoint
+from realisid_trt.command_line import Outcome, run
+
+from .loop import Course, Run, accelerator_of
+from .result import draw_losses, write_checkpoint, write_judges
+from .stages import STAGES
+from .store import Store
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 failed, 2 bad usage."""
+    given = vars(_parser().parse_args(arguments))
+    as_json = given.pop("json")
+    return run(lambda: _train(**given), as_json)
+
+
+def _train(
+    stage: str,
+    checkpoint: str,
+    data: str,
+    out: str,
+    *,
+    new: bool,
+    half: bool,
+    cpu: bool,
+    threads: int | None,
+    workers: int,
+    **course: Any,
+) -> Outcome:
+    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    planned = Course(**course)
+    start = Checkpoint.open(checkpoint, local_files_only=True)
+    store = Store(Path(data))
+    accelerator = accelerator_of(planned, cpu)
+    made = STAGES[stage](start, store, accelerator, new=new, seed=planned.seed)
+    read = {*made.reads, *(() if new else set(made.trained()) & set(start.components))}
+    keys = {name: start.weights_key(name) for name in sorted(read)}
+    origin = {"weights": keys, "examples": store.description, "new": new}
+    training = Run(accelerator, made, planned, out, origin)
+    training.train(workers)
+    folder = training.out
+    dtype = torch.float16 if half else torch.float32
+    training.finish(lambda trained: _leave(start, trained, folder, stage, dtype))
+    values = {"out": str(folder), "stage": stage, "steps": training.step, "batch_size": training.batch_size}
+    lines = [f"{folder}: {training.step} steps of {training.batch_size}"]
+    return Outcome(values, lines if accelerator.is_main_process else [])
+
+
+def _leave(start: Checkpoint, trained: dict[str, torch.nn.Module], out: Path, stage: str, dtype: torch.dtype) -> None:
+    if set(trained) <= set(start.components):
+        write_checkpoint(start, trained, out / "checkpoint", dtype)
+    else:
+        write_judges(trained, out / "judges")
+    draw_losses(out / "log.jsonl", out / "loss.png", stage)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.train",
+        description="Train a part of a RealisID checkpoint. A run that was stopped goes on where it stood.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""examples:
+  python -m training.train vae --new --checkpoint START --data out/training/scenes --out out/training/vae
+  accelerate launch --cpu --num_processes 2 -m training.train text-to-image …""",
+    )
+    default, add = Course(), parser.add_argument
+    add("stage", choices=STAGES, help="what is trained")
+    add("--checkpoint", required=True, metavar="CKPT", help="what it begins with")
+    add("--data", required=True, metavar="DIR", help="examples, as training.prepare makes them")
+    add("--out", required=True, metavar="DIR", help="the run: state, log, loss curve, checkpoint")
+    add("--new", action="store_true", help="begin with new weights in the parts that are trained")
+    add("--steps", type=int, default=default.steps, help="in all (default %(default)s)")
+    add("--batch-size", type=int, help="of all processes together (default: the stage's)")
+    add("--learning-rate", type=float, help="default: the stage's")
+    add("--warmup-steps", type=int, default=default.warmup_steps, help="default %(default)s")
+    add("--decay", type=float, default=default.decay, help="last share of the steps, with a falling learning rate "
+        "(default %(default)s)")  # fmt: skip
+    add("--ema", type=float, default=default.ema, help="decay of the averaged weights (default %(default)s)")
+    add("--save-steps", type=int, default=default.save_steps, help="default %(default)s")
+    add("--seed", type=int, default=default.seed, help="default %(default)s")
+    add("--precision", choices=("bf16", "no"), default=default.precision, help="default %(default)s")
+    add("--half", action="store_true", help="write the trained parts in half precision")
+    add("--cpu", action="store_true", help="on the CPU, even where there is a GPU")
+    add("--threads", type=int, help="of a process on the CPU (default: its share of the cores)")
+    add("--workers", type=int, default=0, help="processes that prepare examples (default %(default)s)")
+    add("--json", action="store_true", help="the last line of stdout is one JSON object")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
