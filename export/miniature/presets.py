@@ -154,8 +154,18 @@ TEXT_ENCODERS: dict[str, tuple[tuple[Any, ...], ...]] = {
     "mid": ((256, 1024, 4, 4, 256, "quick_gelu"), (256, 1024, 4, 4, 256, "gelu")),
     "sdxl": ((768, 3072, 12, 12, 768, "quick_gelu"), (1280, 5120, 32, 20, 1280, "gelu")),  # CLIP-L and OpenCLIP bigG
 }
-VAE_WIDTHS = {"miniature": (8, 16, 16, 32), "world": (16, 32, 32, 64), "mid": (32, 64, 128, 128), "sdxl": (128, 256, 512, 512)}
-CONDITION_WIDTHS = {"miniature": (8, 16, 32, 32), "world": (16, 32, 64, 64), "mid": (16, 32, 96, 256), "sdxl": (16, 32, 96, 256)}
+VAE_WIDTHS = {
+    "miniature": (8, 16, 16, 32),
+    "world": (16, 32, 32, 64),
+    "mid": (32, 64, 128, 128),
+    "sdxl": (128, 256, 512, 512),
+}
+CONDITION_WIDTHS = {
+    "miniature": (8, 16, 32, 32),
+    "world": (16, 32, 64, 64),
+    "mid": (16, 32, 96, 256),
+    "sdxl": (16, 32, 96, 256),
+}
 
 
 def component_configs(recipe: Recipe, vocabulary: int) -> dict[str, dict[str, Any]]:
