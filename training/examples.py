@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike
 from realisid_trt.faces.squares import as_box, crop_square, grown
 from realisid_trt.mesh import NUM_LANDMARKS
 
-from .world import FACTORS, World, draw, id_crop
+from .world import FACTORS, Scene, World, draw, id_crop
 
 MOST_PERSONS = 3
 HULLS = 3  # one of so many ID crops keeps the face alone, as photos without a face parser do; the others the head
@@ -57,10 +57,17 @@ class WorldScenes:
     def __len__(self) -> int:
         return self.pictures
 
-    def __getitem__(self, index: int) -> Mapping[str, Any]:
+    def _scene(self, index: int) -> Scene:
         world = World(self.seed, self.size_px // self.grid_px)
+        return world.scene(self.first + index, persons=self.persons or None, face=self.face)
+
+    def told(self, index: int) -> str:
+        """The caption alone."""
+        return self._scene(index).caption
+
+    def __getitem__(self, index: int) -> Mapping[str, Any]:
+        world, scene = World(self.seed, self.size_px // self.grid_px), self._scene(index)
         index += self.first
-        scene = world.scene(index, persons=self.persons or None, face=self.face)
         picture = draw(scene, self.size_px)
         example: dict[str, Any] = {name: np.zeros(shape, dtype) for name, (shape, dtype) in self.shapes().items()}
         example |= {"rgb": picture.rgb, "num_persons": len(scene.actors), "caption": scene.caption}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -15,19 +15,20 @@ from tqdm import tqdm
 from export.checkpoint import Checkpoint
 from export.files import disk_errors
 
-from .store import Array, Store
+from .store import Array, Store, Unmade
 
 BATCH_PIXELS = 2**20  # encoded together
 
 
-@torch.no_grad()
-def latents_of(checkpoint: Checkpoint, store: Store, accelerator: Accelerator) -> NDArray[np.float16]:
+def latents_of(checkpoint: Checkpoint, store: Store, accelerator: Accelerator) -> Array:
     """(N, C, h, w) half precision: the mean of the VAE's posterior of every picture, times its scaling factor.
 
     Kept in the store, in a file whose name is the VAE's hash; the file appears whole or not at all. Every process does
     its part. The mean, not a draw: the posteriors of SDXL's VAE, and of ours, are far narrower than the noise of the
     first timestep.
     """
+    if isinstance(store, Unmade):
+        return cast(Array, _Encoded(checkpoint, store, accelerator))
     path = store.path / f".latents-{checkpoint.weights_key('vae')[:16]}.npy"
     partial = path.with_name(path.name + ".part")
     rgb = store["rgb"]
@@ -47,8 +48,34 @@ def latents_of(checkpoint: Checkpoint, store: Store, accelerator: Accelerator) -
             if accelerator.is_main_process:
                 os.replace(partial, path)
             accelerator.wait_for_everyone()
-    found: NDArray[np.float16] = np.load(path, mmap_mode="r")
+    found: Array = np.load(path, mmap_mode="r")
     return found
+
+
+class _Encoded:
+    """Latents of examples that are made, and encoded, when they are asked for."""
+
+    def __init__(self, checkpoint: Checkpoint, store: Unmade, accelerator: Accelerator) -> None:
+        rgb = store["rgb"]
+        height, width = (side // checkpoint.vae_scale_factor for side in rgb.shape[1:3])
+        self.shape = (len(store), checkpoint.latent_channels, height, width)
+        self.checkpoint, self.rgb, self.accelerator = checkpoint, rgb, accelerator
+        self.vae: Any = checkpoint.load_vae().to(accelerator.device)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int) -> Array:
+        latents = _latents(self.vae, self.rgb[index][None], self.accelerator)
+        return np.asarray(latents[0].astype(np.float16))
+
+
+@torch.no_grad()
+def _latents(vae: Any, rgb: Array, accelerator: Accelerator) -> NDArray[np.float32]:
+    pixels = torch.from_numpy(np.array(rgb)).to(accelerator.device).permute(0, 3, 1, 2)
+    with accelerator.autocast():
+        means = vae.encode(pixels.float() / 127.5 - 1).latent_dist.mean.float() * vae.config.scaling_factor
+    return np.asarray(means.cpu().numpy())
 
 
 def _encode(checkpoint: Checkpoint, rgb: Array, latents: Array, accelerator: Accelerator) -> None:
@@ -58,7 +85,4 @@ def _encode(checkpoint: Checkpoint, rgb: Array, latents: Array, accelerator: Acc
     each = max(1, BATCH_PIXELS // (rgb.shape[1] * rgb.shape[2]))
     starts = range(number * each, len(rgb), accelerator.num_processes * each)
     for first in tqdm(starts, "latents", disable=not accelerator.is_main_process):
-        pixels = torch.from_numpy(np.array(rgb[first : first + each])).to(device).permute(0, 3, 1, 2)
-        with accelerator.autocast():
-            means = vae.encode(pixels.float() / 127.5 - 1).latent_dist.mean.float() * vae.config.scaling_factor
-        latents[first : first + each] = means.cpu().numpy()
+        latents[first : first + each] = _latents(vae, rgb[first : first + each], accelerator)

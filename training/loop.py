@@ -68,6 +68,10 @@ def accelerator_of(course: Course, cpu: bool = False) -> Accelerator:
     return Accelerator(mixed_precision=course.precision, cpu=cpu, kwargs_handlers=[buckets])
 
 
+def optimizer_of(parameters: list[torch.nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
+
+
 class _Progress:
     """Steps done, in the saved state."""
 

@@ -1,4 +1,4 @@
-"""Eqs. (4) to (6) with gradients, for a batch of pictures whose boxes differ: crop, both branches, relocate, add.
+"""Eqs. (4) to (6) with gradients, for a batch of pictures whose boxes differ; and what the method is compared with.
 
 A resize of X is R_y·X·R_xᵀ with the runtime's own matrices (`realisid_trt.kernels.resample`), rows of zeros outside the
 box: so boxes are data, and a batch takes two matrix products per tensor.
@@ -6,16 +6,25 @@ box: so boxes are data, and a batch takes two matrix products per tensor.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar
 
+import cv2
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from export.checkpoint import Checkpoint
+from export.checkpoint.classes import module_class, quiet
 from realisid_trt.boxes import FaceBox
+from realisid_trt.conditions import location_mask, pose_image
 from realisid_trt.kernels.resample import resize_matrix
 
+from .fresh import fresh
+
 Batch = dict[str, Tensor]
+Residuals = list[Tensor]
 
 
 def placement(box: FaceBox, canvas: int, mode: str) -> Batch:
@@ -57,43 +66,179 @@ def _resized(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         return rows[:, None] @ maps.to(rows.dtype) @ columns[:, None].transpose(-1, -2)
 
 
-@dataclass(frozen=True, eq=False)
-class Branches:
-    """The two ControlNets and how their residuals meet. One of them may be absent.
+class Branches(nn.Module):
+    """RealisID: the local branch sees the face and its drawing, the global one the picture and the mask.
 
-    levels: of every residual, the mid block's last.
+    Its children are the ControlNets, named as their folders in a checkpoint.
     """
 
-    local: nn.Module | None
-    whole: nn.Module | None
-    levels: tuple[int, ...]
+    name: ClassVar[str] = "realisid"
+    parts: ClassVar[Mapping[str, str]] = {"local": "pose_image", "global": "location_mask"}
 
-    def residuals(
-        self, noisy: Tensor, timestep: Tensor, id_tokens: Tensor, added: dict[str, Tensor] | None, batch: Batch
-    ) -> list[Tensor]:
-        """R(i_l) + i_g of one person per row: one tensor per skip, the mid block's last.
+    def __init__(self, checkpoint: Checkpoint, *, new: bool, seed: int) -> None:
+        """new: copies of the UNet's encoder with zero convolutions and a new condition embedding, as ControlNet does.
 
-        noisy: (B, C, H, W) latents; id_tokens (B, T, D); batch: pose_image (B, 3, S, S), location_mask (B, 1, …), the
-        matrices of `placement`.
+        Else the checkpoint's own.
         """
-        parts: list[list[Tensor]] = []
-        if self.local is not None:
-            found = _run(self.local, crop(noisy, batch), timestep, id_tokens, batch["pose_image"], added)
-            parts.append([relocate(one, level, batch) for one, level in zip(found, self.levels, strict=True)])
-        if self.whole is not None:
-            parts.append(_run(self.whole, noisy, timestep, id_tokens, batch["location_mask"], added))
-        return [sum(pair[1:], pair[0]) for pair in zip(*parts, strict=True)]
+        super().__init__()
+        self.levels = tuple(level for _, level in checkpoint.residuals)
+        unet = checkpoint.load_unet() if new else None
+        for part in self.parts:
+            branch = checkpoint.load_controlnet(part) if unet is None else self._new(checkpoint, part, unet, seed)
+            self.add_module(f"controlnet_{part}", branch)
+
+    def conditions(self, box: FaceBox, landmarks: NDArray[np.float32], checkpoint: Checkpoint) -> Batch:
+        """What the branches need of one face. landmarks: (478, 2) in [0, 1] of the snapped box's square."""
+        side = checkpoint.sample_size * checkpoint.vae_scale_factor
+        return {
+            "pose_image": torch.from_numpy(pose_image(landmarks, side, checkpoint.config.pose_style)),
+            "location_mask": torch.from_numpy(location_mask(box.px, box.grid.height, box.grid.width)),
+            **placement(box, checkpoint.sample_size, checkpoint.config.relocate_mode),
+        }
+
+    def forward(
+        self, noisy: Tensor, timestep: Tensor, id_tokens: Tensor, added: dict[str, Tensor] | None, batch: Batch
+    ) -> dict[str, Residuals]:
+        """Part → residuals of one person per row, the mid block's last; the local ones relocated.
+
+        noisy: (B, C, H, W) latents; id_tokens (B, T, D); batch: `conditions`, stacked.
+        """
+        return {
+            part: self._part(part)(noisy, timestep, id_tokens, batch[condition], added, batch)
+            for part, condition in self.parts.items()
+        }
+
+    def _part(self, part: str) -> Callable[..., Residuals]:
+        return self._local if part == "local" else self._whole
+
+    def _local(
+        self, noisy: Tensor, timestep: Tensor, tokens: Tensor, condition: Tensor, added: Any, batch: Batch
+    ) -> Residuals:
+        found = self._run("local", crop(noisy, batch), timestep, tokens, condition, added)
+        return [relocate(one, level, batch) for one, level in zip(found, self.levels, strict=True)]
+
+    def _whole(
+        self, noisy: Tensor, timestep: Tensor, tokens: Tensor, condition: Tensor, added: Any, batch: Batch
+    ) -> Residuals:
+        return self._run("global", noisy, timestep, tokens, condition, added)
+
+    def _run(
+        self, part: str, latents: Tensor, timestep: Tensor, tokens: Tensor, condition: Tensor, added: Any
+    ) -> Residuals:
+        down, mid = self.get_submodule(f"controlnet_{part}")(
+            latents, timestep, tokens, controlnet_cond=condition, added_cond_kwargs=added, return_dict=False
+        )
+        return [*down, mid]
+
+    def _new(self, checkpoint: Checkpoint, part: str, unet: nn.Module, seed: int) -> nn.Module:
+        return _from_unet(fresh(checkpoint, f"controlnet_{part}", seed), unet)
 
 
-def _run(
-    branch: nn.Module,
-    latents: Tensor,
-    timestep: Tensor,
-    id_tokens: Tensor,
-    condition: Tensor,
-    added: dict[str, Tensor] | None,
-) -> list[Tensor]:
-    down, mid = branch(
-        latents, timestep, id_tokens, controlnet_cond=condition, added_cond_kwargs=added, return_dict=False
-    )
-    return [*down, mid]
+class LocalOnly(Branches):
+    """Table 2's "without the global branch", trained so."""
+
+    name = "local-only"
+    parts = {"local": "pose_image"}
+
+
+class GlobalOnly(Branches):
+    """Table 2's "without the local branch", trained so."""
+
+    name = "global-only"
+    parts = {"global": "location_mask"}
+
+
+class Uncropped(Branches):
+    """The twin: both branches see the whole latents, the drawing lies in the box. Nothing is cropped or relocated.
+
+    The same parameters, seeds and examples as the full model, so what differs is the crop alone.
+    """
+
+    name = "uncropped"
+    parts = {"local": "placed_pose", "global": "location_mask"}
+
+    def conditions(self, box: FaceBox, landmarks: NDArray[np.float32], checkpoint: Checkpoint) -> Batch:
+        side = box.grid.width
+        x0, y0, x1, _ = box.px
+        placed = pose_image((landmarks * (x1 - x0) + (x0, y0)) / side, side, checkpoint.config.pose_style)
+        return {
+            "placed_pose": torch.from_numpy(placed),
+            "location_mask": torch.from_numpy(location_mask(box.px, box.grid.height, box.grid.width)),
+        }
+
+    def _local(
+        self, noisy: Tensor, timestep: Tensor, tokens: Tensor, condition: Tensor, added: Any, batch: Batch
+    ) -> Residuals:
+        return self._run("local", noisy, timestep, tokens, condition, added)
+
+
+# Right eye, left eye, nose, mouth corners: MediaPipe's numbers and InstantID's colours.
+KEYPOINTS = {468: (255, 0, 0), 473: (0, 255, 0), 1: (0, 0, 255), 61: (255, 255, 0), 291: (255, 0, 255)}
+
+
+class FiveKeypoints(Branches):
+    """As InstantID: one branch that sees the whole latents and five keypoints in their place, as large as both of ours.
+
+    Its transformers are deeper than the UNet's until its parameters are as many; what the UNet has is copied.
+    """
+
+    name = "five-keypoints"
+    parts = {"global": "keypoints"}
+
+    def conditions(self, box: FaceBox, landmarks: NDArray[np.float32], checkpoint: Checkpoint) -> Batch:
+        side = box.grid.width
+        x0, y0, x1, _ = box.px
+        points = landmarks * (x1 - x0) + (x0, y0)
+        picture = np.zeros((side, side, 3), np.uint8)
+        for index, color in KEYPOINTS.items():
+            x, y = (int(value) for value in np.round(points[index] * 16))
+            cv2.circle(picture, (x, y), round(16 * max(side / 100, 1)), color, -1, cv2.LINE_AA, 4)
+        return {"keypoints": torch.from_numpy(picture.transpose(2, 0, 1).astype(np.float32) / 255)}
+
+    def _new(self, checkpoint: Checkpoint, part: str, unet: nn.Module, seed: int) -> nn.Module:
+        return _from_unet(self._sized(checkpoint, seed), unet)
+
+    def _sized(self, checkpoint: Checkpoint, seed: int) -> nn.Module:
+        """A ControlNet of three channels with about as many parameters as the checkpoint's two together."""
+        config = dict(checkpoint.components["controlnet_local"].config)
+        wanted = sum(sum(checkpoint.elements(f"controlnet_{part}").values()) for part in ("local", "global"))
+        depth = config.get("transformer_layers_per_block", 1)
+        depths = [depth] * len(config["block_out_channels"]) if isinstance(depth, int) else list(depth)
+        kind, best = module_class("ControlNetModel"), depths
+        for more in range(64):
+            deeper = [layers + more for layers in depths]
+            with quiet(), torch.device("meta"):
+                size = sum(
+                    p.numel() for p in kind.from_config(config | {"transformer_layers_per_block": deeper}).parameters()
+                )
+            if size > wanted:
+                break
+            best = deeper
+        with quiet():
+            torch.manual_seed(seed)
+            made: nn.Module = kind.from_config(config | {"transformer_layers_per_block": best})
+        return made
+
+
+def _from_unet(branch: nn.Module, unet: nn.Module) -> nn.Module:
+    own = branch.state_dict()
+    copied = {key: value for key, value in unet.state_dict().items() if key in own and own[key].shape == value.shape}
+    branch.load_state_dict(own | copied)
+    return branch
+
+
+def met(per_person: list[dict[str, Residuals]]) -> Residuals:
+    """Local residuals summed, global ones averaged over the persons of a picture, and both added."""
+    total: Residuals | None = None
+    for part in per_person[0]:
+        weight = 1.0 if part == "local" else 1.0 / len(per_person)
+        for residuals in per_person:
+            scaled = [one * weight for one in residuals[part]]
+            total = scaled if total is None else [a + b for a, b in zip(total, scaled, strict=True)]
+    assert total is not None
+    return total
+
+
+DESIGNS: dict[str, type[Branches]] = {
+    design.name: design for design in (Branches, LocalOnly, GlobalOnly, Uncropped, FiveKeypoints)
+}

@@ -84,12 +84,12 @@ def _write_component(folder: Path, module: Any, before: Component, dtype: torch.
     file.chmod(folder.stat().st_mode & 0o666)  # safetensors writes files that only their owner may read
 
 
-def write_judges(trained: Mapping[str, nn.Module], folder: Path) -> None:
-    """The judges' weights in half precision, NAME.safetensors each."""
+def write_apart(trained: Mapping[str, nn.Module], folder: Path) -> None:
+    """Weights of what is no part of a checkpoint (judges, other designs), in half precision: NAME.safetensors each."""
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        for name, judge in trained.items():
-            tensors = {key: value.half().contiguous() for key, value in judge.state_dict().items()}
+        for name, module in trained.items():
+            tensors = {key: value.half().contiguous() for key, value in module.state_dict().items()}
             with whole_or_not(folder / f"{name}.safetensors") as partial:
                 save_file(tensors, partial, metadata={"format": "pt"})
 

@@ -6,8 +6,9 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -75,6 +76,36 @@ class Store:
                 f"{self.path} holds {', '.join(self.arrays)} and no {name}: these examples are for another stage."
             )
         return self.arrays[name]
+
+
+class Unmade(Store):
+    """What a Store of these examples would give, each made when it is asked for: for a few of very many."""
+
+    def __init__(self, examples: Examples) -> None:
+        self.examples, self.left_out = examples, {}
+        self.description = json.loads(json.dumps(examples.describe()))
+        self.example: Callable[[int], Any] = lru_cache(maxsize=256)(examples.__getitem__)
+        self.arrays = {name: _Column(self, name, shape) for name, (shape, _) in examples.shapes().items()}  # type: ignore[misc]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @property
+    def captions(self) -> list[str]:  # type: ignore[override]
+        """Of all examples; those that can say theirs without being made do."""
+        told = getattr(self.examples, "told", None) or (lambda index: self.example(index)[CAPTION])
+        return [told(index) for index in range(len(self))]
+
+
+class _Column:
+    """One array of all examples, (N, …)."""
+
+    def __init__(self, unmade: Unmade, name: str, shape: tuple[int, ...]) -> None:
+        self.unmade, self.name, self.shape = unmade, name, (len(unmade.examples), *shape)
+
+    def __getitem__(self, key: Any) -> Any:
+        index, *rest = key if isinstance(key, tuple) else (key,)
+        return np.asarray(self.unmade.example(int(index))[self.name])[tuple(rest)]
 
 
 def store_of(examples: Examples, path: str | Path, progress: bool = False) -> Store:

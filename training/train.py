@@ -19,7 +19,7 @@ from export.checkpoint import Checkpoint
 from realisid_trt.command_line import Outcome, run
 
 from .loop import Course, Run, accelerator_of
-from .result import draw_losses, write_checkpoint, write_judges
+from .result import draw_losses, write_apart, write_checkpoint
 from .stages import STAGES
 from .store import Store
 
@@ -67,7 +67,7 @@ def _leave(start: Checkpoint, trained: dict[str, torch.nn.Module], out: Path, st
     if set(trained) <= set(start.components):
         write_checkpoint(start, trained, out / "checkpoint", dtype)
     else:
-        write_judges(trained, out / "judges")
+        write_apart(trained, out / "weights")
     draw_losses(out / "log.jsonl", out / "loss.png", stage)
 
 

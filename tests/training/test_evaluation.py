@@ -7,8 +7,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from export.checkpoint import Checkpoint
+from export.reference import Reference, ReferencePerson
+from realisid_trt import Engine
+from realisid_trt.conditions import id_pixels, pose_image
+from realisid_trt.ddim import initial_noise
 from training.evaluation.cases import SIZES, Casting, one_person_captions
+from training.evaluation.contenders import EngineContender, Truth
 from training.evaluation.measures import Judges, brow_height, face_crop, mouth_opening, right_color
+from training.evaluation.sampler import Sampler
 from training.evaluation.statistics import difference, estimate, frechet, ratio
 from training.judges import JUDGES
 from training.judges.nets import POINTS, Detector, overlap
@@ -117,3 +124,42 @@ def test_judges_see_truth_and_galleries(tmp_path) -> None:
     others = judges._distractors(0, (0,))
     assert len(others) == 8 and all(np.linalg.norm(other) == pytest.approx(1) for other in others)
     assert face_crop(cases[0].picture.rgb, cases[0].picture.boxes[0]).shape == (48, 48, 3)
+
+
+@pytest.mark.parametrize("persons", [1, 2])
+def test_the_sampler_makes_the_references_pictures(built, persons: int) -> None:
+    """Batched, with matrices, in float32: the reference's pictures of every case, to a level of 255."""
+    checkpoint = Checkpoint.open(built["x4"].checkpoint)
+    reference, steps = Reference(checkpoint), 3
+    cases = [CASTING.case(number, tuple(range(number, number + persons)), None, (1 / 6, 1 / 5)) for number in (4, 9)]
+    made = Sampler(checkpoint, steps=steps).make(cases, "test")
+    for case, picture in zip(cases, made, strict=True):
+        people = [
+            ReferencePerson(
+                torch.from_numpy(pose_image(points.astype(np.float32), 128)),
+                tuple(box),
+                torch.from_numpy(id_pixels(crop, checkpoint.image_mean, checkpoint.image_std)),
+            )
+            for points, box, crop in zip(case.picture.landmarks, case.picture.boxes, case.crops, strict=True)
+        ]
+        latents = reference.generate(
+            case.scene.caption, people, torch.from_numpy(initial_noise(case.seed, (4, 32, 32)))[None],
+            num_inference_steps=steps, subject_conditioning_ratio=checkpoint.config.subject_conditioning_ratio,
+        )  # fmt: skip
+        true = ((reference.decode(latents)[0].clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).numpy()
+        assert np.abs(picture - true).max() < 1.0
+
+
+def test_an_engine_makes_the_samplers_pictures(built) -> None:
+    """What the tables are about is what users run."""
+    cases = [CASTING.case(number, (number,)) for number in (2, 3)]
+    with Engine.load(built["x4"].engine, backend="onnxruntime", device="cpu") as engine:
+        one = EngineContender(engine, steps=3, batch=2).make(cases, "engine")
+    other = Sampler(Checkpoint.open(built["x4"].checkpoint), steps=3).make(cases, "sampler")
+    assert np.abs(one.astype(int) - other).max() <= 1
+
+
+def test_truth_is_the_worlds_and_its_ceiling_the_vaes(built) -> None:
+    cases = [CASTING.case(number, (number,)) for number in (2, 3)]
+    assert np.array_equal(Truth().make(cases, "truth")[1], cases[1].picture.rgb)
+    assert Truth(Checkpoint.open(built["x4"].checkpoint)).make(cases, "vae").shape == (2, 128, 128, 3)

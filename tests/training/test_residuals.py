@@ -10,7 +10,8 @@ from export.checkpoint import Checkpoint
 from export.reference import Reference, ReferencePerson
 from realisid_trt.boxes import Grid, snap_box
 from realisid_trt.conditions import location_mask
-from training.residuals import Branches, crop, placement, relocate
+from training.residuals import DESIGNS, KEYPOINTS, Branches, crop, met, placement, relocate
+from training.world import World, draw
 
 BOXES = [(8, 16, 40, 48), (0, 0, 128, 128), (92, 4, 128, 40), (30, 50, 49, 66)]
 
@@ -39,11 +40,9 @@ def test_residuals_are_the_references(checkpoint: Checkpoint, mode: str) -> None
         "text_embeds": torch.zeros(len(BOXES), c.pooled_dim, dtype=torch.float64),
         "time_ids": torch.tensor([[128.0, 128, 0, 0, 128, 128]], dtype=torch.float64).repeat(len(BOXES), 1),
     }
-    branches = Branches(
-        reference.local_controlnet, reference.global_controlnet, tuple(level for _, level in c.residuals)
-    )
+    branches = Branches(c, new=False, seed=0).double()
     with torch.no_grad():
-        ours = branches.residuals(noisy, timestep, tokens, added, batch)
+        ours = met([branches(noisy, timestep, tokens, added, batch)])
         for row, box in enumerate(BOXES):
             theirs = reference.residuals(
                 noisy[row : row + 1], timestep[row], [ReferencePerson(drawings[row], box)],
@@ -77,3 +76,35 @@ def test_gradients_come_from_the_box_alone() -> None:
     # R(crop(·)) keeps constants inside the box: its rows sum to 1
     constant = relocate(crop(torch.ones(1, 1, 16, 16), batch), 0, batch)[0, 0]
     assert torch.allclose(constant, inside.float(), atol=1e-6)
+
+
+def test_designs_begin_as_the_base_and_are_as_large_as_they_say(checkpoint: Checkpoint) -> None:
+    """Zero convolutions: new branches of every design add nothing. The baselines have as many parameters."""
+    grid = Grid(128, 128, 4, 3, 4)
+    box = snap_box((20, 40, 68, 88), grid)
+    landmarks = np.random.default_rng(0).random((478, 2)).astype(np.float32)
+    sizes = {}
+    for name, design in DESIGNS.items():
+        branches = design(checkpoint, new=True, seed=0)
+        batch = {key: value[None] for key, value in branches.conditions(box, landmarks, checkpoint).items()}
+        added = {"text_embeds": torch.zeros(1, checkpoint.pooled_dim), "time_ids": torch.zeros(1, 6)}
+        tokens = torch.randn(1, checkpoint.num_id_tokens, checkpoint.cross_attention_dim)
+        with torch.no_grad():
+            total = met([branches(torch.randn(1, 4, 32, 32), torch.tensor([500]), tokens, added, batch)])
+        assert len(total) == len(checkpoint.residuals) and all((one == 0).all() for one in total)
+        sizes[name] = sum(parameter.numel() for parameter in branches.parameters())
+    assert sizes["uncropped"] == sizes["realisid"]
+    assert 0.9 * sizes["realisid"] < sizes["five-keypoints"] <= sizes["realisid"]
+    assert sizes["local-only"] + sizes["global-only"] == sizes["realisid"]
+
+
+def test_a_pose_in_its_place_is_the_drawing_in_the_box(checkpoint: Checkpoint) -> None:
+    """The twin's drawing lies in the box; five keypoints are five discs there."""
+    box = snap_box((64, 32, 128, 96), Grid(128, 128, 4, 3, 4))
+    world = World()
+    points = draw(world.reference(world.identity(0)), 128).landmarks[0].astype(np.float32)
+    for name, key in (("uncropped", "placed_pose"), ("five-keypoints", "keypoints")):
+        drawn = DESIGNS[name](checkpoint, new=True, seed=0).conditions(box, points, checkpoint)[key]
+        inside = drawn[:, 32:96, 64:128].sum()
+        assert inside > 0.9 * drawn.sum() > 0, name
+    assert len(KEYPOINTS) == 5

@@ -25,8 +25,10 @@ from training.store import Store, store_of
 from training.train import main
 
 DATA = {
-    "vae": "scenes", "id-encoder": "faces", "text-to-image": "scenes", "branches": "portraits", "recogniser": "faces",
+    "vae": "scenes", "vae-faces": "scenes", "id-encoder": "faces", "text-to-image": "scenes", "branches": "portraits",
+    "recogniser": "faces",
     "face-points": "scenes", "attributes": "scenes", "detector": "scenes",
+    **{f"branches-{design}": "portraits" for design in ("local-only", "global-only", "uncropped", "five-keypoints")},
 }  # fmt: skip
 
 
@@ -70,10 +72,14 @@ def test_every_stage_learns_and_leaves_its_part(stage: str, start: Path, data: P
     assert len(losses) == 16 and np.mean(losses[-4:]) < np.mean(losses[:4])
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     if stage in JUDGES:
-        load_judge(stage, out / "judges")
+        load_judge(stage, out / "weights")
+        return
+    if stage.startswith("branches-"):
+        assert (out / "weights" / f"{stage.removeprefix('branches-')}.safetensors").is_file()
         return
     trained = {
-        "vae": {"vae"}, "id-encoder": {"image_encoder"}, "text-to-image": {"unet", "text_encoder", "text_encoder_2"},
+        "vae": {"vae"}, "vae-faces": {"vae"}, "id-encoder": {"image_encoder"},
+        "text-to-image": {"unet", "text_encoder", "text_encoder_2"},
         "branches": {"controlnet_local", "controlnet_global", "id_projection"},
     }[stage]  # fmt: skip
     Checkpoint.open(out / "checkpoint").check_weights()

@@ -1,18 +1,17 @@
 """What can be trained, each in its own file: which parts of a checkpoint, from which examples, by which loss."""
 
-from .branches import BranchesStage
+from .branches import BranchesStage, FiveKeypointsStage, GlobalOnlyStage, LocalOnlyStage, UncroppedStage
 from .id_encoder import IDEncoderStage
 from .judges import AttributesStage, DetectorStage, FacePointsStage, JudgeStage, RecogniserStage
 from .stage import Stage
 from .text_to_image import TextToImageStage
-from .vae import VAEStage
+from .vae import VAEFacesStage, VAEStage
 
-STAGES: dict[str, type[Stage]] = {
-    stage.name: stage
-    for stage in (
-        VAEStage, IDEncoderStage, TextToImageStage, BranchesStage, RecogniserStage, FacePointsStage, AttributesStage,
-        DetectorStage,
-    )
-}  # fmt: skip
+_ALL: tuple[type[Stage], ...] = (
+    VAEStage, VAEFacesStage, TextToImageStage, IDEncoderStage,
+    BranchesStage, LocalOnlyStage, GlobalOnlyStage, UncroppedStage, FiveKeypointsStage,
+    RecogniserStage, FacePointsStage, AttributesStage, DetectorStage,
+)  # fmt: skip
+STAGES: dict[str, type[Stage]] = {stage.name: stage for stage in _ALL}
 
 __all__ = ["STAGES", "JudgeStage", "Stage"]

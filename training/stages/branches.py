@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from export.checkpoint import Checkpoint
 from realisid_trt.boxes import Grid, snap_box
-from realisid_trt.conditions import id_pixels, location_mask, pose_image
+from realisid_trt.conditions import id_pixels
 
 from ..diffusion import Diffusion, mean_square, plain_attention_on
+from ..fresh import fresh
 from ..latents import latents_of
-from ..residuals import Branches, placement
+from ..residuals import Branches, FiveKeypoints, GlobalOnly, LocalOnly, Uncropped, met
 from ..store import Store
 from ..text import dropped, encode_text, time_ids, token_ids
-from .fresh import fresh
 from .stage import Item, Stage
 
 DROP_ID, DROP_TEXT, DROP_BOTH = 0.05, 0.05, 0.05  # the paper's
@@ -37,7 +37,7 @@ class BranchesStage(Stage):
     learning_rate = 1e-3
     batch_size = 32
     reads = ("vae", "unet", "image_encoder", "text_encoder")
-    parts: tuple[str, ...] = ("local", "global")
+    design = Branches
 
     def __init__(self, checkpoint: Checkpoint, store: Store, accelerator: Accelerator, *, new: bool, seed: int) -> None:
         super().__init__(checkpoint, store, accelerator, new=new, seed=seed)
@@ -46,13 +46,17 @@ class BranchesStage(Stage):
         self.ids = token_ids(c, store.captions)
         height, width = (int(side) * c.vae_scale_factor for side in self.latents.shape[2:])
         self.grid = Grid(height, width, c.vae_scale_factor, c.levels, c.config.box_snap or c.vae_scale_factor)
-        unet = c.load_unet()
-        for part in self.parts:
-            self.add_module(f"controlnet_{part}", _branch(c, part, unet, seed) if new else c.load_controlnet(part))
+        self.branches = self.design(c, new=new, seed=seed)
         self.id_projection = fresh(c, "id_projection", seed) if new else c.load_id_projection()
         self.requires_grad_(True).train()
-        plain_attention_on(accelerator.device, unet, *(self.get_submodule(f"controlnet_{part}") for part in self.parts))
+        unet = c.load_unet()
+        plain_attention_on(accelerator.device, unet, *self.branches.children())
         self.frozen = [unet, c.load_image_encoder(), *map(c.load_text_encoder, c.text_encoder_names)]
+
+    def trained(self) -> dict[str, nn.Module]:
+        if self.design is not Branches:  # no RealisID checkpoint, but what `training.evaluate` can run
+            return {self.design.name: nn.ModuleDict({"branches": self.branches, "id_projection": self.id_projection})}
+        return {**dict(self.branches.named_children()), "id_projection": self.id_projection}
 
     def item(self, index: int, rng: np.random.Generator) -> Item:
         c = self.checkpoint
@@ -64,19 +68,15 @@ class BranchesStage(Stage):
         x0, y0, x1, y1 = box.cells(0)
         mask[:, y0:y1, x0:x1] = 1
         crop = np.asarray(self.store["crops"][index, person])
-        drawing = pose_image(
-            self.store["landmarks"][index, person], c.sample_size * c.vae_scale_factor, c.config.pose_style
-        )
+        landmarks = np.asarray(self.store["landmarks"][index, person])  # of the box; the runtime draws them so too
         return {
             "latents": latents,
             "ids": self.ids[index],
             "drop_id": torch.tensor(drop < DROP_ID + DROP_BOTH),
             "drop_text": torch.tensor(DROP_ID <= drop < DROP_ID + DROP_BOTH + DROP_TEXT),
             "id_pixels": torch.from_numpy(id_pixels(crop, c.image_mean, c.image_std)),
-            "pose_image": torch.from_numpy(drawing),
-            "location_mask": torch.from_numpy(location_mask(box.px, self.grid.height, self.grid.width)),
             "face": mask,
-            **placement(box, c.sample_size, c.config.relocate_mode),
+            **self.branches.conditions(box, landmarks, c),
             **self.diffusion.draw(rng, tuple(latents.shape)),
         }
 
@@ -100,12 +100,7 @@ class BranchesStage(Stage):
             added = {"text_embeds": pooled, "time_ids": time_ids(c, len(pooled), pooled.device)}
             zeros = c.config.branch_pooled_text == "zeros"
             branch_added = {**added, "text_embeds": torch.zeros_like(pooled) if zeros else pooled}
-        branches = Branches(
-            self.get_submodule("controlnet_local") if "local" in self.parts else None,
-            self.get_submodule("controlnet_global") if "global" in self.parts else None,
-            tuple(level for _, level in c.residuals),
-        )
-        *down, mid = branches.residuals(noisy, batch["timestep"], self._id_tokens(batch), branch_added, batch)
+        *down, mid = met([self.branches(noisy, batch["timestep"], self._id_tokens(batch), branch_added, batch)])
         predicted: Tensor = unet(
             noisy, batch["timestep"], prompt_embeds, added_cond_kwargs=added, return_dict=False,
             down_block_additional_residuals=down, mid_block_additional_residual=mid,
@@ -126,10 +121,25 @@ class BranchesStage(Stage):
         return torch.where(drop, self.checkpoint.null_id_tokens().to(tokens), tokens)
 
 
-def _branch(checkpoint: Checkpoint, part: str, unet: nn.Module, seed: int) -> nn.Module:
-    """A new branch: the UNet's encoder, zero convolutions, a new embedding of its condition."""
-    branch = fresh(checkpoint, f"controlnet_{part}", seed)
-    own = branch.state_dict()
-    copied = {key: value for key, value in unet.state_dict().items() if key in own and own[key].shape == value.shape}
-    branch.load_state_dict(own | copied)
-    return branch
+class LocalOnlyStage(BranchesStage):
+    """Table 2, retrained without the global branch."""
+
+    name, design = "branches-local-only", LocalOnly
+
+
+class GlobalOnlyStage(BranchesStage):
+    """Table 2, retrained without the local branch."""
+
+    name, design = "branches-global-only", GlobalOnly
+
+
+class UncroppedStage(BranchesStage):
+    """Table 3, against the same two branches without crop and relocation."""
+
+    name, design = "branches-uncropped", Uncropped
+
+
+class FiveKeypointsStage(BranchesStage):
+    """Table 3, against one branch as InstantID's, of the same size."""
+
+    name, design = "branches-five-keypoints", FiveKeypoints

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from export.checkpoint import Checkpoint
 from realisid_trt.conditions import id_pixels
 
+from ..fresh import fresh
 from ..store import Store
-from .fresh import fresh
 from .stage import Item, Stage
 
 TEMPERATURE = 0.07

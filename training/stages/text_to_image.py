@@ -10,10 +10,10 @@ from torch import Tensor
 from export.checkpoint import Checkpoint
 
 from ..diffusion import Diffusion, mean_square, plain_attention_on, seldom
+from ..fresh import fresh
 from ..latents import latents_of
 from ..store import Store
 from ..text import dropped, encode_text, freeze_unread, time_ids, token_ids
-from .fresh import fresh
 from .stage import Item, Stage
 
 TEXT_DROP = 0.1  # share of the captions replaced by the absent prompt, for guidance

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -11,14 +11,12 @@ from torch import Tensor
 
 from export.checkpoint import Checkpoint
 
+from ..fresh import fresh
 from ..store import Store
-from .fresh import fresh
 from .stage import Item, Stage
 
 CROP_PX = 64
-AT_A_FACE = 0.7  # share of the crops that lie about a face: small in the picture, large for the eye
 KL = 1e-4  # weight of the KL term, per element: bounds the latents' scale
-FACE_WEIGHT = 6.0  # of a pixel in a face square: eyes are few pixels, and what L1 cannot tell it leaves out
 EDGES = 0.5  # weight of the differences between neighbouring pixels
 PICTURES_FOR_WHITENING = 2048
 
@@ -26,7 +24,9 @@ PICTURES_FOR_WHITENING = 2048
 class VAEStage(Stage):
     """L1 of pixels and of their differences, and a little KL, on crops: the decoder is a convolution, size is free.
 
-    L = mean w·|x̂ − x| + 0.5·mean w·|∇x̂ − ∇x| + 1e-4·KL,   x̂ = D(z), z ~ N(μ, σ) = E(x), w = 6 in face squares
+    L = mean w·|x̂ − x| + 0.5·mean w·|∇x̂ − ∇x| + 1e-4·KL,   x̂ = D(z), z ~ N(μ, σ) = E(x)
+
+    w is `face_weight` in face squares, 1 elsewhere, over its mean. `at_a_face` of the crops lie about a face.
 
     At the end the latents' mean and standard deviation per channel are folded into the 1 × 1 convolutions on either
     side of them, which is exact, and `scaling_factor` becomes 1.
@@ -35,6 +35,8 @@ class VAEStage(Stage):
     name = "vae"
     learning_rate = 2e-3
     batch_size = 32
+    face_weight: ClassVar[float] = 1.0
+    at_a_face: ClassVar[float] = 0.5
 
     def __init__(self, checkpoint: Checkpoint, store: Store, accelerator: Accelerator, *, new: bool, seed: int) -> None:
         super().__init__(checkpoint, store, accelerator, new=new, seed=seed)
@@ -46,36 +48,32 @@ class VAEStage(Stage):
     def item(self, index: int, rng: np.random.Generator) -> Item:
         side, room = min(CROP_PX, self.side), self.side - min(CROP_PX, self.side)
         corner = rng.random(2) * (room + 1)
-        if rng.random() < AT_A_FACE:
-            face = self.store["boxes"][index, rng.integers(self.store["num_persons"][index])]
-            centre = (face[:2] + face[2:]) / 2 + (rng.random(2) - 0.5) * side / 2
+        if rng.random() < self.at_a_face:
+            box = self.store["boxes"][index, rng.integers(self.store["num_persons"][index])]
+            centre = (box[:2] + box[2:]) / 2 + (rng.random(2) - 0.5) * side / 2
             corner = centre - side / 2
         x, y = np.clip(corner, 0, room).astype(int)
         crop = np.ascontiguousarray(self.store["rgb"][index, y : y + side, x : x + side].transpose(2, 0, 1))
         cells = side // self.factor
         noise = rng.standard_normal((self.channels, cells, cells), np.float32)
-        weight = np.ones((1, side, side), np.float32)
+        face = np.zeros((1, side, side), bool)
         for x0, y0, x1, y1 in self.store["boxes"][index][: int(self.store["num_persons"][index])] - (x, y, x, y):
             inside = np.s_[:, max(int(y0), 0) : max(int(y1), 0), max(int(x0), 0) : max(int(x1), 0)]
-            weight[inside] = FACE_WEIGHT
-        return {
-            "pixels": torch.from_numpy(crop),
-            "weight": torch.from_numpy(weight),
-            "noise": torch.from_numpy(noise),
-        }
+            face[inside] = True
+        return {"pixels": torch.from_numpy(crop), "face": torch.from_numpy(face), "noise": torch.from_numpy(noise)}
 
     def forward(self, batch: Item) -> dict[str, Tensor]:
         pixels = batch["pixels"].float() / 127.5 - 1
         posterior = self.vae.encode(pixels).latent_dist
         mean, std, logvar = posterior.mean.float(), posterior.std.float(), posterior.logvar.float()
         decoded = self.vae.decode(mean + std * batch["noise"]).sample.float()
-        error, weight = decoded - pixels, batch["weight"]
+        error, face = decoded - pixels, batch["face"]
+        weight = 1 + (self.face_weight - 1) * face
         across = (error.diff(dim=-1).abs() * weight[..., 1:]).mean()
         down = (error.diff(dim=-2).abs() * weight[..., 1:, :]).mean()
         kl = 0.5 * (mean**2 + std**2 - 1 - logvar).mean()
         loss = ((error.abs() * weight).mean() + EDGES / 2 * (across + down)) / weight.mean() + KL * kl
         psnr = -10 * torch.log10((error / 2).pow(2).mean((1, 2, 3))).mean()
-        face = weight > 1
         face_psnr = -10 * torch.log10(((error / 2).pow(2).mean(1, keepdim=True) * face).sum() / face.sum().clamp(min=1))
         return {"loss": loss, "psnr_db": psnr, "face_psnr_db": face_psnr.detach(), "kl": kl}
 
@@ -90,6 +88,15 @@ class VAEStage(Stage):
             means.append(self.vae.encode(pixels.float() / 127.5 - 1).latent_dist.mean)
         latents = torch.cat(means)
         whiten(self.vae, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
+
+
+class VAEFacesStage(VAEStage):
+    """The same, with an eye for faces: eyes are few pixels, and what an even L1 cannot tell it leaves out."""
+
+    name = "vae-faces"
+    learning_rate = 1.5e-3
+    face_weight = 6.0
+    at_a_face = 0.7
 
 
 def whiten(vae: Any, mean: Tensor, std: Tensor) -> None:

@@ -1,0 +1,157 @@
+"""Pictures in plain torch, for the designs that no engine runs; those of the full model are an engine's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from export.checkpoint import Checkpoint
+from realisid_trt.boxes import Grid, snap_box
+from realisid_trt.conditions import id_pixels
+from realisid_trt.ddim import DDIM, initial_noise
+from realisid_trt.errors import CheckpointError
+from realisid_trt.rows import guidance_weights, steps_without_id
+
+from ..diffusion import plain_attention_on
+from ..fresh import fresh
+from ..residuals import DESIGNS, Branches, Residuals, met
+from ..text import dropped, encode_text, time_ids, token_ids
+from .cases import Case
+
+
+class Sampler:
+    """A design with its trained weights, over a checkpoint's base.
+
+    scales: of the local and the global residuals. Guidance, steps and α are the checkpoint's unless they are given.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        branches: Branches | None = None,
+        id_projection: nn.Module | None = None,
+        *,
+        device: torch.device | None = None,
+        batch: int = 16,
+        steps: int | None = None,
+        guidance: tuple[float, float] | None = None,
+        ratio: float | None | str = "default",
+        scales: tuple[float, float] = (1.0, 1.0),
+    ) -> None:
+        c, config = checkpoint, checkpoint.config
+        self.checkpoint, self.device, self.batch = checkpoint, device or torch.device("cpu"), batch
+        self.branches = (branches or Branches(c, new=False, seed=0)).eval().requires_grad_(False).to(self.device)
+        self.id_projection = (id_projection or c.load_id_projection()).eval().requires_grad_(False).to(self.device)
+        self.unet: Any = c.load_unet().to(self.device)
+        self.vae: Any = c.load_vae().to(self.device)
+        self.image_encoder: Any = c.load_image_encoder().to(self.device)
+        self.encoders = [c.load_text_encoder(name).to(self.device) for name in c.text_encoder_names]
+        plain_attention_on(self.device, self.unet, *self.branches.children())
+        self.steps = steps or config.num_inference_steps
+        self.guidance = guidance or (config.guidance_scale, config.id_guidance_scale)
+        self.ratio = config.subject_conditioning_ratio if isinstance(ratio, str) else ratio
+        self.scales = dict(zip(("local", "global"), scales, strict=True))
+        scheduler = c.load_scheduler()
+        self.ddim = DDIM(
+            scheduler.alphas_cumprod.double().numpy(), float(scheduler.final_alpha_cumprod),
+            scheduler.config.timestep_spacing, scheduler.config.steps_offset, scheduler.config.prediction_type,
+        )  # fmt: skip
+        side = c.sample_size * c.vae_scale_factor
+        self.grid = Grid(side, side, c.vae_scale_factor, c.levels, c.config.box_snap or c.vae_scale_factor)
+
+    @classmethod
+    def of_run(cls, checkpoint: Checkpoint, weights: Path, **options: Any) -> Sampler:
+        """The design whose weights a training of another stage than "branches" left: weights/NAME.safetensors."""
+        if not weights.is_file() or weights.stem not in DESIGNS:
+            raise CheckpointError(f"{weights} is missing, or no design: expected {', '.join(DESIGNS)}.safetensors.")
+        branches = DESIGNS[weights.stem](checkpoint, new=True, seed=0)
+        both = nn.ModuleDict({"branches": branches, "id_projection": fresh(checkpoint, "id_projection", 0)})
+        both.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
+        return cls(checkpoint, branches, both["id_projection"], **options)
+
+    @torch.no_grad()
+    def make(self, cases: Sequence[Case], name: str) -> NDArray[np.uint8]:
+        """(N, S, S, 3) uint8; cases of different numbers of persons are made apart."""
+        made: dict[int, NDArray[np.uint8]] = {}
+        with tqdm(total=len(cases), desc=name) as bar:
+            for persons in sorted({len(case.identities) for case in cases}):
+                numbers = [number for number, case in enumerate(cases) if len(case.identities) == persons]
+                for first in range(0, len(numbers), self.batch):
+                    some = numbers[first : first + self.batch]
+                    pictures = self._pictures([cases[number] for number in some])
+                    made.update(zip(some, pictures, strict=True))
+                    bar.update(len(some))
+        return np.stack([made[number] for number in range(len(cases))])
+
+    def _pictures(self, cases: Sequence[Case]) -> NDArray[np.uint8]:
+        c, rows = self.checkpoint, len(cases)
+        ids = token_ids(c, [case.scene.caption for case in cases]).to(self.device)
+        text, pooled = encode_text(self.encoders, ids, c.has_added_conditions)
+        no_text, no_pooled = dropped(text, pooled, torch.ones(rows, dtype=torch.bool, device=self.device))
+        people = [self._person(cases, person) for person in range(len(cases[0].identities))]
+        shape = (c.latent_channels, c.sample_size, c.sample_size)
+        latents = torch.from_numpy(np.stack([initial_noise(case.seed, shape) for case in cases])).to(self.device)
+        delayed = steps_without_id(self.steps, self.ratio)
+        zeros = c.config.branch_pooled_text == "zeros"
+        for step, (timestep, (a, b)) in enumerate(
+            zip(self.ddim.timesteps(self.steps), self.ddim.coefficients(self.steps), strict=True)
+        ):
+            none, only_text, full = guidance_weights(*self.guidance, with_id=step >= delayed)
+            total = torch.zeros_like(latents)
+            for weight, embeds, pool, with_id in (
+                (none, no_text, no_pooled, False), (only_text, text, pooled, False), (full, text, pooled, True),
+            ):  # fmt: skip
+                if weight == 0:
+                    continue
+                added = branch_added = None
+                if pool is not None:
+                    added = {"text_embeds": pool, "time_ids": time_ids(c, rows, self.device)}
+                    branch_added = {**added, "text_embeds": torch.zeros_like(pool) if zeros else pool}
+                t = torch.full((rows,), int(timestep), device=self.device)
+                *down, mid = self._residuals(latents, t, people, branch_added, with_id)
+                total += weight * self.unet(
+                    latents, t, embeds, added_cond_kwargs=added, return_dict=False,
+                    down_block_additional_residuals=down, mid_block_additional_residual=mid,
+                )[0]  # fmt: skip
+            latents = a * latents + b * total
+        pixels = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        return np.asarray(((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+
+    def _residuals(
+        self, latents: Tensor, t: Tensor, people: Sequence[dict[str, Tensor]], added: Any, with_id: bool
+    ) -> Residuals:
+        found = []
+        for person in people:
+            tokens = person["id_tokens"] if with_id else person["null_tokens"]
+            parts = self.branches(latents, t, tokens, added, person)
+            found.append({part: [one * self.scales[part] for one in residuals] for part, residuals in parts.items()})
+        return met(found)
+
+    def _person(self, cases: Sequence[Case], person: int) -> dict[str, Tensor]:
+        """ID tokens and conditions of the person number `person` of every case."""
+        c, items = self.checkpoint, []
+        for case in cases:
+            box = snap_box(case.picture.boxes[person].tolist(), self.grid)
+            landmarks = case.picture.landmarks[person].astype(np.float32)
+            pixels = torch.from_numpy(id_pixels(case.crops[person], c.image_mean, c.image_std))
+            items.append({"pixels": pixels, **self.branches.conditions(box, landmarks, c)})
+        batch = {name: torch.stack([item[name] for item in items]).to(self.device) for name in items[0]}
+        pixels = batch.pop("pixels")
+        null = torch.zeros_like(pixels) if c.config.null_id == "zero_image" else None
+        batch["id_tokens"] = self._tokens(pixels)
+        batch["null_tokens"] = (
+            c.null_id_tokens().to(self.device).expand_as(batch["id_tokens"]) if null is None else self._tokens(null)
+        )
+        return batch
+
+    def _tokens(self, pixels: Tensor) -> Tensor:
+        found: Tensor = self.id_projection(self.image_encoder(pixels, output_hidden_states=True).hidden_states[-2])
+        return found

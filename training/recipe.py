@@ -1,0 +1,185 @@
+"""python -m training.recipe: how the miniature got its weights, one command per step.
+
+    vae ─► vae-faces ─► base ─► id-encoder ─► branches       (the judges, which begin with nothing, beside them)
+
+A step takes the checkpoint of the one before it, makes its examples if they are not there, and leaves a checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from export.checkpoint import Checkpoint
+from export.miniature import make_checkpoint
+from realisid_trt.command_line import Outcome, run
+from realisid_trt.errors import RequestError
+
+from .examples import WorldFaces, WorldScenes
+from .loop import Course, accelerator_of, read_log
+from .places import batches
+from .stages import STAGES
+from .store import Examples, Unmade, store_of
+
+LOSSES = Path(__file__).parent / "results" / "losses"  # of the runs that made the weights: the first steps, by name
+START: dict[str, Any] = {"preset": "world", "prediction": "v_prediction", "face_margin": 1.5}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One training. after: the step whose checkpoint it begins with, None the untrained one; data: of DATA."""
+
+    name: str
+    stage: str
+    after: str | None
+    data: str
+    course: Course
+    new: bool = True
+
+
+DATA: dict[str, Examples] = {
+    "scenes": WorldScenes(pictures=80_000),
+    "portraits": WorldScenes(pictures=60_000, persons=1, crop_px=64, first=1_000_000),
+    "faces": WorldFaces(pairs=16_000),
+    "views": WorldFaces(pairs=16_000, first=50_000, views=2, photo_px=0, scene_px=48),
+}
+RECIPE: dict[str, Step] = {
+    step.name: step
+    for step in (
+        Step(name="vae", stage="vae", after=None, data="scenes", course=Course(steps=6500, save_steps=500)),
+        Step(name="vae-faces", stage="vae-faces", after="vae", data="scenes", new=False,
+             course=Course(steps=4000, decay=0.7, save_steps=500)),
+        Step(name="base", stage="text-to-image", after="vae-faces", data="scenes",
+             course=Course(steps=10_500, decay=0.4, save_steps=500)),
+        Step(name="id-encoder", stage="id-encoder", after="base", data="faces",
+             course=Course(steps=3000, save_steps=500)),
+        Step(name="recogniser", stage="recogniser", after=None, data="views",
+             course=Course(steps=2500, seed=1, save_steps=500)),
+        Step(name="face-points", stage="face-points", after=None, data="scenes",
+             course=Course(steps=5000, seed=2, save_steps=500)),
+        Step(name="attributes", stage="attributes", after=None, data="scenes",
+             course=Course(steps=2500, seed=3, save_steps=500)),
+        Step(name="detector", stage="detector", after=None, data="scenes",
+             course=Course(steps=3000, seed=4, save_steps=500)),
+        Step(name="branches", stage="branches", after="id-encoder", data="portraits",
+             course=Course(steps=12_000, save_steps=500)),
+    )
+}  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 failed, 2 bad usage."""
+    given = _parser().parse_args(arguments)
+    step, out = RECIPE[given.step], Path(given.out)
+    if given.check is None:
+        from .train import main as train
+
+        return train(prepared(step, out, more=given.more))
+    return run(lambda: _check(step, given.check, Path(given.checkpoint), given.tolerance), given.json)
+
+
+def prepared(step: Step, out: Path, more: Sequence[str] = ()) -> list[str]:
+    """Makes what the step begins with, and says the arguments of `python -m training.train`."""
+    if step.after is None:
+        start = out / "start"
+        if not start.is_dir():
+            make_checkpoint(start, **START)
+    else:
+        start = out / step.after / "checkpoint"
+        if not start.is_dir():
+            raise RequestError(f"{start} is missing. Make it: python -m training.recipe {step.after} --out {out}")
+    store = store_of(DATA[step.data], out / step.data, progress=True)
+    course = {field.name: getattr(step.course, field.name) for field in dataclasses.fields(Course)}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in course.items() if value is not None]
+    new = ["--new"] if step.new else []
+    data = ["--checkpoint", str(start), "--data", str(store.path), "--out", str(out / step.name)]
+    return [step.stage, *data, *new, "--half", *flags, *more]
+
+
+def _check(step: Step, steps: int, checkpoint: Path, tolerance: float) -> Outcome:
+    """The first losses anew, beside those of the run that made the weights."""
+    known = read_log(LOSSES / f"{step.name}.jsonl")[:steps]
+    again = first_losses(step, checkpoint, len(known))
+    worst = max(abs(new / old["loss"] - 1) for new, old in zip(again, known, strict=True))
+    lines = [
+        f"step {old['step']}: {old['loss']:.6f} then, {new:.6f} now" for new, old in zip(again, known, strict=True)
+    ]
+    right = worst <= tolerance
+    lines.append(f"{step.name}: largest relative difference {worst:.2e}, allowed {tolerance:g}")
+    return Outcome({"step": step.name, "worst": worst, "losses": again}, lines, 0 if right else 1)
+
+
+def first_losses(step: Step, checkpoint: Path, steps: int) -> list[float]:
+    """The losses of the first steps, of a run that keeps nothing, on examples made when they are needed.
+
+    checkpoint: one that holds what the step begins with: the trained miniature holds what every step but vae-faces
+    does, since earlier parts are not changed by later steps.
+    """
+    accelerator = accelerator_of(step.course, cpu=True)
+    stage_class = STAGES[step.stage]
+    store = Unmade(DATA[step.data])
+    stage = stage_class(Checkpoint.open(checkpoint), store, accelerator, new=step.new, seed=step.course.seed)
+    course = step.course
+    learning = [parameter for parameter in stage.parameters() if parameter.requires_grad]
+    return _walk(stage, learning, course, accelerator, steps)
+
+
+def _walk(stage: Any, learning: list[torch.nn.Parameter], course: Course, accelerator: Any, steps: int) -> list[float]:
+    from .loop import CLIP_NORM, optimizer_of
+
+    rate, size = course.learning_rate or stage.learning_rate, course.batch_size or stage.batch_size
+    optimizer = optimizer_of(learning, rate)
+    losses = []
+    for step, batch in enumerate(batches(stage, course.seed, 0, steps, size)):
+        for group in optimizer.param_groups:
+            group["lr"] = course.rate(step, rate)
+        with accelerator.autocast():
+            loss = stage(batch)["loss"]
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(learning, CLIP_NORM)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.recipe",
+        description="Do one step of the miniature's training, or check that its first losses come out again.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""examples:
+  python -m training.recipe vae
+  python -m training.recipe branches --check 50
+  OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=1 torchrun --standalone --nproc_per_node 2 -m training.recipe base -- --cpu""",
+    )
+    add = parser.add_argument
+    add("step", choices=RECIPE, help="which")
+    add(
+        "--out",
+        default="out/training",
+        metavar="DIR",
+        help="where all steps and their examples are (default %(default)s)",
+    )
+    add(
+        "--check",
+        type=int,
+        metavar="N",
+        help="only compare the first N losses with those of the run behind the weights",
+    )
+    add("--checkpoint", default="checkpoints/miniature", help="of --check: what holds the parts that the step reads")
+    add("--tolerance", type=float, default=0.01, help="of --check, relative (default %(default)s)")
+    add("--json", action="store_true", help="of --check: the last line of stdout is one JSON object")
+    add("more", nargs="*", help="after --: more flags for python -m training.train")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

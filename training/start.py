@@ -1,0 +1,157 @@
+"""python -m training.start: a RealisID checkpoint to begin a training with, out of a base model of one's own.
+
+Both branches begin as copies of the UNet's encoder behind zero convolutions, so that it makes the base's pictures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from export.checkpoint import Checkpoint
+from export.checkpoint.classes import component_of, module_class, quiet
+from export.checkpoint.files import read_json
+from export.checkpoint.folders import base_folder
+from export.checkpoint.id_projection import build_projection
+from export.files import disk_errors, exchange, target_folder
+from realisid_trt.command_line import Outcome, run
+from realisid_trt.config import RealisIDConfig
+from realisid_trt.errors import CheckpointError, RequestError
+
+CONDITION_WIDTHS = (16, 32, 96, 256)  # ControlNet's
+CONDITIONS = {"local": 3, "global": 1}  # channels of the pose drawing and of the location mask
+PROJECTIONS = ("linear", "resampler")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 failed, 2 bad usage."""
+    given = vars(_parser().parse_args(arguments))
+    as_json = given.pop("json")
+    return run(lambda: _start(**given), as_json)
+
+
+def _start(base: str, image_encoder: str, out: str, projection: str, face_margin: float, seed: int) -> Outcome:
+    path = start_checkpoint(
+        base, image_encoder, out, projection=projection, seed=seed,
+        config=RealisIDConfig(branch_pooled_text="zeros", face_margin=face_margin),
+    )  # fmt: skip
+    return Outcome({"path": str(path)}, [f"{path}: train it with python -m training.train branches --checkpoint {out}"])
+
+
+def start_checkpoint(
+    base: str | Path,
+    image_encoder: str | Path,
+    out: str | Path,
+    *,
+    config: RealisIDConfig,
+    projection: str = "linear",
+    seed: int = 0,
+) -> Path:
+    """A checkpoint at `out` that takes everything but branches, image encoder and ID projection from `base`.
+
+    base:          folder of an SDXL or SD 1.5 model in diffusers' layout, or a hub id; it is referred to, not copied.
+    image_encoder: folder that holds image_encoder/ and feature_extractor/ (IP-Adapter's layout), which are copied.
+    config:        realisid_config.json. projection: "linear" or "resampler" (16 tokens). seed: of its weights.
+
+    Raises CheckpointError for what the folders lack, RequestError if `out` is taken, DiskError.
+    """
+    out, source = target_folder(out), Path(image_encoder)
+    if out.exists() and any(out.iterdir()):
+        raise RequestError(f"{out} exists. Choose another --out.")
+    local = Path(os.path.expanduser(base)).is_dir()
+    folder = base_folder(str(Path(base).absolute()) if local else str(base), out, ("unet", "vae"), None, local)
+    for name in ("image_encoder", "feature_extractor"):
+        if not (source / name).is_dir():
+            raise CheckpointError(f"{source / name} is missing; expected the folder that holds it and its brother.")
+    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
+    try:
+        with disk_errors(out.parent):
+            partial.mkdir(parents=True)
+            width = _write_branches(folder, partial)
+            for name in ("image_encoder", "feature_extractor"):
+                shutil.copytree(source / name, partial / name)
+            encoder = read_json(source / "image_encoder" / "config.json", "it describes the image encoder")
+            _write_projection(partial / "id_projection", projection, encoder, width, seed)
+            _write_json(partial / "realisid_config.json", config.to_dict())
+            _write_json(partial / "model_index.json", {
+                "_class_name": "RealisIDPipeline",
+                "base_model": os.path.relpath(folder, out) if local else str(base),
+            })  # fmt: skip
+        Checkpoint.open(partial, base_model=folder).check_weights()
+        exchange(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return out
+
+
+def _write_branches(base: Path, out: Path) -> int:
+    """Both ControlNets, in the UNet's own precision. Returns the width of the UNet's text and ID tokens."""
+    component = component_of("unet", base / "unet", None)
+    vae = read_json(base / "vae" / "config.json", "it says how much smaller than pictures latents are")
+    widths = CONDITION_WIDTHS[: len(vae["block_out_channels"])]
+    with quiet():
+        unet = module_class("UNet2DConditionModel").from_pretrained(base / "unet", torch_dtype="auto")
+        for name, channels in CONDITIONS.items():
+            branch = module_class("ControlNetModel").from_unet(
+                unet, conditioning_channels=channels, conditioning_embedding_out_channels=widths
+            )
+            branch.to(unet.dtype).save_pretrained(out / f"controlnet_{name}")
+    return int(component.config["cross_attention_dim"])
+
+
+def _write_projection(folder: Path, kind: str, encoder: dict[str, Any], width: int, seed: int) -> None:
+    hidden = int(encoder["hidden_size"])
+    if kind == "linear":
+        tokens = (encoder["image_size"] // encoder["patch_size"]) ** 2 + 1
+        config: dict[str, Any] = {
+            "class": "linear", "input_dim": hidden, "output_dim": width, "num_tokens": tokens,
+        }  # fmt: skip
+    else:  # IP-Adapter-plus' shape
+        config = {
+            "class": "resampler", "dim": min(hidden, 1280), "depth": 4, "dim_head": 64, "heads": max(hidden // 64, 1),
+            "num_queries": 16, "embedding_dim": hidden, "output_dim": width, "ff_mult": 4,
+        }  # fmt: skip
+    folder.mkdir()
+    _write_json(folder / "config.json", config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        save_file(build_projection(config).state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.start",
+        description="Make a RealisID checkpoint to begin a training with, out of an SDXL or SD 1.5 model.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""examples:
+  python -m training.start --base stabilityai/stable-diffusion-xl-base-1.0 --image-encoder CLIP --out checkpoints/mine
+  python -m training.start --base SDXL --image-encoder CLIP --projection resampler --out checkpoints/mine""",
+    )
+    add = parser.add_argument
+    add("--base", required=True, metavar="MODEL", help="folder of the base model, or a hub id")
+    add("--image-encoder", required=True, metavar="DIR", help="folder with image_encoder/ and feature_extractor/")
+    add("--out", required=True, metavar="DIR", help="folder to make")
+    add("--projection", choices=PROJECTIONS, default="linear", help="default %(default)s")
+    add(
+        "--face-margin", type=float, default=1.0, help="side of the ID crop over that of the face (default %(default)s)"
+    )
+    add("--seed", type=int, default=0, help="of the ID projection's weights (default %(default)s)")
+    add("--json", action="store_true", help="the last line of stdout is one JSON object")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
