@@ -46,13 +46,16 @@ class Diffusion:
 def plain_attention_on(device: torch.device, *modules: Any) -> None:
     """On a CPU, attention by matrix products: the backward pass of torch's fused kernel takes ten times as long there.
 
-    Measured with torch 2.13 on two cores: half of a whole training step of the miniature.
+    Measured with torch 2.13 on two cores: it was half of a whole training step of the miniature.
     """
     if device.type == "cpu":
         from diffusers.models.attention_processor import AttnProcessor
 
         for module in modules:
-            module.set_attn_processor(AttnProcessor())
+            if hasattr(module, "set_attn_processor"):  # of diffusers
+                module.set_attn_processor(AttnProcessor())
+            else:  # of transformers
+                module.set_attn_implementation("eager")
 
 
 def mean_square(prediction: Tensor, target: Tensor) -> Tensor:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,8 +15,10 @@ from export.reference import Reference, ReferencePerson
 from realisid_trt import Engine
 from realisid_trt.conditions import id_pixels, pose_image
 from realisid_trt.ddim import initial_noise
+from training.evaluate import main
 from training.evaluation.cases import SIZES, Casting, one_person_captions
 from training.evaluation.contenders import EngineContender, Truth
+from training.evaluation.experiments import CEILING
 from training.evaluation.measures import Judges, brow_height, face_crop, mouth_opening, right_color
 from training.evaluation.sampler import Sampler
 from training.evaluation.statistics import difference, estimate, frechet, ratio
@@ -109,12 +114,19 @@ def test_a_detector_gives_every_face_once() -> None:
     assert overlap((0, 0, 10, 10), (5, 0, 15, 10)) == pytest.approx(1 / 3)
 
 
-def test_judges_see_truth_and_galleries(tmp_path) -> None:
-    """With untrained judges every number has its form; who is compared with whom does not hang on the pictures."""
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Judges that know nothing: every number has its form."""
+    folder = tmp_path_factory.mktemp("judges")
     for name, kind in JUDGES.items():
         torch.manual_seed(0)
-        save_file({key: value.half() for key, value in kind().state_dict().items()}, tmp_path / f"{name}.safetensors")
-    judges = Judges(tmp_path, CASTING)
+        save_file({key: value.half() for key, value in kind().state_dict().items()}, folder / f"{name}.safetensors")
+    return folder
+
+
+def test_judges_see_truth_and_galleries(untrained: Path) -> None:
+    """Who is compared with whom does not hang on the pictures."""
+    judges = Judges(untrained, CASTING)
     cases = [CASTING.case(1, (0,)), CASTING.case(2, (1, 2), None, (1 / 6, 1 / 5))]
     told = judges.judge(cases, np.stack([case.picture.rgb for case in cases]))
     assert all(column.shape == (3,) for column in told.values.values()) and told.features.shape == (2, 128)
@@ -163,3 +175,32 @@ def test_truth_is_the_worlds_and_its_ceiling_the_vaes(built) -> None:
     cases = [CASTING.case(number, (number,)) for number in (2, 3)]
     assert np.array_equal(Truth().make(cases, "truth")[1], cases[1].picture.rgb)
     assert Truth(Checkpoint.open(built["x4"].checkpoint)).make(cases, "vae").shape == (2, 128, 128, 3)
+
+
+def test_the_command_makes_a_table_and_makes_no_picture_twice(
+    built, untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "--engine", str(built["x4"].engine), "--checkpoint", str(built["x4"].checkpoint), "--judges", str(untrained),
+        "--pictures", "4", "--steps", "2", "--backend", "onnxruntime", "--cache", str(tmp_path / "cache"),
+        "--runs", str(tmp_path), "--out", str(tmp_path / "results"), "--json",
+    ]  # fmt: skip
+    assert main([*arguments, "--experiment", "table2-small", "--experiment", "placement"]) == 0
+    told = capsys.readouterr()
+    tables = json.loads(told.out.splitlines()[-1])["tables"]
+    rows = tables["table2-small"]["rows"]
+    assert list(rows) == ["true renders", CEILING, "full", "without local branch", "without global branch"]
+    assert "retrained is left out" in told.err and "| full |" in told.err
+    assert rows["true renders"]["means"]["neck"] == [1.0, 1.0, 1.0] and rows["full"]["persons"] == 4
+    assert rows[CEILING]["rank1 over the ceiling's"][0] in (1.0, pytest.approx(float("nan"), nan_ok=True))
+    gain = rows["without local branch"]["minus full"]["similarity"]
+    assert gain[1] <= gain[0] <= gain[2]
+    assert list(tables["placement"]["rows"]) == ["full", "relocate_mode area", "box_snap 16 px"]
+    assert json.loads((tmp_path / "results" / "placement.json").read_text()) == tables["placement"]
+    pictures = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
+    assert len(pictures) == 8
+    loaded = [np.load(path) for path in pictures]
+    assert all(one.shape == (4, 128, 128, 3) and one.dtype == np.uint8 for one in loaded)
+    assert len({one.tobytes() for one in loaded}) == 8  # every row made other pictures
+    assert main([*arguments, "--experiment", "placement"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()} == pictures

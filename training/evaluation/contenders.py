@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,7 +13,10 @@ from tqdm import tqdm
 
 from export.checkpoint import Checkpoint
 from realisid_trt import Engine, Person, Request
+from realisid_trt.backends import open_backend
+from realisid_trt.faces import FaceFinder
 from realisid_trt.identity import Identity
+from realisid_trt.manifest import Manifest
 
 from .cases import Case
 
@@ -42,6 +46,18 @@ class Truth:
             decoded = self.vae.decode(self.vae.encode(pixels).latent_dist.mean).sample
             made.append(((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
         return np.concatenate(made)
+
+
+def load_engine(path: Path, backend: str, changes: Mapping[str, Any]) -> Engine:
+    """The engine, with other keys of realisid_config.json: those that no network knows of, only the runtime.
+
+    Users change them in the checkpoint and build again, which finds every network as it was.
+    """
+    manifest = Manifest.read(path)
+    manifest.check_files()
+    config = {**manifest.values["realisid_config"], **changes}
+    changed = Manifest(manifest.path, {**manifest.values, "realisid_config": config})
+    return Engine(changed, open_backend(backend, changed), FaceFinder.load(manifest.path / "faces"))
 
 
 class EngineContender:

@@ -50,8 +50,8 @@ class BranchesStage(Stage):
         self.id_projection = fresh(c, "id_projection", seed) if new else c.load_id_projection()
         self.requires_grad_(True).train()
         unet = c.load_unet()
-        plain_attention_on(accelerator.device, unet, *self.branches.children())
         self.frozen = [unet, c.load_image_encoder(), *map(c.load_text_encoder, c.text_encoder_names)]
+        plain_attention_on(accelerator.device, *self.frozen, *self.branches.children())
 
     def trained(self) -> dict[str, nn.Module]:
         if self.design is not Branches:  # no RealisID checkpoint, but what `training.evaluate` can run

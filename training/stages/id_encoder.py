@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from export.checkpoint import Checkpoint
 from realisid_trt.conditions import id_pixels
 
+from ..diffusion import plain_attention_on
 from ..fresh import fresh
 from ..store import Store
 from .stage import Item, Stage
@@ -40,6 +41,7 @@ class IDEncoderStage(Stage):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.factors = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, store["factors"].shape[-1]))
+        plain_attention_on(accelerator.device, self.image_encoder)
         self.requires_grad_(True).train()
 
     def trained(self) -> dict[str, nn.Module]:

@@ -33,11 +33,11 @@ class TextToImageStage(Stage):
         self.latents = latents_of(checkpoint, store, accelerator)
         self.ids = token_ids(checkpoint, store.captions)
         self.unet = fresh(checkpoint, "unet", seed) if new else checkpoint.load_unet()
-        plain_attention_on(accelerator.device, self.unet)
         self.encoder_names = checkpoint.text_encoder_names
         for name in self.encoder_names:
             encoder = fresh(checkpoint, name, seed) if new else checkpoint.load_text_encoder(name)
             self.add_module(name, encoder)
+        plain_attention_on(accelerator.device, *self.children())
         self.requires_grad_(True).train()
         freeze_unread(self.get_submodule(self.encoder_names[0]), checkpoint.has_added_conditions)
 

@@ -1,0 +1,110 @@
+"""The paper's tables in small: which cases, which rows, and what is compared with what."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .cases import PROMPTS, SIZES, Case, Casting
+
+PEOPLE = 40  # unseen ones, as in the paper
+FULL, TRUTH, CEILING = "full", "true renders", "true renders through the VAE"
+# Table 3's faces, on a grid of 4 px at 128 px: cells of 32, and what the paper calls them.
+STEPS = {"1/4": 8, "1/5": 6, "1/6": 5, "1/7": 4}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    maker:   "engine", "truth", "ceiling", or a design of training.residuals.
+    options: of every Request (engine) or of the Sampler (design). config: keys of realisid_config.json to change.
+    """
+
+    maker: str = "engine"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A table: cases, rows by name, and the row that the others are compared with, pair by pair."""
+
+    title: str
+    cases: Callable[[Casting, int], list[Case]]
+    rows: Mapping[str, Row]
+    against: str = FULL
+
+
+def _table(size: str) -> Callable[[Casting, int], list[Case]]:
+    """As many pictures as asked for: up to 40 people, then up to 35 captions of each, then several pictures of both."""
+
+    def cases(casting: Casting, pictures: int) -> list[Case]:
+        people = min(PEOPLE, pictures)
+        prompts = min(PROMPTS, pictures // people)
+        return casting.table(size, people, prompts, pictures // (people * prompts))
+
+    return cases
+
+
+def _at(cells: int) -> Callable[[Casting, int], list[Case]]:
+    """One person each, faces of exactly so many cells."""
+    side = cells / 32
+    return lambda casting, pictures: casting.groups(1, pictures, (side, side), "apart", PEOPLE)
+
+
+def _groups(persons: int, layout: str = "apart") -> Callable[[Casting, int], list[Case]]:
+    """Faces of 6 cells whatever the number of people, so that the rows differ in that alone."""
+    return lambda casting, pictures: casting.groups(persons, pictures // persons, (6 / 32, 6 / 32), layout, PEOPLE)
+
+
+_BOUNDS = {TRUTH: Row("truth"), CEILING: Row("ceiling")}
+_DROPPED = {
+    "without local branch": Row(options={"local_scale": 0.0}),
+    "without global branch": Row(options={"global_scale": 0.0}),
+}
+_RETRAINED = {
+    "without local branch, retrained": Row("global-only"),
+    "without global branch, retrained": Row("local-only"),
+}
+EXPERIMENTS: dict[str, Experiment] = {
+    **{
+        f"table2-{size}": Experiment(
+            f"Branches, {size} faces ({_fraction})", _table(size), {**_BOUNDS, FULL: Row(), **_DROPPED, **_RETRAINED}
+        )
+        for size, _fraction in ((name, f"1/{1 / SIZES[name][0]:.0f} to 1/{1 / SIZES[name][1]:.0f}") for name in SIZES)
+    },
+    **{
+        f"table3-{cells}": Experiment(
+            f"Baselines of equal size, faces of {cells} cells of 32 (the paper's {name})",
+            _at(cells),
+            {**_BOUNDS, FULL: Row(), "uncropped twin": Row("uncropped"), "five keypoints": Row("five-keypoints")},
+        )
+        for name, cells in STEPS.items()
+    },
+    **{
+        f"persons-{persons}-{layout}": Experiment(
+            f"{persons} person{'s' * (persons > 1)}, {layout}, faces of 6 cells", _groups(persons, layout),
+            {**_BOUNDS, FULL: Row()} if layout == "apart" else
+            {CEILING: Row("ceiling"), FULL: Row(),
+             **{mode: Row(config={"overlap": mode}) for mode in ("average", "priority")}},
+        )
+        for persons, layout in ((1, "apart"), (2, "apart"), (3, "apart"), (2, "overlap"), (3, "overlap"))
+    },
+    "null-id": Experiment(
+        "Identity guidance λi (λt as it is)", _table("regular"),
+        {FULL: Row(), **{f"λi = {scale}": Row(options={"id_guidance_scale": scale})
+                         for scale in (0.0, 1.0, 2.0, 4.0, 8.0)}},
+    ),
+    "delay": Experiment(
+        "Delayed subject conditioning α", _table("regular"),
+        {FULL: Row(), **{f"α = {ratio}": Row(options={"subject_conditioning_ratio": ratio})
+                         for ratio in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)}},
+    ),
+    "placement": Experiment(
+        "Down-sampling of R and the grid of boxes", _table("regular"),
+        {FULL: Row(), "relocate_mode area": Row(config={"relocate_mode": "area"}),
+         "box_snap 16 px": Row(config={"box_snap": 16})},
+    ),
+}  # fmt: skip
