@@ -60,10 +60,10 @@ class PictureFolder:
         }
 
     def __len__(self) -> int:
-        return len(_captions(self.folder))
+        return len(captions_of(self.folder))
 
     def __getitem__(self, index: int) -> Mapping[str, Any] | LeftOut:
-        name, caption = _captions(self.folder)[index]
+        name, caption = captions_of(self.folder)[index]
         finder = _finder(self.face_models)
         try:
             photo = load_photo(Path(self.folder, name))
@@ -83,7 +83,7 @@ class PictureFolder:
 
     def describe(self) -> dict[str, Any]:
         """Hashes in the place of names: the same pictures elsewhere are the same examples."""
-        photos = [(sha256(Path(self.folder, name).read_bytes()), text) for name, text in _captions(self.folder)]
+        photos = [(sha256(Path(self.folder, name).read_bytes()), text) for name, text in captions_of(self.folder)]
         options = {"size_px": self.size_px, "crop_px": self.crop_px, "margin": self.margin}
         found = sha256(json.dumps(photos).encode())
         return {
@@ -121,7 +121,7 @@ def _finder(folder: str) -> FaceFinder:
 
 
 @cache
-def _captions(folder: str) -> list[tuple[str, str]]:
+def captions_of(folder: str) -> list[tuple[str, str]]:
     """(file name, caption) of every picture, in the order of names."""
     path = Path(folder)
     if not path.is_dir():
