@@ -61,7 +61,7 @@ setup(
             CUDA[1],  # with the next: the CUDA kernels are compiled without a toolkit
             "nvidia-cuda-nvrtc>=13,<14",
         ],
-        "train": TRAIN,
+        "train": [*TRAIN],
         "dev": [
             *CUDA,
             *TRAIN,

@@ -42,7 +42,12 @@ def folder(engine_dir: Path, checkpoint_dir: Path, photos: Any, tmp_path_factory
     here = tmp_path_factory.mktemp("readme")
     for name in ("NAME", "miniature"):  # the second is what `make demo` builds
         shutil.copytree(engine_dir, here / "engines" / name, copy_function=os.link)
-    (here / "CKPT").symlink_to(checkpoint_dir)
+    for name in ("CKPT", "SDXL", "CLIP"):
+        (here / name).symlink_to(checkpoint_dir)
+    (here / "PHOTOS").mkdir()
+    for number, photo in enumerate((photos.astronaut, photos.hopper)):
+        shutil.copy(photo, here / "PHOTOS" / f"{number}{photo.suffix}")
+        (here / "PHOTOS" / f"{number}.txt").write_text("a portrait")
     for name, photo in (("alice", photos.astronaut), ("bob", photos.hopper), ("laughing", photos.astronaut)):
         shutil.copy(photo, here / f"{name}.jpg")
     shutil.copy(photos.astronaut, here / "photo.jpg")
@@ -61,7 +66,12 @@ def run(arguments: list[str], folder: Path) -> None:
 def for_the_miniature(text: str) -> str:
     """The README speaks of pictures of 1024 px; the engine of the tests makes them of 128, and needs fewer steps."""
     text = re.sub(r"(?<=[@(,])\s?\d{3}(?=[,)])|(?<=,)\d{3}\b", lambda number: str(int(number[0]) // 8), text)
-    shorter = {"--steps 30": "--steps 1", "--runs 3": "--runs 1 --warmup 0", "engines/mid": "engines/NAME"}
+    shorter = {
+        "--steps 30": "--steps 1",
+        "--runs 3": "--runs 1 --warmup 0",
+        "--steps 20000": "--steps 2",
+        "engines/mid": "engines/NAME",
+    }
     elsewhere = {"export.miniature --out CKPT": "export.miniature --out OWN", "--preset mid": "--preset miniature"}
     for written, instead in (shorter | elsewhere).items():
         text = text.replace(written, instead)

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from typing import Any, get_type_hints
 
+from export.checkpoint import Checkpoint
 from realisid_trt.command_line import Outcome, run
 
 from .examples import WorldFaces, WorldScenes
@@ -29,12 +30,18 @@ HELP = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed, 2 bad usage."""
     given = vars(_parser().parse_args(arguments))
-    as_json, kind, out = given.pop("json"), given.pop("kind"), given.pop("out")
-    return run(lambda: _prepare(KINDS[kind](**given), out), as_json)
+    as_json = given.pop("json")
+    return run(lambda: _prepare(**given), as_json)
 
 
-def _prepare(examples: Examples, out: str) -> Outcome:
+def _prepare(kind: str, out: str, checkpoint: str | None = None, **options: Any) -> Outcome:
     start = time.monotonic()
+    if checkpoint is not None:
+        c = Checkpoint.open(checkpoint)
+        options |= {
+            "size_px": c.sample_size * c.vae_scale_factor, "crop_px": c.image_size, "margin": c.config.face_margin,
+        }  # fmt: skip
+    examples: Examples = KINDS[kind](**options)
     store = store_of(examples, out, progress=True)
     seconds = round(time.monotonic() - start, 1)
     return Outcome(
@@ -54,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
   python -m training.prepare scenes --pictures 60000 --first 1000000 --persons 1 --crop-px 64 \\
     --out out/training/portraits
   python -m training.prepare faces --pairs 16000 --out out/training/faces
-  python -m training.prepare pictures --folder PHOTOS --face-models engines/NAME/faces --out out/training/photos""",
+  python -m training.prepare pictures --folder PHOTOS --checkpoint CKPT --face-models engines/NAME/faces --out data""",
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="KIND")
     for kind, cls in KINDS.items():
@@ -69,6 +76,10 @@ def _parser() -> argparse.ArgumentParser:
                 one.add_argument(flag, type=_number, nargs=2, default=field.default, metavar=("LEAST", "GREATEST"))
             else:
                 one.add_argument(flag, type=types[field.name], default=field.default, help="default %(default)s")
+        if kind == "pictures":
+            one.add_argument(
+                "--checkpoint", metavar="CKPT", help="that will be trained: says --size-px, --crop-px and --margin"
+            )
         one.add_argument("--out", required=True, metavar="DIR", help="folder to make")
         one.add_argument("--json", action="store_true", help="the last line of stdout is one JSON object")
     return parser

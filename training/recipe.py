@@ -23,10 +23,11 @@ from realisid_trt.command_line import Outcome, run
 from realisid_trt.errors import RequestError
 
 from .examples import WorldFaces, WorldScenes
-from .loop import Course, accelerator_of, read_log
+from .loop import CLIP_NORM, Course, accelerator_of, optimizer_of, read_log
 from .places import batches
 from .stages import STAGES
 from .store import Examples, Unmade, store_of
+from .train import main as train
 
 LOSSES = Path(__file__).parent / "results" / "losses"  # of the runs that made the weights: the first steps, by name
 START: dict[str, Any] = {"preset": "world", "prediction": "v_prediction", "face_margin": 1.5}
@@ -79,9 +80,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _parser().parse_args(arguments)
     step, out = RECIPE[given.step], Path(given.out)
     if given.check is None:
-        from .train import main as train
+        command: list[str] = []
 
-        return train(prepared(step, out, more=given.more))
+        def prepare() -> Outcome:
+            command.extend(prepared(step, out, given.more))
+            return Outcome({})
+
+        return run(prepare, as_json=False) or train(command)
     return run(lambda: _check(step, given.check, Path(given.checkpoint), given.tolerance), given.json)
 
 
@@ -132,8 +137,6 @@ def first_losses(step: Step, checkpoint: Path, steps: int) -> list[float]:
 
 
 def _walk(stage: Any, learning: list[torch.nn.Parameter], course: Course, accelerator: Any, steps: int) -> list[float]:
-    from .loop import CLIP_NORM, optimizer_of
-
     rate, size = course.learning_rate or stage.learning_rate, course.batch_size or stage.batch_size
     optimizer = optimizer_of(learning, rate)
     losses = []

@@ -1,0 +1,78 @@
+"""The miniature's training is what its recipe says: the first losses come out again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from accelerate.state import AcceleratorState
+
+from export.miniature import make_checkpoint
+from training.examples import WorldScenes
+from training.recipe import DATA, LOSSES, RECIPE, START, main, prepared
+from training.store import Unmade, store_of
+
+STEPS = 6
+TOLERANCE = 0.01  # bf16 on other processors rounds otherwise; seen here: 5e-5
+
+
+@pytest.fixture(autouse=True)
+def _accelerate_forgets():
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("start") / "start", **START)
+
+
+def test_the_first_losses_come_out_again(start: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every step whose inputs are at hand: what the committed runs logged, on examples made one by one."""
+    known = sorted(path.stem for path in LOSSES.glob("*.jsonl"))
+    assert "vae" in known and set(known) <= set(RECIPE)
+    arguments = ["vae", "--check", str(STEPS), "--checkpoint", str(start), "--tolerance", str(TOLERANCE), "--json"]
+    assert main(arguments) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert len(told["losses"]) == STEPS and told["worst"] < TOLERANCE
+    # another seed's losses are not these
+    assert main([*arguments[:-3], "--tolerance", "1e-9", "--json"]) == 1
+
+
+def test_every_step_has_what_it_begins_with() -> None:
+    seen: set[str] = set()
+    for step in RECIPE.values():
+        assert step.after is None or step.after in seen, step.name
+        assert step.data in DATA
+        seen.add(step.name)
+    recogniser, encoder = DATA["views"].describe(), DATA["faces"].describe()
+    ours = range(encoder["first"], encoder["first"] + encoder["pairs"])
+    theirs = range(recogniser["first"], recogniser["first"] + recogniser["pairs"])
+    assert not set(ours) & set(theirs)  # the recogniser knows nobody whom the encoder learned
+    assert RECIPE["recogniser"].course.seed != RECIPE["id-encoder"].course.seed
+
+
+def test_a_step_says_which_one_comes_before_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["branches", "--out", str(tmp_path)]) == 2
+    assert "python -m training.recipe id-encoder" in capsys.readouterr().err
+
+
+def test_a_step_is_a_training_command(tmp_path: Path, start: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DATA, "scenes", WorldScenes(pictures=4))
+    arguments = prepared(RECIPE["vae"], tmp_path, ["--cpu"])
+    assert arguments[0] == "vae" and "--new" in arguments and arguments[-1] == "--cpu"
+    assert "--steps=6500" in arguments and not any("None" in argument for argument in arguments)
+    assert (tmp_path / "start").is_dir() and (tmp_path / "scenes" / "store.json").is_file()
+
+
+def test_unmade_examples_are_those_of_a_store(tmp_path: Path) -> None:
+    examples = WorldScenes(pictures=3, persons=1, crop_px=32)
+    made, unmade = store_of(examples, tmp_path / "store"), Unmade(examples)
+    assert unmade.captions == made.captions and len(unmade) == 3 and unmade.description == made.description
+    for name in made.arrays:
+        assert unmade[name].shape == made[name].shape
+        assert all(np.array_equal(unmade[name][index], made[name][index]) for index in range(3))
+    assert np.array_equal(unmade["rgb"][1, 4:8, :2], made["rgb"][1, 4:8, :2])
+    assert unmade["boxes"][2, 0].tolist() == made["boxes"][2, 0].tolist()
