@@ -18,17 +18,19 @@ import numpy as np
 from export.checkpoint import Checkpoint
 from export.files import disk_errors, write_json
 from realisid_trt.command_line import Outcome, run
+from realisid_trt.errors import RequestError
 from realisid_trt.files import sha256, whole_or_not
+from realisid_trt.manifest import Manifest
 
 from .evaluation.cases import Case, Casting
 from .evaluation.contenders import Contender, EngineContender, Truth, load_engine
 from .evaluation.experiments import CEILING, EXPERIMENTS, Experiment, Row
 from .evaluation.measures import Judgement, Judges
 from .evaluation.sampler import Sampler
-from .evaluation.statistics import Estimate, difference, estimate, frechet, ratio
+from .evaluation.statistics import Estimate, difference, estimate, frechet, frechet_difference, ratio
 
-MEASURES = ("similarity", "rank1", "iou", "landmarks", "mouth", "brow", "neck", "shirt", "place", "text")
-JUDGES = Path(__file__).parent / "judges" / "weights"
+MEASURES = ("similarity", "rank1", "iou", "landmarks", "mouth", "brow", "harmony", "neck", "shirt", "place", "text")
+JUDGES_FOLDER = Path(__file__).parent / "judges" / "weights"
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -39,7 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(given: argparse.Namespace) -> Outcome:
+    if given.pictures < 1 or given.batch < 1:
+        raise RequestError(f"--pictures is {given.pictures}, --batch {given.batch}; expected at least 1 of each.")
     checkpoint = Checkpoint.open(given.checkpoint)
+    built = Manifest.read(given.engine).values["checkpoint"]
+    if other := sorted(name for name in checkpoint.components if built.get(name) != checkpoint.weights_key(name)):
+        raise RequestError(
+            f"{given.engine} was built from another checkpoint than {given.checkpoint}: {', '.join(other)}."
+        )
     side = checkpoint.sample_size * checkpoint.vae_scale_factor
     casting = Casting(size_px=side, crop_px=checkpoint.image_size, margin=checkpoint.config.face_margin)
     judges = Judges(Path(given.judges), casting)
@@ -47,7 +56,7 @@ def _evaluate(given: argparse.Namespace) -> Outcome:
     lines: list[str] = []
     tables = {}
     for name in names:
-        cases = EXPERIMENTS[name].cases(casting, given.pictures)
+        cases = EXPERIMENTS[name].cases(casting, given.pictures * EXPERIMENTS[name].times)
         rows: dict[str, Judgement] = {}
         for row_name, row in EXPERIMENTS[name].rows.items():
             if row.maker not in ("engine", "truth", "ceiling") and not _weights(given.runs, row.maker).is_file():
@@ -67,8 +76,9 @@ def _row(
 ) -> Judgement:
     """What the judges say of one row's pictures; both are made only once."""
     said = {"maker": row.maker, "options": dict(row.options), "config": dict(row.config), "steps": given.steps,
-            "cases": [(case.seed, case.scene.caption, case.picture.boxes.tolist()) for case in cases]}  # fmt: skip
+            "cases": [_digest(case) for case in cases]}  # fmt: skip
     if row.maker == "engine":
+        said["backend"] = given.backend
         said["engine"] = sha256((Path(given.engine) / "manifest.json").read_bytes())
     else:
         said["weights"] = {part: checkpoint.weights_key(part) for part in checkpoint.components}
@@ -98,6 +108,13 @@ def _contender(given: argparse.Namespace, checkpoint: Checkpoint, row: Row) -> I
         yield Sampler.of_run(checkpoint, _weights(given.runs, row.maker), steps=given.steps, **row.options)
 
 
+def _digest(case: Case) -> str:
+    """Of all that a picture hangs on, and of the truth that it is compared with."""
+    arrays = (case.picture.rgb, case.picture.landmarks, case.picture.boxes, *case.crops)
+    said = f"{case.seed} {case.identities} {case.scene.caption}".encode()
+    return sha256(said + b"".join(np.ascontiguousarray(array).tobytes() for array in arrays))
+
+
 def _weights(runs: str, design: str) -> Path:
     return Path(runs) / f"branches-{design}" / "weights" / f"{design}.safetensors"
 
@@ -123,6 +140,9 @@ def summary(experiment: Experiment, rows: dict[str, Judgement], pictures: int) -
             told[name]["minus " + experiment.against] = {
                 measure: _list(difference(row.values[measure], base.values[measure], people)) for measure in MEASURES
             }
+            if ceiling is not None and row is not ceiling:
+                gain = frechet_difference(row.features, base.features, ceiling.features)
+                told[name]["minus " + experiment.against]["frechet"] = _list(gain)
     return {"title": experiment.title, "pictures": pictures, "rows": told}
 
 
@@ -135,7 +155,7 @@ def markdown(table: dict[str, Any]) -> list[str]:
         "of ceiling",
         "box IoU",
         "landmark error",
-        "neck and shirt",
+        "harmony",
         "text",
     ]
     lines = [f"**{table['title']}**, {table['pictures']} pictures", "", "| " + " | ".join(heads) + " |",
@@ -143,14 +163,22 @@ def markdown(table: dict[str, Any]) -> list[str]:
     for name, row in table["rows"].items():
         means = row["means"]
         of_ceiling = row.get("rank1 over the ceiling's")
-        both = [(a + b) / 2 for a, b in zip(means["neck"], means["shirt"], strict=True)]
-        cells = [means["similarity"], means["rank1"], of_ceiling, means["iou"], means["landmarks"], both, means["text"]]
+        cells = [
+            means["similarity"],
+            means["rank1"],
+            of_ceiling,
+            means["iou"],
+            means["landmarks"],
+            means["harmony"],
+            means["text"],
+        ]
         lines.append(f"| {name} | " + " | ".join("" if cell is None else _cell(cell) for cell in cells) + " |")
     return lines
 
 
-def _list(found: Estimate) -> list[float]:
-    return [round(value, 5) for value in (found.mean, found.low, found.high)]
+def _list(found: Estimate) -> list[float] | None:
+    values = (found.mean, found.low, found.high)
+    return None if not np.isfinite(values).all() else [round(value, 5) for value in values]
 
 
 def _cell(values: Sequence[float]) -> str:
@@ -175,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="CKPT",
         help="what it was built from: the VAE, the baselines' base",
     )
-    add("--judges", default=str(JUDGES), metavar="DIR", help="their weights (default: ours)")
+    add("--judges", default=str(JUDGES_FOLDER), metavar="DIR", help="their weights (default: ours)")
     add("--runs", default="out/training", metavar="DIR", help="where the baselines' runs are (default %(default)s)")
     add("--experiment", action="append", choices=EXPERIMENTS, help="only this one; may be repeated")
     add("--pictures", type=int, default=400, help="per row (default %(default)s)")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from export.checkpoint import Checkpoint
-from export.files import disk_errors
+from export.files import check_space, disk_errors
 
 from .store import Array, Store, Unmade
 
@@ -23,14 +25,16 @@ BATCH_PIXELS = 2**20  # encoded together
 def latents_of(checkpoint: Checkpoint, store: Store, accelerator: Accelerator) -> Array:
     """(N, C, h, w) half precision: the mean of the VAE's posterior of every picture, times its scaling factor.
 
-    Kept in the store, in a file whose name is the VAE's hash; the file appears whole or not at all. Every process does
-    its part. The mean, not a draw: the posteriors of SDXL's VAE, and of ours, are far narrower than the noise of the
-    first timestep.
+    Kept in the store, in a file named by the VAE's hash and the precision; it appears whole or not at all. Every
+    process does its part. The mean, not a draw: the posteriors of SDXL's VAE, and of ours, are far narrower than the
+    noise of the first timestep.
     """
     if isinstance(store, Unmade):
         return cast(Array, _Encoded(checkpoint, store, accelerator))
-    path = store.path / f".latents-{checkpoint.weights_key('vae')[:16]}.npy"
-    partial = path.with_name(path.name + ".part")
+    precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
+    path = store.path / f".latents-{checkpoint.weights_key('vae')[:16]}-{precision}.npy"
+    [writer] = broadcast_object_list([os.getpid()])  # of the main process: two runs on one store write two files
+    partial = path.with_name(f"{path.name}.{writer}.part")
     rgb = store["rgb"]
     height, width = (side // checkpoint.vae_scale_factor for side in rgb.shape[1:3])
     shape = (len(rgb), checkpoint.latent_channels, height, width)
@@ -39,6 +43,7 @@ def latents_of(checkpoint: Checkpoint, store: Store, accelerator: Accelerator) -
     if missing:
         with disk_errors(store.path):
             if accelerator.is_main_process:
+                check_space(store.path, math.prod(shape) * 2, "the latents of all pictures")
                 open_memmap(partial, mode="w+", dtype=np.float16, shape=shape).flush()
             accelerator.wait_for_everyone()
             latents = np.load(partial, mmap_mode="r+")

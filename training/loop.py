@@ -8,7 +8,8 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
 from tqdm import tqdm
 
 from export.files import disk_errors, exchange, target_folder, write_json
-from realisid_trt.errors import NumericsError, RequestError
+from realisid_trt.errors import DiskError, NumericsError, RequestError
+from realisid_trt.files import whole_or_not
 
 from .places import batches
 from .stages.stage import Stage
@@ -37,17 +40,21 @@ class Course:
 
     steps:         in all, those of an earlier run that is continued included.
     batch_size:    examples per step, of all processes together; learning_rate: of AdamW. None: the stage's own.
+    accumulate:    parts in which a process works through its batch, one after the other: less memory, the same step.
     warmup_steps:  the learning rate rises to its value over these.
     decay:         share of the steps, the last ones, over which it falls to a fiftieth.
     ema:           decay of the averaged weights, which are what is written in the end.
     save_steps:    between two states.
     seed:          of fresh weights, the examples' order, noise, timesteps and drops.
     precision:     "bf16" (autocast, weights in float32) or "no".
+
+    Raises RequestError for a number that cannot be meant.
     """
 
     steps: int = 1000
     batch_size: int | None = None
     learning_rate: float | None = None
+    accumulate: int = 1
     warmup_steps: int = 100
     decay: float = 0.5
     ema: float = 0.999
@@ -55,11 +62,31 @@ class Course:
     seed: int = 0
     precision: str = "bf16"
 
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch_size", 1), ("accumulate", 1), ("warmup_steps", 0),
+                            ("save_steps", 1), ("seed", 0)):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise RequestError(f"{name.replace('_', '-')} is {value}, expected at least {least}.")
+        if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
+            raise RequestError(f"learning-rate is {self.learning_rate}, expected a number above 0.")
+        for name in ("decay", "ema"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RequestError(f"{name} is {getattr(self, name)}, expected a number from 0 to 1.")
+
     def rate(self, step: int, learning_rate: float) -> float:
         """The learning rate of step 0, 1, …"""
         rising = min(1.0, (step + 1) / max(self.warmup_steps, 1))
         left = (self.steps - step) / max(self.decay * self.steps, 1)
         return learning_rate * rising * (LEAST_RATE + (1 - LEAST_RATE) * min(1.0, left))
+
+    def of(self, stage: type[Stage]) -> Course:
+        """With the stage's own batch size and learning rate where none are given."""
+        return replace(
+            self,
+            batch_size=self.batch_size or stage.batch_size,
+            learning_rate=self.learning_rate or stage.learning_rate,
+        )
 
 
 def accelerator_of(course: Course, cpu: bool = False) -> Accelerator:
@@ -68,8 +95,42 @@ def accelerator_of(course: Course, cpu: bool = False) -> Accelerator:
     return Accelerator(mixed_precision=course.precision, cpu=cpu, kwargs_handlers=[buckets])
 
 
-def optimizer_of(parameters: list[torch.nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
+class Learner:
+    """A stage's parameters and the step that improves them."""
+
+    def __init__(self, accelerator: Accelerator, stage: Stage, course: Course) -> None:
+        """course: with batch size and learning rate, see `Course.of`."""
+        assert course.learning_rate is not None
+        self.accelerator, self.course, self.learning_rate = accelerator, course, course.learning_rate
+        learning = [parameter for parameter in stage.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(
+            learning, lr=self.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True
+        )
+        half = accelerator.device.type == "cuda" and course.precision == "bf16"
+        for module in stage.frozen:  # a frozen network needs no more precision than autocast gives it
+            module.to(accelerator.device, torch.bfloat16 if half else None)
+        self.model, self.optimizer = accelerator.prepare(stage, optimizer)
+        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def learn(self, batch: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
+        """One step on this process's part of a batch. Returns the losses, means over that part."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.course.rate(step, self.learning_rate)
+        device, parts = self.accelerator.device, self.course.accumulate
+        pieces = [dict(zip(batch, values, strict=True)) for values in zip(*(v.chunk(parts) for v in batch.values()))]  # noqa: B905
+        totals: dict[str, torch.Tensor] = {}
+        for number, piece in enumerate(pieces):
+            last = number == len(pieces) - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                with self.accelerator.autocast():
+                    losses = self.model({name: value.to(device, non_blocking=True) for name, value in piece.items()})
+                self.accelerator.backward(losses["loss"] / len(pieces))
+            for name, value in losses.items():
+                totals[name] = totals.get(name, torch.zeros((), device=device)) + value.detach() / len(pieces)
+        self.accelerator.clip_grad_norm_(self.parameters, CLIP_NORM)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return totals
 
 
 class _Progress:
@@ -85,38 +146,55 @@ class _Progress:
         self.step = int(state["step"])
 
 
+def claim(
+    accelerator: Accelerator, out: str | Path, stage: type[Stage], course: Course, origin: dict[str, Any]
+) -> Path:
+    """The folder of a run, its run.json written or found to say the same. Cheap: to be called before all work.
+
+    origin: what else decides the outcome (checkpoint, examples, options), as JSON values.
+    Raises RequestError if the folder holds another training, or the batch cannot be shared out; DiskError.
+    """
+    folder, processes = target_folder(out), accelerator.num_processes
+    assert course.batch_size is not None
+    if course.batch_size % (processes * course.accumulate):
+        raise RequestError(
+            f"batch-size {course.batch_size} is not divisible by {processes} processes × {course.accumulate} parts."
+        )
+    said = json.loads(json.dumps({"stage": stage.name, **origin, **asdict(course)}))
+    if not stage.whole_batch:
+        said["processes"] = processes
+    free = {"steps", "save_steps", "decay", "accumulate"}  # these may change from one call to the next
+    path = folder / "run.json"
+    if path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        other = sorted(key for key in {*before, *said} - free if before.get(key) != said.get(key))
+        if other:
+            told = ", ".join(f"{key} was {before.get(key)!r} and is now {said.get(key)!r}" for key in other)
+            raise RequestError(f"{folder} holds another training: {told}. Choose another --out.")
+    elif folder.exists() and any(folder.iterdir()):
+        raise RequestError(f"{folder} exists and is no training. Choose another --out.")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, said)
+    accelerator.wait_for_everyone()
+    return folder
+
+
 class Run:
     """One training in its folder: state/, log.jsonl, run.json, and in the end checkpoint/ and loss.png beside them."""
 
-    def __init__(
-        self, accelerator: Accelerator, stage: Stage, course: Course, out: str | Path, origin: dict[str, Any]
-    ) -> None:
-        """origin: what else decides the outcome (checkpoint, examples, options), as JSON values.
-
-        Raises RequestError if `out` holds another training.
-        """
-        self.accelerator, self.out, self.course = accelerator, target_folder(out), course
-        processes = self.accelerator.num_processes
-        self.batch_size = course.batch_size or stage.batch_size
-        self.learning_rate = course.learning_rate or stage.learning_rate
-        if self.batch_size % processes:
-            raise RequestError(f"batch size {self.batch_size} is not divisible by {processes} processes.")
-        self._check_folder(stage, origin)
-        learning = [parameter for parameter in stage.parameters() if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(
-            learning, lr=self.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True
-        )
-        for module in stage.frozen:
-            module.to(self.accelerator.device)
-        self.stage = stage
-        self.model, self.optimizer = self.accelerator.prepare(stage, optimizer)
-        self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        self.ema = EMAModel(self.parameters, decay=course.ema, foreach=True)
+    def __init__(self, accelerator: Accelerator, stage: Stage, course: Course, out: Path) -> None:
+        """out: as `claim` returned it; a state that lies there is gone on from."""
+        self.accelerator, self.stage, self.course, self.out = accelerator, stage, course, out
+        self.learner = Learner(accelerator, stage, course)
+        self.ema = EMAModel(self.learner.parameters, decay=course.ema, foreach=True)
         self.progress = _Progress()
-        self.accelerator.register_for_checkpointing(self.ema, self.progress)
-        if (self.out / "state").is_dir():
-            self.accelerator.load_state(str(self.out / "state"))
-            self.ema.to(self.accelerator.device)
+        accelerator.register_for_checkpointing(self.ema, self.progress)
+        if (out / "state").is_dir():
+            accelerator.load_state(str(out / "state"))
+            self.ema.to(accelerator.device)
 
     @property
     def step(self) -> int:
@@ -127,59 +205,50 @@ class Run:
 
         Raises NumericsError if the loss is not a number, DiskError.
         """
-        main = self.accelerator.is_main_process
+        main, course = self.accelerator.is_main_process, self.course
+        assert course.batch_size is not None
         loader = batches(
-            self.stage, self.course.seed, self.step, self.course.steps, self.batch_size,
+            self.stage, course.seed, self.step, course.steps, course.batch_size,
             self.accelerator.process_index, self.accelerator.num_processes, workers,
         )  # fmt: skip
         log = _Log(self.out / "log.jsonl", self.step) if main else None
-        bar = tqdm(initial=self.step, total=self.course.steps, desc=self.stage.name, disable=not (show and main),
+        bar = tqdm(initial=self.step, total=course.steps, desc=self.stage.name, disable=not (show and main),
                    file=sys.stderr, mininterval=1.0)  # fmt: skip
         collected: list[dict[str, torch.Tensor]] = []
         since = time.monotonic()
         try:
             for batch in loader:
-                collected.append(self._step(batch))
+                collected.append(self.learner.learn(batch, self.step))
+                self.ema.step(self.learner.parameters)
+                self.progress.step += 1
                 bar.update()
-                if self.step <= EVERY_STEP or self.step % LOG_STEPS == 0:
+                saving = self.step % course.save_steps == 0 and self.step < course.steps
+                if self.step <= EVERY_STEP or self.step % LOG_STEPS == 0 or saving or self.step == course.steps:
                     values = self._means(collected)
                     seconds, since = time.monotonic() - since, time.monotonic()
-                    speed = len(collected) * self.batch_size / seconds
+                    speed = len(collected) * course.batch_size / seconds
                     collected.clear()
-                    if not math.isfinite(values["loss"]):
-                        raise NumericsError(
-                            f"the loss of step {self.step} is {values['loss']}. The state of the last save is whole; "
-                            "continue with a smaller --learning-rate in another --out, or with --precision no."
-                        )
                     if log is not None:
                         log.add({"step": self.step, **values, "examples_per_s": round(speed, 2)})
                         bar.set_postfix_str(f"loss {values['loss']:.4f}, {speed:.1f}/s")
-                if self.step % self.course.save_steps == 0 and self.step < self.course.steps:
+                if saving:
                     self.save()
         finally:
             bar.close()
         self.save()
 
-    def _step(self, batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        device = self.accelerator.device
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.course.rate(self.step, self.learning_rate)
-        with self.accelerator.autocast():
-            losses = self.model({name: value.to(device, non_blocking=True) for name, value in batch.items()})
-        self.accelerator.backward(losses["loss"])
-        self.accelerator.clip_grad_norm_(self.parameters, CLIP_NORM)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.ema.step(self.parameters)
-        self.progress.step += 1
-        return {name: value.detach() for name, value in losses.items()}
-
     def _means(self, collected: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-        """Over the steps since the last line of the log, and over the processes."""
+        """Over the steps since the last line of the log, and over the processes. Raises NumericsError."""
         names = list(collected[0])
         means = torch.stack([torch.stack([losses[name] for losses in collected]).mean() for name in names])
         means = self.accelerator.reduce(means, reduction="mean")
-        return {name: float(value) for name, value in zip(names, means, strict=True)}
+        values = {name: float(value) for name, value in zip(names, means, strict=True)}
+        if not math.isfinite(values["loss"]):
+            raise NumericsError(
+                f"the loss at step {self.step} is {values['loss']}. The state of the last save is whole; train again "
+                "with a smaller --learning-rate in another --out, or with --precision no."
+            )
+        return values
 
     def save(self) -> None:
         """The whole state, in the place of the last one: whole or not at all."""
@@ -188,7 +257,10 @@ class Run:
             if self.accelerator.is_main_process:
                 shutil.rmtree(partial, ignore_errors=True)
             self.accelerator.wait_for_everyone()
-            self.accelerator.save_state(str(partial))
+            try:
+                self.accelerator.save_state(str(partial))
+            except SafetensorError as error:  # which says nothing of what the system said
+                raise DiskError(f"{partial} could not be written: {error}. Free some space and go on.") from error
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
                 exchange(partial, self.out / "state")
@@ -196,32 +268,11 @@ class Run:
 
     def finish(self, write: Callable[[dict[str, torch.nn.Module]], None]) -> None:
         """Gives the averaged weights to the stage's modules, ends the stage and has them written, by one process."""
-        self.ema.copy_to(self.parameters)
+        self.ema.copy_to(self.learner.parameters)
         if self.accelerator.is_main_process:
             self.stage.eval()
             self.stage.finish()
             write({name: module.to("cpu") for name, module in self.stage.trained().items()})
-        self.accelerator.wait_for_everyone()
-
-    def _check_folder(self, stage: Stage, origin: dict[str, Any]) -> None:
-        """run.json says what this folder trains. Raises RequestError when it is something else."""
-        course = asdict(self.course) | {"batch_size": self.batch_size, "learning_rate": self.learning_rate}
-        said = json.loads(json.dumps({"stage": stage.name, **origin, **course}))
-        free = {"steps", "save_steps", "decay"}  # these may change from one call to the next
-        path = self.out / "run.json"
-        if path.is_file():
-            before = json.loads(path.read_text(encoding="utf-8"))
-            other = sorted(key for key in {*before, *said} - free if before.get(key) != said.get(key))
-            if other:
-                told = ", ".join(f"{key} was {before.get(key)!r} and is now {said.get(key)!r}" for key in other)
-                raise RequestError(f"{self.out} holds another training: {told}. Choose another --out.")
-        elif self.out.exists() and any(self.out.iterdir()):
-            raise RequestError(f"{self.out} exists and is no training. Choose another --out.")
-        self.accelerator.wait_for_everyone()
-        if self.accelerator.is_main_process:
-            with disk_errors(self.out):
-                self.out.mkdir(parents=True, exist_ok=True)
-                write_json(path, said)
         self.accelerator.wait_for_everyone()
 
 
@@ -231,7 +282,9 @@ class _Log:
     def __init__(self, path: Path, step: int) -> None:
         self.path = path
         lines = read_log(path) if path.is_file() else []
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step), encoding="utf-8")
+        kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step)
+        with whole_or_not(path) as partial:
+            partial.write_text(kept, encoding="utf-8")
 
     def add(self, values: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:

@@ -35,7 +35,7 @@ class PictureFolder:
     size_px:     side S of the pictures: `sample_size` times the VAE's factor of the checkpoint that is trained. A photo
                  is cut to a square about its middle, moved as far as the face needs, and scaled.
     crop_px:     side s of the ID crops: the image encoder's. margin: `face_margin` of the checkpoint.
-    least_face:  least side of a face over the picture's.
+    least_face:  least side of a face over the picture's; a checkpoint's own least is f·2^(L-1) px.
 
     An example is as `WorldScenes` has it, for one person. The ID crop is of the picture itself, as in the paper. Photos
     without a face, with several similar ones, or with a face that is too small are left out, and the store says why.
@@ -130,8 +130,24 @@ def captions_of(folder: str) -> list[tuple[str, str]]:
     if not names:
         raise RequestError(f"{folder} holds no pictures ({', '.join(SUFFIXES)}).")
     told: dict[str, str] = {}
+    try:
+        _read_captions(path, names, told)
+    except UnicodeDecodeError as error:
+        raise RequestError(f"a caption in {folder} is not UTF-8: {error}. Write it again as UTF-8.") from error
+    if missing := [name for name in names if not told.get(name)]:
+        raise RequestError(
+            f"{len(missing)} of {len(names)} pictures have no caption, {missing[0]} for one. Write it into "
+            f"{Path(missing[0]).with_suffix('.txt')} beside it, or into {METADATA}."
+        )
+    return [(name, told[name]) for name in names]
+
+
+def _read_captions(path: Path, names: list[str], told: dict[str, str]) -> None:
+    """From metadata.jsonl, then from the texts beside the pictures."""
     if (path / METADATA).is_file():
         for number, line in enumerate((path / METADATA).read_text(encoding="utf-8").splitlines(), 1):
+            if not line.strip():
+                continue
             try:
                 values = json.loads(line)
                 told[str(values["file_name"])] = str(values["text"])
@@ -143,9 +159,3 @@ def captions_of(folder: str) -> list[tuple[str, str]]:
         text = (path / name).with_suffix(".txt")
         if name not in told and text.is_file():
             told[name] = text.read_text(encoding="utf-8").strip()
-    if missing := [name for name in names if not told.get(name)]:
-        raise RequestError(
-            f"{len(missing)} of {len(names)} pictures have no caption, {missing[0]} for one. Write it into "
-            f"{Path(missing[0]).with_suffix('.txt')} beside it, or into {METADATA}."
-        )
-    return [(name, told[name]) for name in names]

@@ -54,4 +54,6 @@ def batches(
 
 @lru_cache(maxsize=2)
 def _order(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
-    return np.random.Generator(np.random.Philox(key=[seed, 2**63 + epoch])).permutation(size)
+    # A list of both would be an array of floats, which cannot tell one epoch from the next.
+    key = np.array([seed, 2**63 + epoch], np.uint64)
+    return np.random.Generator(np.random.Philox(key=key)).permutation(size)

@@ -38,9 +38,9 @@ def _prepare(kind: str, out: str, checkpoint: str | None = None, **options: Any)
     start = time.monotonic()
     if checkpoint is not None:
         c = Checkpoint.open(checkpoint)
-        options |= {
-            "size_px": c.sample_size * c.vae_scale_factor, "crop_px": c.image_size, "margin": c.config.face_margin,
-        }  # fmt: skip
+        side = c.sample_size * c.vae_scale_factor
+        least = max(options["least_face"], (c.vae_scale_factor << (c.levels - 1)) / side)
+        options |= {"size_px": side, "crop_px": c.image_size, "margin": c.config.face_margin, "least_face": least}
     examples: Examples = KINDS[kind](**options)
     store = store_of(examples, out, progress=True)
     seconds = round(time.monotonic() - start, 1)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from accelerate import PartialState
 
 from export.checkpoint import Checkpoint
 from export.miniature import make_checkpoint
@@ -23,7 +23,7 @@ from realisid_trt.command_line import Outcome, run
 from realisid_trt.errors import RequestError
 
 from .examples import WorldFaces, WorldScenes
-from .loop import CLIP_NORM, Course, accelerator_of, optimizer_of, read_log
+from .loop import EVERY_STEP, Course, Learner, accelerator_of, read_log
 from .places import batches
 from .stages import STAGES
 from .store import Examples, Unmade, store_of
@@ -69,8 +69,11 @@ RECIPE: dict[str, Step] = {
              course=Course(steps=1500, seed=3, save_steps=250)),
         Step(name="detector", stage="detector", after=None, data="scenes",
              course=Course(steps=1500, seed=4, save_steps=250)),
-        Step(name="branches", stage="branches", after="id-encoder", data="portraits",
-             course=Course(steps=12_000, save_steps=500)),
+        # the full model first, then what it is compared with: the same examples, seeds and steps
+        *(Step(name=name, stage=name, after="id-encoder", data="portraits",
+               course=Course(steps=12_000, learning_rate=1e-3, batch_size=32, save_steps=500))
+          for name in ("branches", "branches-local-only", "branches-global-only", "branches-uncropped",
+                       "branches-five-keypoints")),
     )
 }  # fmt: skip
 
@@ -83,7 +86,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command: list[str] = []
 
         def prepare() -> Outcome:
-            command.extend(prepared(step, out, given.more))
+            # one of the processes that a launcher started makes the examples, the others find them
+            with PartialState(cpu="--cpu" in given.more).main_process_first():
+                command.extend(prepared(step, out, given.more))
             return Outcome({})
 
         return run(prepare, as_json=False) or train(command)
@@ -110,7 +115,14 @@ def prepared(step: Step, out: Path, more: Sequence[str] = ()) -> list[str]:
 
 def _check(step: Step, steps: int, checkpoint: Path, tolerance: float) -> Outcome:
     """The first losses anew, beside those of the run that made the weights."""
-    known = read_log(LOSSES / f"{step.name}.jsonl")[:steps]
+    if steps < 1:
+        raise RequestError(f"--check is {steps}, expected a number of steps.")
+    if not step.new:
+        raise RequestError(f"{step.name} begins with weights that no checkpoint keeps. Run the steps before it anew.")
+    path = LOSSES / f"{step.name}.jsonl"
+    if not path.is_file():
+        raise RequestError(f"{path} is missing: no run of {step.name} is on record.")
+    known = [line for line in read_log(path) if line["step"] <= min(steps, EVERY_STEP)]
     again = first_losses(step, checkpoint, len(known))
     worst = max(abs(new / old["loss"] - 1) for new, old in zip(again, known, strict=True))
     lines = [
@@ -127,30 +139,14 @@ def first_losses(step: Step, checkpoint: Path, steps: int) -> list[float]:
     checkpoint: one that holds what the step begins with: the trained miniature holds what every step but vae-faces
     does, since earlier parts are not changed by later steps.
     """
-    accelerator = accelerator_of(step.course, cpu=True)
-    stage_class = STAGES[step.stage]
-    store = Unmade(DATA[step.data])
-    stage = stage_class(Checkpoint.open(checkpoint), store, accelerator, new=step.new, seed=step.course.seed)
-    course = step.course
-    learning = [parameter for parameter in stage.parameters() if parameter.requires_grad]
-    return _walk(stage, learning, course, accelerator, steps)
-
-
-def _walk(stage: Any, learning: list[torch.nn.Parameter], course: Course, accelerator: Any, steps: int) -> list[float]:
-    rate, size = course.learning_rate or stage.learning_rate, course.batch_size or stage.batch_size
-    optimizer = optimizer_of(learning, rate)
-    losses = []
-    for step, batch in enumerate(batches(stage, course.seed, 0, steps, size)):
-        for group in optimizer.param_groups:
-            group["lr"] = course.rate(step, rate)
-        with accelerator.autocast():
-            loss = stage(batch)["loss"]
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learning, CLIP_NORM)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        losses.append(float(loss.detach()))
-    return losses
+    kind = STAGES[step.stage]
+    course = step.course.of(kind)
+    accelerator = accelerator_of(course, cpu=True)
+    stage = kind(Checkpoint.open(checkpoint), Unmade(DATA[step.data]), accelerator, new=step.new, seed=course.seed)
+    learner = Learner(accelerator, stage, course)
+    assert course.batch_size is not None
+    rows = batches(stage, course.seed, 0, steps, course.batch_size)
+    return [float(learner.learn(batch, number)["loss"]) for number, batch in enumerate(rows)]
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ box: so boxes are data, and a batch takes two matrix products per tensor.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
@@ -19,6 +20,7 @@ from export.checkpoint import Checkpoint
 from export.checkpoint.classes import module_class, quiet
 from realisid_trt.boxes import FaceBox
 from realisid_trt.conditions import location_mask, pose_image
+from realisid_trt.errors import RequestError
 from realisid_trt.kernels.resample import resize_matrix
 
 from .fresh import fresh
@@ -179,11 +181,17 @@ KEYPOINTS = {468: (255, 0, 0), 473: (0, 255, 0), 1: (0, 0, 255), 61: (255, 255, 
 class FiveKeypoints(Branches):
     """As InstantID: one branch that sees the whole latents and five keypoints in their place, as large as both of ours.
 
-    Its transformers are deeper than the UNet's until its parameters are as many; what the UNet has is copied.
+    Its transformers are deeper than the UNet's until its parameters are as many; what the UNet has is copied, and the
+    other blocks begin as identities.
     """
 
     name = "five-keypoints"
     parts = {"global": "keypoints"}
+
+    def __init__(self, checkpoint: Checkpoint, *, new: bool, seed: int) -> None:
+        if not new:
+            raise RequestError("no checkpoint has this design's branch. Begin with new weights: --new.")
+        super().__init__(checkpoint, new=new, seed=seed)
 
     def conditions(self, box: FaceBox, landmarks: NDArray[np.float32], checkpoint: Checkpoint) -> Batch:
         side = box.grid.width
@@ -220,14 +228,19 @@ class FiveKeypoints(Branches):
         return made
 
 
+# What a transformer block adds to its stream: with these at zero it hands on what it gets.
+_ADDS = re.compile(r"transformer_blocks\.\d+\.(attn[12]\.to_out\.0|ff\.net\.2)\.")
+
+
 def _from_unet(branch: nn.Module, unet: nn.Module) -> nn.Module:
     own = branch.state_dict()
     copied = {key: value for key, value in unet.state_dict().items() if key in own and own[key].shape == value.shape}
-    branch.load_state_dict(own | copied)
+    added = {key: torch.zeros_like(value) for key, value in own.items() if _ADDS.search(key) and key not in copied}
+    branch.load_state_dict(own | copied | added)
     return branch
 
 
-def met(per_person: list[dict[str, Residuals]]) -> Residuals:
+def merged(per_person: list[dict[str, Residuals]]) -> Residuals:
     """Local residuals summed, global ones averaged over the persons of a picture, and both added."""
     total: Residuals | None = None
     for part in per_person[0]:

@@ -19,14 +19,16 @@ from safetensors.torch import save_file
 
 from export.checkpoint import Checkpoint
 from export.checkpoint.classes import component_of, module_class, quiet
-from export.checkpoint.files import read_json
-from export.checkpoint.folders import base_folder
+from export.checkpoint.files import read_header, read_json
+from export.checkpoint.folders import FROM_BASE, base_folder
 from export.checkpoint.id_projection import build_projection
 from export.files import disk_errors, exchange, target_folder
 from realisid_trt.command_line import Outcome, run
 from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import CheckpointError, RequestError
 
+FROM_ENCODER = ("image_encoder", "feature_extractor")
+ZEROS = "force_zeros_for_empty_prompt"
 CONDITION_WIDTHS = (16, 32, 96, 256)  # ControlNet's
 CONDITIONS = {"local": 3, "global": 1}  # channels of the pose drawing and of the location mask
 PROJECTIONS = ("linear", "resampler")
@@ -60,16 +62,18 @@ def start_checkpoint(
 
     base:          folder of an SDXL or SD 1.5 model in diffusers' layout, or a hub id; it is referred to, not copied.
     image_encoder: folder that holds image_encoder/ and feature_extractor/ (IP-Adapter's layout), which are copied.
-    config:        realisid_config.json. projection: "linear" or "resampler" (16 tokens). seed: of its weights.
+    config:        realisid_config.json, but for what the base says of an absent prompt.
+    projection:    "linear" or "resampler" (16 tokens). seed: of its weights.
 
     Raises CheckpointError for what the folders lack, RequestError if `out` is taken, DiskError.
     """
     out, source = target_folder(out), Path(image_encoder)
     if out.exists() and any(out.iterdir()):
         raise RequestError(f"{out} exists. Choose another --out.")
-    local = Path(os.path.expanduser(base)).is_dir()
-    folder = base_folder(str(Path(base).absolute()) if local else str(base), out, ("unet", "vae"), None, local)
-    for name in ("image_encoder", "feature_extractor"):
+    local = (given := Path(os.path.expanduser(base))).is_dir()
+    parts = [name for name in FROM_BASE if name not in FROM_ENCODER]
+    folder = base_folder(str(given.absolute()) if local else str(base), out, parts, None, local)
+    for name in FROM_ENCODER:
         if not (source / name).is_dir():
             raise CheckpointError(f"{source / name} is missing; expected the folder that holds it and its brother.")
     partial = out.with_name(f".{out.name}.{os.getpid()}.part")
@@ -77,11 +81,13 @@ def start_checkpoint(
         with disk_errors(out.parent):
             partial.mkdir(parents=True)
             width = _write_branches(folder, partial)
-            for name in ("image_encoder", "feature_extractor"):
+            for name in FROM_ENCODER:
                 shutil.copytree(source / name, partial / name)
             encoder = read_json(source / "image_encoder" / "config.json", "it describes the image encoder")
             _write_projection(partial / "id_projection", projection, encoder, width, seed)
-            _write_json(partial / "realisid_config.json", config.to_dict())
+            # SDXL says that zeros stand for an absent prompt; SD 1.5 says nothing, and means the empty text
+            zeros = read_json(folder / "model_index.json", "it lists the model's parts").get(ZEROS, False)
+            _write_json(partial / "realisid_config.json", {**config.to_dict(), ZEROS: bool(zeros)})
             _write_json(partial / "model_index.json", {
                 "_class_name": "RealisIDPipeline",
                 "base_model": os.path.relpath(folder, out) if local else str(base),
@@ -99,7 +105,9 @@ def _write_branches(base: Path, out: Path) -> int:
     vae = read_json(base / "vae" / "config.json", "it says how much smaller than pictures latents are")
     widths = CONDITION_WIDTHS[: len(vae["block_out_channels"])]
     with quiet():
-        unet = module_class("UNet2DConditionModel").from_pretrained(base / "unet", torch_dtype="auto")
+        stored = {dtype for dtype, _ in read_header(component.files[0]).values()}
+        dtype = torch.float16 if stored == {"F16"} else torch.bfloat16 if stored == {"BF16"} else torch.float32
+        unet = module_class("UNet2DConditionModel").from_pretrained(base / "unet", torch_dtype=dtype)
         for name, channels in CONDITIONS.items():
             branch = module_class("ControlNetModel").from_unet(
                 unet, conditioning_channels=channels, conditioning_embedding_out_channels=widths

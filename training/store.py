@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import shutil
@@ -17,7 +18,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import DTypeLike, NDArray
 from tqdm import tqdm
 
-from export.files import disk_errors, exchange, target_folder, write_json
+from export.files import check_space, disk_errors, exchange, target_folder, write_json
 from realisid_trt.errors import RequestError
 
 FORMAT = 1
@@ -67,7 +68,7 @@ class Store:
             raise RequestError(f"{path} holds no examples ({error}). Make them: python -m training.prepare.") from error
 
     def __len__(self) -> int:
-        return len(next(iter(self.arrays.values())))
+        return len(next(iter(self.arrays.values()), ()))
 
     def __getitem__(self, name: str) -> Array:
         """(N, …), one of the arrays. Raises RequestError if these examples have none of this name."""
@@ -133,9 +134,12 @@ def store_of(examples: Examples, path: str | Path, progress: bool = False) -> St
 
 
 def _write(examples: Examples, folder: Path, description: dict[str, Any], progress: bool) -> None:
+    shapes = {name: ((len(examples), *shape), np.dtype(dtype)) for name, (shape, dtype) in examples.shapes().items()}
+    # what is mapped takes its place on the disk only when it is written, and a full disk is then a dead process
+    check_space(folder, sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values()), "all examples")
     arrays = {
-        name: open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(len(examples), *shape))
-        for name, (shape, dtype) in examples.shapes().items()
+        name: open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
+        for name, (shape, dtype) in shapes.items()
     }
     captions, left_out, count = [], {}, 0
     for example in tqdm(_made(examples), "examples", len(examples), disable=not progress):

@@ -38,10 +38,23 @@ def encode_text(encoders: Sequence[nn.Module], ids: Tensor, added: bool) -> tupl
     return torch.cat(states, dim=-1), pooled
 
 
-def dropped(prompt_embeds: Tensor, pooled: Tensor | None, drop: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Zeros where `drop` (B,) bool says so: what the runtime gives for an absent prompt."""
-    kept = (~drop).to(prompt_embeds.dtype)
-    return prompt_embeds * kept[:, None, None], None if pooled is None else pooled * kept[:, None]
+class AbsentPrompt:
+    """What the runtime gives in the place of a prompt that is absent: zeros, or the embedding of the empty text."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.added = checkpoint.has_added_conditions
+        self.ids = None if checkpoint.config.force_zeros_for_empty_prompt else token_ids(checkpoint, [""])
+
+    def where(
+        self, drop: Tensor, prompt_embeds: Tensor, pooled: Tensor | None, encoders: Sequence[nn.Module]
+    ) -> tuple[Tensor, Tensor | None]:
+        """The embeddings, with the absent prompt's in the rows that `drop` (B,) bool says."""
+        if self.ids is None:
+            empty = torch.zeros_like(prompt_embeds[:1]), None if pooled is None else torch.zeros_like(pooled[:1])
+        else:
+            empty = encode_text(encoders, self.ids.to(drop.device), self.added)
+        embeds = torch.where(drop[:, None, None], empty[0], prompt_embeds)
+        return embeds, None if pooled is None or empty[1] is None else torch.where(drop[:, None], empty[1], pooled)
 
 
 def freeze_unread(encoder: Any, first_of_two: bool) -> None:

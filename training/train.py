@@ -18,7 +18,7 @@ import torch
 from export.checkpoint import Checkpoint
 from realisid_trt.command_line import Outcome, run
 
-from .loop import Course, Run, accelerator_of
+from .loop import Course, Run, accelerator_of, claim
 from .result import draw_losses, write_apart, write_checkpoint
 from .stages import STAGES
 from .store import Store
@@ -42,24 +42,34 @@ def _train(
     cpu: bool,
     threads: int | None,
     workers: int,
+    checkpointing: bool,
+    base_model: str | None,
+    variant: str | None,
     **course: Any,
 ) -> Outcome:
     torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
-    planned = Course(**course)
-    start = Checkpoint.open(checkpoint, local_files_only=True)
-    store = Store(Path(data))
+    kind = STAGES[stage]
+    planned = Course(**course).of(kind)
+    start = Checkpoint.open(checkpoint, base_model=base_model, variant=variant)
+    store = Store(data)
     accelerator = accelerator_of(planned, cpu)
-    made = STAGES[stage](start, store, accelerator, new=new, seed=planned.seed)
-    read = {*made.reads, *(() if new else set(made.trained()) & set(start.components))}
-    keys = {name: start.weights_key(name) for name in sorted(read)}
-    origin = {"weights": keys, "examples": store.description, "new": new}
-    training = Run(accelerator, made, planned, out, origin)
+    read = {*kind.reads, *(() if new else kind.writes)} & {*start.components, "scheduler"}
+    origin = {
+        "weights": {name: start.weights_key(name) for name in sorted(read)},
+        "config": start.config.to_dict() if "unet" in kind.reads else None,
+        "examples": store.description,
+        "new": new,
+    }
+    folder = claim(accelerator, out, kind, planned, origin)
+    made = kind(start, store, accelerator, new=new, seed=planned.seed)
+    if checkpointing:
+        made.save_memory()
+    training = Run(accelerator, made, planned, folder)
     training.train(workers)
-    folder = training.out
     dtype = torch.float16 if half else torch.float32
     training.finish(lambda trained: _leave(start, trained, folder, stage, dtype))
-    values = {"out": str(folder), "stage": stage, "steps": training.step, "batch_size": training.batch_size}
-    lines = [f"{folder}: {training.step} steps of {training.batch_size}"]
+    values = {"out": str(folder), "stage": stage, "steps": training.step, "batch_size": planned.batch_size}
+    lines = [f"{folder}: {training.step} steps of {planned.batch_size}"]
     return Outcome(values, lines if accelerator.is_main_process else [])
 
 
@@ -78,17 +88,22 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""examples:
   python -m training.train vae --new --checkpoint START --data out/training/scenes --out out/training/vae
-  accelerate launch --cpu --num_processes 2 -m training.train text-to-image …""",
+  accelerate launch -m training.train branches --checkpoint CKPT --data data --out runs/mine --steps 20000
+  ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 -m training.train text-to-image … --cpu""",
     )
     default, add = Course(), parser.add_argument
     add("stage", choices=STAGES, help="what is trained")
     add("--checkpoint", required=True, metavar="CKPT", help="what it begins with")
+    add("--base-model", metavar="MODEL", help="folder or hub id for what the checkpoint lacks")
+    add("--variant", help='of the weight files, e.g. "fp16"')
     add("--data", required=True, metavar="DIR", help="examples, as training.prepare makes them")
     add("--out", required=True, metavar="DIR", help="the run: state, log, loss curve, checkpoint")
     add("--new", action="store_true", help="begin with new weights in the parts that are trained")
     add("--steps", type=int, default=default.steps, help="in all (default %(default)s)")
     add("--batch-size", type=int, help="of all processes together (default: the stage's)")
     add("--learning-rate", type=float, help="default: the stage's")
+    add("--accumulate", type=int, default=default.accumulate, metavar="N", help="work through a batch in N parts")
+    add("--checkpointing", action="store_true", help="compute activations twice instead of keeping them")
     add("--warmup-steps", type=int, default=default.warmup_steps, help="default %(default)s")
     add("--decay", type=float, default=default.decay, help="last share of the steps, with a falling learning rate "
         "(default %(default)s)")  # fmt: skip

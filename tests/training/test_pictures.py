@@ -71,7 +71,9 @@ def test_faces_captions_and_crops_are_found(store: Path) -> None:
 
 
 def test_five_training_steps(store: Path, tmp_path: Path) -> None:
-    start = make_checkpoint(tmp_path / "start", preset="world", prediction="epsilon", face_margin=1.0)
+    start = make_checkpoint(
+        tmp_path / "start", preset="world", prediction="epsilon", force_zeros_for_empty_prompt=False
+    )
     status = train(["branches", "--checkpoint", str(start), "--data", str(store), "--out", str(tmp_path / "run"),
                     "--new", "--cpu", "--steps", "5", "--batch-size", "4", "--threads", "1"])  # fmt: skip
     assert status == 0

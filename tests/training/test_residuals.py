@@ -10,7 +10,7 @@ from export.checkpoint import Checkpoint
 from export.reference import Reference, ReferencePerson
 from realisid_trt.boxes import Grid, snap_box
 from realisid_trt.conditions import location_mask
-from training.residuals import DESIGNS, KEYPOINTS, Branches, crop, met, placement, relocate
+from training.residuals import DESIGNS, KEYPOINTS, Branches, crop, merged, placement, relocate
 from training.world import World, draw
 
 BOXES = [(8, 16, 40, 48), (0, 0, 128, 128), (92, 4, 128, 40), (30, 50, 49, 66)]
@@ -42,7 +42,7 @@ def test_residuals_are_the_references(checkpoint: Checkpoint, mode: str) -> None
     }
     branches = Branches(c, new=False, seed=0).double()
     with torch.no_grad():
-        ours = met([branches(noisy, timestep, tokens, added, batch)])
+        ours = merged([branches(noisy, timestep, tokens, added, batch)])
         for row, box in enumerate(BOXES):
             theirs = reference.residuals(
                 noisy[row : row + 1], timestep[row], [ReferencePerson(drawings[row], box)],
@@ -90,7 +90,7 @@ def test_designs_begin_as_the_base_and_are_as_large_as_they_say(checkpoint: Chec
         added = {"text_embeds": torch.zeros(1, checkpoint.pooled_dim), "time_ids": torch.zeros(1, 6)}
         tokens = torch.randn(1, checkpoint.num_id_tokens, checkpoint.cross_attention_dim)
         with torch.no_grad():
-            total = met([branches(torch.randn(1, 4, 32, 32), torch.tensor([500]), tokens, added, batch)])
+            total = merged([branches(torch.randn(1, 4, 32, 32), torch.tensor([500]), tokens, added, batch)])
         assert len(total) == len(checkpoint.residuals) and all((one == 0).all() for one in total)
         sizes[name] = sum(parameter.numel() for parameter in branches.parameters())
     assert sizes["uncropped"] == sizes["realisid"]

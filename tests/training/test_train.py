@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +22,8 @@ from export.miniature import make_checkpoint
 from training.examples import WorldFaces, WorldScenes
 from training.judges import JUDGES, load_judge
 from training.loop import Course, read_log
+from training.places import _order
+from training.recipe import START
 from training.stages import STAGES
 from training.store import Store, store_of
 from training.train import main
@@ -41,7 +45,7 @@ def _accelerate_forgets() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("start") / "start", preset="world", prediction="v_prediction")
+    return make_checkpoint(tmp_path_factory.mktemp("start") / "start", **START)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +60,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(stage: str, start: Path, data: Path, out: Path, *more: str) -> list[str]:
     return [
         stage, "--checkpoint", str(start), "--data", str(data / DATA[stage]), "--out", str(out), "--new", "--cpu",
-        "--batch-size", "8", "--threads", "1", "--warmup-steps", "2", *more,
+        "--batch-size", "8", "--threads", "1", "--warmup-steps", "2", "--learning-rate", "1e-3", *more,
     ]  # fmt: skip
 
 
@@ -103,7 +107,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(start: Path, data: Path
     )  # fmt: skip
     log = twice / "log.jsonl"
     while process.poll() is None and (not log.exists() or len(read_log(log)) < 5):
-        pass
+        time.sleep(0.02)
     process.kill()
     process.wait()
     assert not (twice / "checkpoint").exists()
@@ -152,6 +156,60 @@ def test_a_folder_that_trains_something_else_is_left_alone(
     faces[faces.index(str(data / "scenes"))] = str(data / "faces")
     assert main(faces) == 2
     assert "no rgb: these examples are for another stage" in capsys.readouterr().err
+
+
+def test_a_batch_in_parts_is_the_same_step(start: Path, data: Path, tmp_path: Path) -> None:
+    """Gradients add up, activations are computed again: the same losses and weights up to rounding, in less memory."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    more = ("--steps", "4", "--precision", "no")
+    assert main(command("branches", start, data, whole, *more)) == 0
+    assert main(command("branches", start, data, parts, *more, "--accumulate", "4", "--checkpointing")) == 0
+    one, other = (read_log(run / "log.jsonl") for run in (whole, parts))
+    assert [line["loss"] for line in other] == pytest.approx([line["loss"] for line in one], rel=1e-4)
+
+
+def test_every_epoch_has_its_own_order() -> None:
+    orders = [_order(3, epoch, 50).tolist() for epoch in (0, 1, 2, 1025)]
+    assert all(sorted(order) == list(range(50)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 4 and _order(4, 0, 50).tolist() != orders[0]
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (("--batch-size", "0"), "batch-size is 0, expected at least 1"),
+        (("--learning-rate", "0"), "expected a number above 0"),
+        (("--steps", "-1"), "steps is -1"),
+        (("--ema", "1.5"), "expected a number from 0 to 1"),
+        (("--accumulate", "3"), "batch-size 8 is not divisible by 1 processes × 3 parts"),
+    ],
+)
+def test_numbers_that_cannot_be_meant_are_refused_at_once(
+    flags: tuple[str, str], said: str, start: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command("branches", start, data, tmp_path / "run", *flags)) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
+
+
+def test_examples_for_another_checkpoint_are_refused(
+    start: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, examples, said in (
+        ("mute", WorldScenes(pictures=3, persons=1), "ID crops are 0 px, the checkpoint's 64 px"),
+        ("large", WorldScenes(pictures=3, persons=1, size_px=256, grid_px=8, crop_px=64), "pictures are 256 px"),
+        ("wide", WorldScenes(pictures=3, persons=1, crop_px=64, margin=1.0), "1.0 face squares, the checkpoint's 1.5"),
+        (
+            "far",
+            WorldScenes(pictures=3, persons=1, crop_px=64, face=(1 / 12, 1 / 11)),
+            "3 faces are smaller than 16 px",
+        ),
+    ):
+        store_of(examples, tmp_path / name)
+        arguments = command("branches", start, data, tmp_path / "run")
+        arguments[arguments.index(str(data / "portraits"))] = str(tmp_path / name)
+        assert main(arguments) == 2
+        assert said in capsys.readouterr().err
+        shutil.rmtree(tmp_path / "run")
 
 
 def test_a_run_may_be_prolonged(start: Path, data: Path, tmp_path: Path) -> None:

@@ -88,10 +88,16 @@ class Casting:
             self.case(
                 1_000_000 * persons + number,
                 tuple(int(who) for who in rng.choice(identities, persons, replace=False)),
-                None, face, layout,
+                hatless_caption(persons, rng), face, layout,
             )
             for number in range(count)
         ]  # fmt: skip
+
+
+def hatless_caption(persons: int, rng: np.random.Generator) -> str:
+    """Random shirts and a place; no hats, which hide hair, and hair is identity."""
+    shirts = tuple(str(shirt) for shirt in rng.choice(list(SHIRTS), persons))
+    return Description(shirts, (None,) * persons, str(rng.choice(list(PLACES)))).caption
 
 
 def one_person_captions(count: int = PROMPTS) -> list[str]:

@@ -11,7 +11,7 @@ from .cases import PROMPTS, SIZES, Case, Casting
 PEOPLE = 40  # unseen ones, as in the paper
 FULL, TRUTH, CEILING = "full", "true renders", "true renders through the VAE"
 # Table 3's faces, on a grid of 4 px at 128 px: cells of 32, and what the paper calls them.
-STEPS = {"1/4": 8, "1/5": 6, "1/6": 5, "1/7": 4}
+FACE_CELLS = {"1/4": 8, "1/5": 6, "1/6": 5, "1/7": 4}
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,7 @@ class Experiment:
     cases: Callable[[Casting, int], list[Case]]
     rows: Mapping[str, Row]
     against: str = FULL
+    times: int = 1  # as many pictures as the others
 
 
 def _table(size: str) -> Callable[[Casting, int], list[Case]]:
@@ -56,9 +57,10 @@ def _at(cells: int) -> Callable[[Casting, int], list[Case]]:
 
 def _groups(persons: int, layout: str = "apart") -> Callable[[Casting, int], list[Case]]:
     """Faces of 6 cells whatever the number of people, so that the rows differ in that alone."""
-    return lambda casting, pictures: casting.groups(persons, pictures // persons, (6 / 32, 6 / 32), layout, PEOPLE)
+    return lambda casting, pictures: casting.groups(persons, pictures, (6 / 32, 6 / 32), layout, PEOPLE)
 
 
+_says = {"regular": "1/4 to 1/2", "small": "5 cells of 32: of 1/7 to 1/6 the one size on this grid"}
 _BOUNDS = {TRUTH: Row("truth"), CEILING: Row("ceiling")}
 _DROPPED = {
     "without local branch": Row(options={"local_scale": 0.0}),
@@ -69,11 +71,14 @@ _RETRAINED = {
     "without global branch, retrained": Row("local-only"),
 }
 EXPERIMENTS: dict[str, Experiment] = {
+    "full-regular": Experiment(
+        "The full model, regular faces", _table("regular"), {**_BOUNDS, FULL: Row()}, times=7
+    ),
     **{
         f"table2-{size}": Experiment(
-            f"Branches, {size} faces ({_fraction})", _table(size), {**_BOUNDS, FULL: Row(), **_DROPPED, **_RETRAINED}
+            f"Branches, {size} faces ({_says[size]})", _table(size), {**_BOUNDS, FULL: Row(), **_DROPPED, **_RETRAINED}
         )
-        for size, _fraction in ((name, f"1/{1 / SIZES[name][0]:.0f} to 1/{1 / SIZES[name][1]:.0f}") for name in SIZES)
+        for size in SIZES
     },
     **{
         f"table3-{cells}": Experiment(
@@ -81,7 +86,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             _at(cells),
             {**_BOUNDS, FULL: Row(), "uncropped twin": Row("uncropped"), "five keypoints": Row("five-keypoints")},
         )
-        for name, cells in STEPS.items()
+        for name, cells in FACE_CELLS.items()
     },
     **{
         f"persons-{persons}-{layout}": Experiment(

@@ -38,6 +38,7 @@ class Judgement:
     landmarks:   mean distance of the face's points from those asked for, over the face's side.
     mouth, brow: error of the mouth's opening and of the brows' height over the eyes, over the face's side.
     neck, shirt: 1 where the median colour of what the truth shows as neck or shirt right under the face is right.
+    harmony:     the mean of both, of those that are seen.
     place, text: 1 where the attribute classifier sees the place, and everything that the caption says.
     features:    (pictures, 128) for the Fréchet distance.
     """
@@ -91,7 +92,11 @@ class Judges:
                 values["place"].append(place)
                 values["text"].append(text)
                 row += 1
-        return Judgement({name: np.array(column, np.float64) for name, column in values.items()}, features)
+        found_values = {name: np.array(column, np.float64) for name, column in values.items()}
+        pair = np.stack([found_values["neck"], found_values["shirt"]])
+        seen = np.isfinite(pair).sum(0)
+        found_values["harmony"] = np.where(seen > 0, np.nansum(pair, 0) / np.maximum(seen, 1), np.nan)
+        return Judgement(found_values, features)
 
     def _distractors(self, identity: int, present: Sequence[int]) -> list[Floats]:
         """Galleries of eight random other people, the same eight for a person whoever made the picture."""

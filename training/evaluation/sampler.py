@@ -22,8 +22,8 @@ from realisid_trt.rows import guidance_weights, steps_without_id
 
 from ..diffusion import plain_attention_on
 from ..fresh import fresh
-from ..residuals import DESIGNS, Branches, Residuals, met
-from ..text import dropped, encode_text, time_ids, token_ids
+from ..residuals import DESIGNS, Branches, Residuals, merged
+from ..text import AbsentPrompt, encode_text, time_ids, token_ids
 from .cases import Case
 
 
@@ -95,7 +95,8 @@ class Sampler:
         c, rows = self.checkpoint, len(cases)
         ids = token_ids(c, [case.scene.caption for case in cases]).to(self.device)
         text, pooled = encode_text(self.encoders, ids, c.has_added_conditions)
-        no_text, no_pooled = dropped(text, pooled, torch.ones(rows, dtype=torch.bool, device=self.device))
+        everywhere = torch.ones(rows, dtype=torch.bool, device=self.device)
+        no_text, no_pooled = AbsentPrompt(c).where(everywhere, text, pooled, self.encoders)
         people = [self._person(cases, person) for person in range(len(cases[0].identities))]
         shape = (c.latent_channels, c.sample_size, c.sample_size)
         latents = torch.from_numpy(np.stack([initial_noise(case.seed, shape) for case in cases])).to(self.device)
@@ -133,7 +134,7 @@ class Sampler:
             tokens = person["id_tokens"] if with_id else person["null_tokens"]
             parts = self.branches(latents, t, tokens, added, person)
             found.append({part: [one * self.scales[part] for one in residuals] for part, residuals in parts.items()})
-        return met(found)
+        return merged(found)
 
     def _person(self, cases: Sequence[Case], person: int) -> dict[str, Tensor]:
         """ID tokens and conditions of the person number `person` of every case."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 RESAMPLES = 2000
+FRECHET_RESAMPLES = 100  # each is an eigenvalue problem
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,22 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def frechet_difference(
+    one: NDArray[np.float64], other: NDArray[np.float64], truth: NDArray[np.float64], seed: int = 0
+) -> Estimate:
+    """How much nearer `other` is to `truth` than `one`, picture by picture: (N, D) features of the same N cases.
+
+    Both distances are of N pictures, so what few pictures add to either (21 in 128 dimensions at N = 400) is the same.
+    """
+    rng = np.random.default_rng(seed)
+    gains = []
+    for _ in range(FRECHET_RESAMPLES):
+        drawn = rng.integers(0, len(truth), len(truth))
+        gains.append(frechet(one[drawn], truth[drawn]) - frechet(other[drawn], truth[drawn]))
+    low, high = np.percentile(gains, [2.5, 97.5])
+    return Estimate(frechet(one, truth) - frechet(other, truth), float(low), float(high))
 
 
 def estimate(values: ArrayLike, groups: ArrayLike, seed: int = 0) -> Estimate:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.checkpoint import Checkpoint
-from realisid_trt.boxes import Grid, snap_box
+from realisid_trt.boxes import FaceBox, Grid, snap_box
 from realisid_trt.conditions import id_pixels
+from realisid_trt.errors import RequestError
 
 from ..diffusion import Diffusion, mean_square, plain_attention_on
 from ..fresh import fresh
 from ..latents import latents_of
-from ..residuals import Branches, FiveKeypoints, GlobalOnly, LocalOnly, Uncropped, met
-from ..store import Store
-from ..text import dropped, encode_text, time_ids, token_ids
+from ..residuals import Branches, FiveKeypoints, GlobalOnly, LocalOnly, Uncropped, merged
+from ..store import Store, Unmade
+from ..text import AbsentPrompt, encode_text, time_ids, token_ids
 from .stage import Item, Stage
 
 DROP_ID, DROP_TEXT, DROP_BOTH = 0.05, 0.05, 0.05  # the paper's
@@ -30,25 +34,30 @@ class BranchesStage(Stage):
     size. One person per example, drawn from those of the picture. The ID is dropped in 5 % of the examples, the text in
     5 %, both in 5 %; pose and location never.
 
-    New branches begin as copies of the UNet's encoder with zero convolutions, as ControlNet does.
+    New branches begin as copies of the UNet's encoder with zero convolutions, as ControlNet does. Rate, batch and
+    weight decay are the paper's. What differs from it: AdamW with β₂ = 0.99, gradients clipped at 1, a warm-up and a
+    decay of the rate, averaged weights (loop.py); and under v-prediction the loss is of v.
     """
 
     name = "branches"
-    learning_rate = 1e-3
-    batch_size = 32
-    reads = ("vae", "unet", "image_encoder", "text_encoder")
+    learning_rate = 1e-5
+    batch_size = 16
+    reads = ("vae", "unet", "image_encoder", "text_encoder", "text_encoder_2", "scheduler")
+    writes = ("controlnet_local", "controlnet_global", "id_projection")
     design = Branches
 
     def __init__(self, checkpoint: Checkpoint, store: Store, accelerator: Accelerator, *, new: bool, seed: int) -> None:
         super().__init__(checkpoint, store, accelerator, new=new, seed=seed)
         c, self.diffusion = checkpoint, Diffusion(checkpoint)
+        side = c.sample_size * c.vae_scale_factor
+        self.grid = Grid(side, side, c.vae_scale_factor, c.levels, c.config.box_snap or c.vae_scale_factor)
+        _check(store, c, self.grid)
         self.latents = latents_of(c, store, accelerator)
-        self.ids = token_ids(c, store.captions)
-        height, width = (int(side) * c.vae_scale_factor for side in self.latents.shape[2:])
-        self.grid = Grid(height, width, c.vae_scale_factor, c.levels, c.config.box_snap or c.vae_scale_factor)
+        self.ids, self.absent = token_ids(c, store.captions), AbsentPrompt(c)
         self.branches = self.design(c, new=new, seed=seed)
         self.id_projection = fresh(c, "id_projection", seed) if new else c.load_id_projection()
         self.requires_grad_(True).train()
+        self.null_id_tokens = c.null_id_tokens()  # for other checkpoints than those of a zero image
         unet = c.load_unet()
         self.frozen = [unet, c.load_image_encoder(), *map(c.load_text_encoder, c.text_encoder_names)]
         plain_attention_on(accelerator.device, *self.frozen, *self.branches.children())
@@ -61,14 +70,15 @@ class BranchesStage(Stage):
     def item(self, index: int, rng: np.random.Generator) -> Item:
         c = self.checkpoint
         person = int(rng.integers(self.store["num_persons"][index]))
-        box = snap_box(self.store["boxes"][index, person].tolist(), self.grid)
+        square = self.store["boxes"][index, person].tolist()
+        box = snap_box(square, self.grid)
         latents = torch.from_numpy(self.latents[index].astype(np.float32))
         drop = rng.random()
         mask = torch.zeros(1, *latents.shape[1:])
         x0, y0, x1, y1 = box.cells(0)
         mask[:, y0:y1, x0:x1] = 1
         crop = np.asarray(self.store["crops"][index, person])
-        landmarks = np.asarray(self.store["landmarks"][index, person])  # of the box; the runtime draws them so too
+        landmarks = of_snapped(self.store["landmarks"][index, person], square, box)
         return {
             "latents": latents,
             "ids": self.ids[index],
@@ -94,13 +104,13 @@ class BranchesStage(Stage):
         c, (unet, _, *encoders) = self.checkpoint, self.frozen
         with torch.no_grad():
             embeds = encode_text(encoders, batch["ids"], c.has_added_conditions)
-            prompt_embeds, pooled = dropped(*embeds, batch["drop_text"])
+            prompt_embeds, pooled = self.absent.where(batch["drop_text"], *embeds, encoders)
         added = branch_added = None
         if pooled is not None:
             added = {"text_embeds": pooled, "time_ids": time_ids(c, len(pooled), pooled.device)}
             zeros = c.config.branch_pooled_text == "zeros"
             branch_added = {**added, "text_embeds": torch.zeros_like(pooled) if zeros else pooled}
-        *down, mid = met([self.branches(noisy, batch["timestep"], self._id_tokens(batch), branch_added, batch)])
+        *down, mid = merged([self.branches(noisy, batch["timestep"], self._id_tokens(batch), branch_added, batch)])
         predicted: Tensor = unet(
             noisy, batch["timestep"], prompt_embeds, added_cond_kwargs=added, return_dict=False,
             down_block_additional_residuals=down, mid_block_additional_residual=mid,
@@ -118,7 +128,43 @@ class BranchesStage(Stage):
         tokens: Tensor = self.id_projection(features)
         if kind == "zero_image":
             return tokens
-        return torch.where(drop, self.checkpoint.null_id_tokens().to(tokens), tokens)
+        return torch.where(drop, self.null_id_tokens.to(tokens), tokens)
+
+
+def of_snapped(landmarks: NDArray[np.float32], square: Sequence[float], box: FaceBox) -> NDArray[np.float32]:
+    """Landmarks in [0, 1] of a face's square → of the box that stands for it, so that they lie on the picture's face.
+
+    A square that leaves the picture is moved or shrunk, every one is rounded to the grid.
+    """
+    x0, y0, x1, _ = square
+    left, top, right, _ = box.px
+    inside = (np.asarray(landmarks) * (x1 - x0) + (x0, y0) - (left, top)) / (right - left)
+    return np.asarray(inside, np.float32)
+
+
+def _check(store: Store, checkpoint: Checkpoint, grid: Grid) -> None:
+    """Raises RequestError for examples that are not made for this checkpoint."""
+    c, margin = checkpoint, store.description.get("margin")
+    for what, has, wants in (
+        ("pictures are", f"{store['rgb'].shape[1]} px", f"{grid.height} px"),
+        ("ID crops are", f"{store['crops'].shape[2]} px", f"{c.image_size} px"),
+        ("ID crops are of", f"{margin} face squares", f"{c.config.face_margin} face squares"),
+    ):
+        if has != wants:
+            raise RequestError(
+                f"{store.path}: the {what} {has}, the checkpoint's {wants}. Make them again: python -m "
+                f"training.prepare … --size-px {grid.height} --crop-px {c.image_size} --margin {c.config.face_margin}."
+            )
+    if isinstance(store, Unmade):
+        return
+    boxes = np.asarray(store["boxes"])
+    there = np.arange(boxes.shape[1])[None] < np.asarray(store["num_persons"])[:, None]
+    sides = np.maximum(boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1])
+    if (small := there & (sides < grid.multiple)).any():
+        raise RequestError(
+            f"{store.path}: {int(small.sum())} faces are smaller than {grid.multiple} px, one cell at the coarsest "
+            "level of this checkpoint. Make the examples again with larger ones (--least-face, --face)."
+        )
 
 
 class LocalOnlyStage(BranchesStage):

@@ -33,6 +33,8 @@ class IDEncoderStage(Stage):
     name = "id-encoder"
     learning_rate = 1e-3
     batch_size = 64
+    writes = ("image_encoder",)
+    whole_batch = False
 
     def __init__(self, checkpoint: Checkpoint, store: Store, accelerator: Accelerator, *, new: bool, seed: int) -> None:
         super().__init__(checkpoint, store, accelerator, new=new, seed=seed)

@@ -51,6 +51,7 @@ class RecogniserStage(JudgeStage):
     """InfoNCE over people and their siblings, and the identity factors, on crops of scenes, background and all."""
 
     name = "recogniser"
+    whole_batch = False
 
     def item(self, index: int, rng: np.random.Generator) -> Item:
         scenes = self.store["scenes"][index]  # (2, V, t, t, 3)
@@ -119,6 +120,7 @@ class DetectorStage(JudgeStage):
     """A focal cross entropy of the centres, and 1 − IoU of the boxes that the cells about a centre tell."""
 
     name = "detector"
+    whole_batch = False
 
     def item(self, index: int, rng: np.random.Generator) -> Item:
         boxes = np.array(self.store["boxes"][index])

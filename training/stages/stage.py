@@ -23,13 +23,16 @@ class Stage(nn.Module):
 
     A loss is a function of the parameters and the batch alone: all chance (noise, timesteps, drops, crops) is drawn by
     `item` from the generator of its place in the row of examples. So a run that was killed goes on as if nothing had
-    happened, and two processes with half the batch each see what one would.
+    happened. Where the loss is a mean over examples, two processes with half the batch each see what one would; a
+    contrast compares those of one process alone.
     """
 
     name: ClassVar[str]
     learning_rate: ClassVar[float]
     batch_size: ClassVar[int]
-    reads: ClassVar[tuple[str, ...]] = ()  # parts of the checkpoint that decide the outcome, besides the trained ones
+    reads: ClassVar[tuple[str, ...]] = ()  # parts of the checkpoint that decide the outcome and stay as they are
+    writes: ClassVar[tuple[str, ...]] = ()  # parts that are trained, and where a training without --new begins
+    whole_batch: ClassVar[bool] = True  # a loss is a mean over examples, so processes with a part each see the same
 
     def __init__(self, checkpoint: Checkpoint, store: Store, accelerator: Accelerator, *, new: bool, seed: int) -> None:
         """new: begin with new weights, drawn from `seed`, instead of the checkpoint's."""
@@ -53,6 +56,13 @@ class Stage(nn.Module):
     def forward(self, batch: Item) -> dict[str, Tensor]:
         """Name → mean over the batch; "loss" is what is minimised, the others are for people."""
         raise NotImplementedError
+
+    def save_memory(self) -> None:
+        """Activations are computed again in the backward pass instead of being kept, wherever a network can."""
+        for module in (*self.modules(), *self.frozen):
+            for name in ("enable_gradient_checkpointing", "gradient_checkpointing_enable"):  # diffusers', transformers'
+                if hasattr(module, name):
+                    getattr(module, name)()
 
     def finish(self) -> None:
         """Called once before the trained parts are written: what can only be done at the end."""

@@ -13,7 +13,7 @@ from ..diffusion import Diffusion, mean_square, plain_attention_on, seldom
 from ..fresh import fresh
 from ..latents import latents_of
 from ..store import Store
-from ..text import dropped, encode_text, freeze_unread, time_ids, token_ids
+from ..text import AbsentPrompt, encode_text, freeze_unread, time_ids, token_ids
 from .stage import Item, Stage
 
 TEXT_DROP = 0.1  # share of the captions replaced by the absent prompt, for guidance
@@ -25,11 +25,12 @@ class TextToImageStage(Stage):
     name = "text-to-image"
     learning_rate = 1.5e-3
     batch_size = 32
-    reads = ("vae",)
+    writes = ("unet", "text_encoder", "text_encoder_2")
+    reads = ("vae", "scheduler")
 
     def __init__(self, checkpoint: Checkpoint, store: Store, accelerator: Accelerator, *, new: bool, seed: int) -> None:
         super().__init__(checkpoint, store, accelerator, new=new, seed=seed)
-        self.diffusion = Diffusion(checkpoint)
+        self.diffusion, self.absent = Diffusion(checkpoint), AbsentPrompt(checkpoint)
         self.latents = latents_of(checkpoint, store, accelerator)
         self.ids = token_ids(checkpoint, store.captions)
         self.unet = fresh(checkpoint, "unet", seed) if new else checkpoint.load_unet()
@@ -50,7 +51,7 @@ class TextToImageStage(Stage):
         noisy, target = self.diffusion.noisy(batch["latents"], batch["noise"], batch["timestep"])
         encoders = [self.get_submodule(name) for name in self.encoder_names]
         embeds = encode_text(encoders, batch["ids"], self.checkpoint.has_added_conditions)
-        prompt_embeds, pooled = dropped(*embeds, batch["drop_text"])
+        prompt_embeds, pooled = self.absent.where(batch["drop_text"], *embeds, encoders)
         added = None
         if pooled is not None:
             added = {"text_embeds": pooled, "time_ids": time_ids(self.checkpoint, len(pooled), pooled.device)}

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from export.checkpoint import Checkpoint
+from realisid_trt.errors import CheckpointError
 
 from ..fresh import fresh
 from ..store import Store
@@ -35,6 +36,7 @@ class VAEStage(Stage):
     name = "vae"
     learning_rate = 2e-3
     batch_size = 32
+    writes = ("vae",)
     face_weight: ClassVar[float] = 1.0
     at_a_face: ClassVar[float] = 0.5
 
@@ -43,6 +45,11 @@ class VAEStage(Stage):
         self.side = int(store["rgb"].shape[1])
         self.factor, self.channels = checkpoint.vae_scale_factor, checkpoint.latent_channels
         self.vae: Any = fresh(checkpoint, "vae", seed) if new else checkpoint.load_vae()
+        if self.vae.quant_conv is None or self.vae.post_quant_conv is None:
+            raise CheckpointError(
+                f"{checkpoint.path}: the VAE has no quant_conv and post_quant_conv, into which its latents' scale is "
+                "folded. Set use_quant_conv and use_post_quant_conv in vae/config.json."
+            )
         self.vae.requires_grad_(True).train()
 
     def item(self, index: int, rng: np.random.Generator) -> Item:
@@ -94,6 +101,7 @@ class VAEFacesStage(VAEStage):
     """The same, with an eye for faces: eyes are few pixels, and what an even L1 cannot tell it leaves out."""
 
     name = "vae-faces"
+    whole_batch = False  # the weights' mean is over one process's part
     learning_rate = 1.5e-3
     face_weight = 6.0
     at_a_face = 0.7
