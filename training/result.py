@@ -36,7 +36,7 @@ def write_checkpoint(
             shutil.copytree(
                 start.path, partial, ignore=lambda folder, names: _skipped(Path(folder), names, start, trained)
             )
-            _point_to_base(start.path, partial, out)
+            _write_index(start.path, partial, out)
             for name, module in trained.items():
                 _write_component(partial / name, module, start.components[name], dtype)
         exchange(partial, out)
@@ -49,14 +49,16 @@ def _skipped(folder: Path, names: list[str], start: Checkpoint, trained: Mapping
     return [name for name in names if name.startswith(".") or (folder == start.path and name in trained)]
 
 
-def _point_to_base(start: Path, partial: Path, out: Path) -> None:
-    """A base model given by a relative path is still the same folder."""
+def _write_index(start: Path, partial: Path, out: Path) -> None:
+    """model_index.json: a base model given by a relative path is still the same folder, and the weights are trained."""
     path = partial / "model_index.json"
     index = json.loads(path.read_text(encoding="utf-8"))
+    for ours in ("_made_by", "_recipe"):  # of random weights, which their maker may replace
+        index.pop(ours, None)
     base = index.get("base_model")
     if isinstance(base, str) and (start / base).is_dir():
         index["base_model"] = os.path.relpath(start / base, out)
-        path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_component(folder: Path, module: Any, before: Component, dtype: torch.dtype) -> None:
@@ -66,6 +68,9 @@ def _write_component(folder: Path, module: Any, before: Component, dtype: torch.
         module = module.to(dtype)
         if hasattr(module, "save_config"):
             module.save_config(folder)
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            config.pop("_name_or_path", None)  # of the machine that trained it
+            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         elif hasattr(module, "config"):
             module.config.architectures = [before.class_name]
             module.config.save_pretrained(folder)

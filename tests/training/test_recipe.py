@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
 
+from export.checkpoint import Checkpoint
 from export.miniature import make_checkpoint
+from export.reference import Reference
+from realisid_trt.config import RealisIDConfig
+from realisid_trt.ddim import initial_noise
+from tests.conftest import ROOT
 from training.examples import WorldScenes
 from training.recipe import DATA, LOSSES, RECIPE, START, main, prepared
+from training.start import start_checkpoint
 from training.store import Unmade, store_of
 
+WORLD_BASE = ROOT / "checkpoints" / "world-base"
 STEPS = 6
 TOLERANCE = 0.01  # bf16 on other processors rounds otherwise; seen here: 5e-5
 
@@ -45,6 +55,37 @@ def test_the_first_losses_come_out_again(
     monkeypatch.setitem(RECIPE, "vae", other)
     assert main(arguments) == 1
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["worst"] > TOLERANCE
+
+
+def test_the_trained_vae_gives_the_bases_first_losses(
+    start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The base learned on latents of the VAE that is kept in half precision: what is kept is what it learned on."""
+    shutil.copytree(start, tmp_path / "start")
+    shutil.rmtree(tmp_path / "start" / "vae")
+    shutil.copytree(WORLD_BASE / "vae", tmp_path / "start" / "vae")
+    arguments = ["base", "--check", "3", "--checkpoint", str(tmp_path / "start"), "--tolerance", str(TOLERANCE)]
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["worst"] < TOLERANCE
+
+
+def test_the_base_is_one_to_begin_with(start: Path, tmp_path: Path) -> None:
+    """Half precision, finite, 10 MB; and it follows its captions: the right shirt's colour wins where shirts are."""
+    files = [file for file in WORLD_BASE.rglob("*.safetensors")]
+    weights = [value for file in files for value in load_file(file).values()]
+    assert all(value.dtype == torch.float16 and value.isfinite().all() for value in weights)
+    assert sum(file.stat().st_size for file in files) < 11e6
+    out = start_checkpoint(
+        WORLD_BASE, start, tmp_path / "mine", config=RealisIDConfig(branch_pooled_text="zeros", face_margin=1.5)
+    )
+    reference = Reference(Checkpoint.open(out))
+    noise = torch.from_numpy(initial_noise(3, (4, 32, 32)))[None]
+    for color, channel in (("red", 0), ("green", 1), ("blue", 2)):
+        caption = f"a person in a {color} shirt in a studio"
+        made = reference.decode(reference.generate(caption, [], noise, num_inference_steps=12, guidance_scale=5.0))
+        vivid = (made[0].amax(0) - made[0].amin(0) > 0.6).float()  # the studio is grey
+        strongest = made[0].argmax(0) == channel
+        assert (strongest * vivid).sum() / vivid.sum() > 0.5 and vivid.sum() > 400, color
 
 
 def test_every_step_has_what_it_begins_with() -> None:

@@ -87,6 +87,8 @@ def test_every_stage_learns_and_leaves_its_part(stage: str, start: Path, data: P
         "branches": {"controlnet_local", "controlnet_global", "id_projection"},
     }[stage]  # fmt: skip
     Checkpoint.open(out / "checkpoint").check_weights()
+    texts = [file.read_text() for file in (out / "checkpoint").rglob("*.json")]
+    assert not any(str(start.parent) in text or str(out) in text for text in texts)  # no path of this machine
     before, after = weights(start), weights(out / "checkpoint")
     assert before.keys() == after.keys()
     for key, value in after.items():
