@@ -38,7 +38,7 @@ def test_the_middle_preset_has_about_116_million_parameters_in_its_unet() -> Non
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"preset": "huge"}, "preset is 'huge', expected one of miniature, mid, sdxl"),
+        ({"preset": "huge"}, "preset is 'huge', expected one of miniature, world, mid, sdxl"),
         ({"seed": -1}, "seed is -1, expected a whole number"),
         ({"family": "sd15", "preset": "mid"}, "preset mid has SDXL's shape. Use --family sdxl"),
         ({"preset": "sdxl", "vae_factor": 4}, "whose factor is 8. Leave --vae-factor out"),
