@@ -21,7 +21,7 @@ from training.evaluation.contenders import EngineContender, Truth
 from training.evaluation.experiments import CEILING
 from training.evaluation.measures import Judges, brow_height, face_crop, mouth_opening, right_color
 from training.evaluation.sampler import Sampler
-from training.evaluation.statistics import difference, estimate, frechet, ratio
+from training.evaluation.statistics import difference, estimate, frechet, frechet_difference, ratio
 from training.judges import JUDGES
 from training.judges.nets import POINTS, Detector, overlap
 from training.world import POSE, describe, landmarks
@@ -59,6 +59,16 @@ def test_frechet_is_the_formula_for_known_normals() -> None:
     one, other = rng.normal(0, 1, (40000, 3)), rng.normal(0, 2, (40000, 3)) + (3, 0, 0)
     assert frechet(one, one) == pytest.approx(0, abs=1e-9)
     assert frechet(one, other) == pytest.approx(9 + 3 * (2 - 1) ** 2, rel=0.03)
+
+
+def test_who_is_nearer_to_the_truth_is_said_with_an_interval() -> None:
+    """Features with more noise are farther away; against itself nothing is nearer."""
+    rng = np.random.default_rng(4)
+    truth = rng.normal(0, 1, (400, 4))
+    near, far = truth + rng.normal(0, 0.1, truth.shape), truth + rng.normal(0, 1.5, truth.shape)
+    gain = frechet_difference(far, near, truth)
+    assert 0 < gain.low < gain.mean < gain.high
+    assert frechet_difference(near, near, truth).mean == 0
 
 
 def test_cases_are_what_is_asked_for() -> None:

@@ -60,7 +60,7 @@ def _groups(persons: int, layout: str = "apart") -> Callable[[Casting, int], lis
     return lambda casting, pictures: casting.groups(persons, pictures, (6 / 32, 6 / 32), layout, PEOPLE)
 
 
-_says = {"regular": "1/4 to 1/2", "small": "5 cells of 32: of 1/7 to 1/6 the one size on this grid"}
+_SAID = {"regular": "1/4 to 1/2", "small": "5 cells of 32: of 1/7 to 1/6 the one size on this grid"}
 _BOUNDS = {TRUTH: Row("truth"), CEILING: Row("ceiling")}
 _DROPPED = {
     "without local branch": Row(options={"local_scale": 0.0}),
@@ -76,7 +76,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     ),
     **{
         f"table2-{size}": Experiment(
-            f"Branches, {size} faces ({_says[size]})", _table(size), {**_BOUNDS, FULL: Row(), **_DROPPED, **_RETRAINED}
+            f"Branches, {size} faces ({_SAID[size]})", _table(size), {**_BOUNDS, FULL: Row(), **_DROPPED, **_RETRAINED}
         )
         for size in SIZES
     },

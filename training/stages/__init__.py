@@ -2,7 +2,7 @@
 
 from .branches import BranchesStage, FiveKeypointsStage, GlobalOnlyStage, LocalOnlyStage, UncroppedStage
 from .id_encoder import IDEncoderStage
-from .judges import AttributesStage, DetectorStage, FacePointsStage, JudgeStage, RecogniserStage
+from .judges import AttributesStage, DetectorStage, FacePointsStage, RecogniserStage
 from .stage import Stage
 from .text_to_image import TextToImageStage
 from .vae import VAEFacesStage, VAEStage
@@ -14,4 +14,4 @@ _ALL: tuple[type[Stage], ...] = (
 )  # fmt: skip
 STAGES: dict[str, type[Stage]] = {stage.name: stage for stage in _ALL}
 
-__all__ = ["STAGES", "JudgeStage", "Stage"]
+__all__ = ["STAGES", "Stage"]
