@@ -6,6 +6,7 @@ Pictures and what the judges say of them are kept in --cache, row by row: a run 
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,12 +25,12 @@ from realisid_trt.manifest import Manifest
 
 from .evaluation.cases import Case, Casting
 from .evaluation.contenders import Contender, EngineContender, Truth, load_engine
-from .evaluation.experiments import CEILING, EXPERIMENTS, Experiment, Row
+from .evaluation.experiments import EXPERIMENTS, Row
 from .evaluation.measures import Judgement, Judges
+from .evaluation.report import markdown, write_report
 from .evaluation.sampler import Sampler
-from .evaluation.statistics import Estimate, difference, estimate, frechet, frechet_difference, ratio
+from .evaluation.tables import Judged, between, table
 
-MEASURES = ("similarity", "rank1", "iou", "landmarks", "mouth", "brow", "harmony", "neck", "shirt", "place", "text")
 JUDGES_FOLDER = Path(__file__).parent / "judges" / "weights"
 RESULTS = Path(__file__).parent / "results"
 
@@ -53,8 +54,8 @@ def _evaluate(given: argparse.Namespace) -> Outcome:
     casting = Casting(size_px=side, crop_px=checkpoint.image_size, margin=checkpoint.config.face_margin)
     judges = Judges(Path(given.judges), casting)
     names = given.experiment or list(EXPERIMENTS)
-    lines: list[str] = []
-    tables = {}
+    out, lines, judged = Path(given.out), list[str](), dict[str, Judged]()
+    made, tables = _made(given, checkpoint), dict[str, Any]()
     for name in names:
         cases = EXPERIMENTS[name].cases(casting, given.pictures * EXPERIMENTS[name].times)
         rows: dict[str, Judgement] = {}
@@ -63,12 +64,35 @@ def _evaluate(given: argparse.Namespace) -> Outcome:
                 lines.append(f"{name}: {row_name} is left out, {_weights(given.runs, row.maker)} is missing.")
                 continue
             rows[row_name] = _row(given, checkpoint, judges, cases, f"{name}: {row_name}", row)
-        tables[name] = summary(EXPERIMENTS[name], rows, len(cases))
-        with disk_errors(Path(given.out)):
-            Path(given.out).mkdir(parents=True, exist_ok=True)
-            write_json(Path(given.out) / f"{name}.json", tables[name])
+        judged[name], tables[name] = rows, table(EXPERIMENTS[name], rows, len(cases))
         lines += ["", *markdown(tables[name])]
+        _write(out, name, {**tables[name], "made": made})
+    for name, found in between(judged).items():
+        tables[name] = found
+        _write(out, name, {**found, "made": made})
+    with disk_errors(out):
+        write_report(out)
     return Outcome({"tables": tables}, lines)
+
+
+def _write(out: Path, name: str, values: dict[str, Any]) -> None:
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / f"{name}.json", values)
+
+
+def _made(given: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Any]:
+    """How the pictures of the tables came about: without it a figure says little."""
+    config = checkpoint.config
+    return {
+        "steps": given.steps or config.num_inference_steps,
+        "guidance_scale": config.guidance_scale,
+        "id_guidance_scale": config.id_guidance_scale,
+        "subject_conditioning_ratio": config.subject_conditioning_ratio,
+        "backend": given.backend,
+        "weights": {name: checkpoint.weights_key(name)[:16] for name in checkpoint.components},
+        "versions": {name: importlib.metadata.version(name) for name in ("onnxruntime", "torch", "numpy")},
+    }
 
 
 def _row(
@@ -117,73 +141,6 @@ def _digest(case: Case) -> str:
 
 def _weights(runs: str, design: str) -> Path:
     return Path(runs) / f"branches-{design}" / "weights" / f"{design}.safetensors"
-
-
-def summary(experiment: Experiment, rows: dict[str, Judgement], pictures: int) -> dict[str, Any]:
-    """Means with 95 % intervals, the paired difference of every row with the one that it is compared with."""
-    told: dict[str, Any] = {}
-    base, ceiling = rows.get(experiment.against), rows.get(CEILING)
-    for name, row in rows.items():
-        people = row.values["identity"]
-        means = {measure: _list(estimate(row.values[measure], people)) for measure in MEASURES}
-        told[name] = {"means": means, "persons": len(people)}
-        if ceiling is not None:
-            told[name]["rank1 over the ceiling's"] = _list(
-                ratio(row.values["rank1"], ceiling.values["rank1"], people)
-            )  # fmt: skip
-            told[name]["similarity over the ceiling's"] = _list(
-                ratio(row.values["similarity"], ceiling.values["similarity"], people)
-            )  # fmt: skip
-            if row is not ceiling:
-                told[name]["frechet"] = frechet(row.features, ceiling.features)
-        if base is not None and row is not base:
-            told[name]["minus " + experiment.against] = {
-                measure: _list(difference(row.values[measure], base.values[measure], people)) for measure in MEASURES
-            }
-            if ceiling is not None and row is not ceiling:
-                gain = frechet_difference(row.features, base.features, ceiling.features)
-                told[name]["minus " + experiment.against]["frechet"] = _list(gain)
-    return {"title": experiment.title, "pictures": pictures, "rows": told}
-
-
-def markdown(table: dict[str, Any]) -> list[str]:
-    """A table for people: means, and what stands in brackets is the half width of the 95 % interval."""
-    heads = [
-        "",
-        "identity (cosine)",
-        "rank 1 of 9",
-        "of ceiling",
-        "box IoU",
-        "landmark error",
-        "harmony",
-        "text",
-    ]
-    lines = [f"**{table['title']}**, {table['pictures']} pictures", "", "| " + " | ".join(heads) + " |",
-             "|" + "---|" * len(heads)]  # fmt: skip
-    for name, row in table["rows"].items():
-        means = row["means"]
-        of_ceiling = row.get("rank1 over the ceiling's")
-        cells = [
-            means["similarity"],
-            means["rank1"],
-            of_ceiling,
-            means["iou"],
-            means["landmarks"],
-            means["harmony"],
-            means["text"],
-        ]
-        lines.append(f"| {name} | " + " | ".join("" if cell is None else _cell(cell) for cell in cells) + " |")
-    return lines
-
-
-def _list(found: Estimate) -> list[float] | None:
-    values = (found.mean, found.low, found.high)
-    return None if not np.isfinite(values).all() else [round(value, 5) for value in values]
-
-
-def _cell(values: Sequence[float]) -> str:
-    mean, low, high = values
-    return f"{mean:.3f} (±{(high - low) / 2:.3f})"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -47,7 +47,9 @@ def _train(
     variant: str | None,
     **course: Any,
 ) -> Outcome:
-    torch.set_num_threads(threads or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if threads or "OMP_NUM_THREADS" not in os.environ:
+        shared = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        torch.set_num_threads(threads or max(1, shared))
     kind = STAGES[stage]
     planned = Course(**course).of(kind)
     start = Checkpoint.open(checkpoint, base_model=base_model, variant=variant)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from export.checkpoint import Checkpoint
@@ -18,10 +19,12 @@ from realisid_trt.ddim import initial_noise
 from training.evaluate import main
 from training.evaluation.cases import SIZES, Casting, one_person_captions
 from training.evaluation.contenders import EngineContender, Truth
-from training.evaluation.experiments import CEILING
-from training.evaluation.measures import Judges, brow_height, face_crop, mouth_opening, right_color
+from training.evaluation.experiments import CEILING, EXPERIMENTS
+from training.evaluation.measures import Judgement, Judges, brow_height, face_crop, mouth_opening, right_color
+from training.evaluation.report import write_report
 from training.evaluation.sampler import Sampler
 from training.evaluation.statistics import difference, estimate, frechet, frechet_difference, ratio
+from training.evaluation.tables import MEASURES, between, table
 from training.judges import JUDGES
 from training.judges.nets import POINTS, Detector, overlap
 from training.world import POSE, describe, landmarks
@@ -59,6 +62,65 @@ def test_frechet_is_the_formula_for_known_normals() -> None:
     one, other = rng.normal(0, 1, (40000, 3)), rng.normal(0, 2, (40000, 3)) + (3, 0, 0)
     assert frechet(one, one) == pytest.approx(0, abs=1e-9)
     assert frechet(one, other) == pytest.approx(9 + 3 * (2 - 1) ** 2, rel=0.03)
+
+
+def test_shares_of_other_pictures_of_the_same_people() -> None:
+    """People differ and one person is missing below: the ratio of means, with an interval around it."""
+    rng = np.random.default_rng(5)
+    people, more = np.repeat(np.arange(40), 3), np.repeat(np.arange(39), 5)
+    level = rng.uniform(0.5, 1, 40)
+    found = ratio(0.9 * level[people], level[more], people, more)
+    assert found.low < 0.9 < found.high and found.high - found.low < 0.1
+    assert ratio(level[people], level[people], people) == ratio(level[people], level[people], people, people)
+
+
+def judgement(rng: np.random.Generator, persons: int = 1, **means: float) -> Judgement:
+    """Of 40 pictures of 20 people; every measure 0.5 where no other mean is given."""
+    people = np.tile(np.arange(20), 2 * persons).astype(float)
+    values = {name: means.get(name, 0.5) + rng.normal(0, 0.02, len(people)) for name in MEASURES}
+    return Judgement({"identity": people, **values}, rng.normal(0, 1, (40, 4)))
+
+
+def test_leads_that_grow_as_faces_shrink() -> None:
+    rng = np.random.default_rng(6)
+    rows = {"full": 0.8, "same": 0.7, "worse": 0.7}
+    large = {name: judgement(rng, similarity=mean) for name, mean in rows.items()}
+    small = {name: judgement(rng, similarity=rows[name] - (name == "worse") * 0.3) for name in rows}
+    told = between({"table3-8": large, "table3-4": small})
+    assert list(told) == ["table3-growth"]
+    grown, level = told["table3-growth"]["worse"]["similarity"], told["table3-growth"]["same"]["similarity"]
+    assert grown[0] == pytest.approx(0.3, abs=0.02) and grown[1] > 0.25
+    assert level[1] < 0 < level[2]
+
+
+def test_three_people_over_one() -> None:
+    rng = np.random.default_rng(7)
+    one = {name: judgement(rng, rank1=0.8) for name in ("full", CEILING)}
+    three = {name: judgement(rng, 3, rank1=0.4 if name == "full" else 0.8) for name in ("full", CEILING)}
+    told = between({"persons-1-apart": one, "persons-3-apart": three})["persons-kept"]
+    assert told["full"]["rank1"][0] == pytest.approx(0.5, abs=0.02)
+    assert told[CEILING]["rank1"][0] == pytest.approx(1, abs=0.02)
+
+
+def test_the_report_shows_every_table_and_what_is_certain(tmp_path: Path) -> None:
+    """Differences whose interval leaves zero out are in bold, others are not; curves where there are several places."""
+    rng = np.random.default_rng(8)
+    made = {"steps": 9, "guidance_scale": 3.0, "id_guidance_scale": 2.0, "subject_conditioning_ratio": 0.8,
+            "backend": "auto", "versions": {"torch": "1"}}  # fmt: skip
+    for name in ("table2-small", "table3-8", "table3-4"):
+        full, noise = judgement(rng, iou=0.9), 1e-3 * rng.choice([-1, 1], 40)
+        worse = {key: full.values[key] + noise * (key != "identity") - 0.4 * (key == "iou") for key in full.values}
+        rows = {CEILING: judgement(rng), "full": full, "uncropped twin": Judgement(worse, full.features)}
+        told = {**table(EXPERIMENTS[name], rows, 40), "made": made}
+        (tmp_path / f"{name}.json").write_text(json.dumps(told))
+    write_report(tmp_path)
+    page = (tmp_path / "README.md").read_text()
+    assert "9 steps of DDIM, λt 3.0" in page and page.count("| uncropped twin |") == 6
+    assert "**-0.4" in page and "(sizes.png)" in page and "persons.png" not in page
+    minus = [line for line in page.splitlines() if line.startswith("| uncropped twin | ") and "[" in line]
+    assert len(minus) == 3 and all(line.count("**") == 2 for line in minus)
+    with Image.open(tmp_path / "sizes.png") as plot:
+        assert plot.width > 3 * 300 and len(plot.convert("RGB").getcolors(2**24)) > 20
 
 
 def test_who_is_nearer_to_the_truth_is_said_with_an_interval() -> None:
@@ -202,11 +264,14 @@ def test_the_command_makes_a_table_and_makes_no_picture_twice(
     assert list(rows) == ["true renders", CEILING, "full", "without local branch", "without global branch"]
     assert "retrained is left out" in told.err and "| full |" in told.err
     assert rows["true renders"]["means"]["neck"] == [1.0, 1.0, 1.0] and rows["full"]["persons"] == 4
-    assert rows[CEILING]["similarity over the ceiling's"] == [1.0, 1.0, 1.0]
+    assert rows[CEILING]["of ceiling"]["similarity"] == [1.0, 1.0, 1.0]
     assert rows["without local branch"]["minus full"]["similarity"] != [0.0, 0.0, 0.0]
     assert rows["full"]["frechet"] > 0 and "frechet" in rows["without local branch"]["minus full"]
     assert list(tables["placement"]["rows"]) == ["full", "relocate_mode area", "box_snap 16 px"]
-    assert json.loads((tmp_path / "results" / "placement.json").read_text()) == tables["placement"]
+    written = json.loads((tmp_path / "results" / "placement.json").read_text())
+    assert written.pop("made")["steps"] == 2 and written == tables["placement"]
+    page = (tmp_path / "results" / "README.md").read_text()
+    assert "2 steps of DDIM" in page and "| box_snap 16 px |" in page and "**Branches, small faces" in page
     pictures = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
     assert len(pictures) == 8
     loaded = [np.load(path) for path in pictures]

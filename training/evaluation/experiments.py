@@ -12,6 +12,7 @@ PEOPLE = 40  # unseen ones, as in the paper
 FULL, TRUTH, CEILING = "full", "true renders", "true renders through the VAE"
 # Table 3's faces, on a grid of 4 px at 128 px: cells of 32, and what the paper calls them.
 FACE_CELLS = {"1/4": 8, "1/5": 6, "1/6": 5, "1/7": 4}
+PERSONS = (1, 2, 3)
 
 
 @dataclass(frozen=True)

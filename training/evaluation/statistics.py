@@ -56,19 +56,33 @@ def difference(one: ArrayLike, other: ArrayLike, groups: ArrayLike, seed: int = 
     return estimate(np.asarray(one, np.float64) - np.asarray(other, np.float64), groups, seed)
 
 
-def ratio(above: ArrayLike, below: ArrayLike, groups: ArrayLike, seed: int = 0) -> Estimate:
-    """mean(above) / mean(below), both of the same cases."""
-    pairs = [_per_group(np.asarray(values, np.float64), np.asarray(groups))[0] for values in (above, below)]
-    rng = np.random.default_rng(seed)
-    draws = rng.integers(0, len(pairs[0]), (RESAMPLES, len(pairs[0])))
-    means = [pair[draws].sum(1) for pair in pairs]
-    low, high = np.percentile(means[0] / means[1], [2.5, 97.5])
-    return Estimate(float(pairs[0].sum() / pairs[1].sum()), float(low), float(high))
+def ratio(
+    above: ArrayLike, below: ArrayLike, groups: ArrayLike, groups_below: ArrayLike | None = None, seed: int = 0
+) -> Estimate:
+    """mean(above) / mean(below). groups_below: whose value each of `below` is, if not the same as above.
+
+    Groups are drawn for both together.
+    """
+    people = np.asarray(groups), np.asarray(groups if groups_below is None else groups_below)
+    names = np.unique(np.concatenate(people))
+    (sums, counts), (sums_below, counts_below) = (
+        _per_group(np.asarray(values, np.float64), whose, names)
+        for values, whose in zip((above, below), people, strict=True)
+    )
+    draws = np.random.default_rng(seed).integers(0, len(sums), (RESAMPLES, len(sums)))
+    means = sums[draws].sum(1) / counts[draws].sum(1) / (sums_below[draws].sum(1) / counts_below[draws].sum(1))
+    low, high = np.nanpercentile(means, [2.5, 97.5])
+    mean = sums.sum() / counts.sum() / (sums_below.sum() / counts_below.sum())
+    return Estimate(float(mean), float(low), float(high))
 
 
-def _per_group(values: NDArray[np.float64], groups: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any]]:
+def _per_group(
+    values: NDArray[np.float64], groups: NDArray[Any], names: NDArray[Any] | None = None
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Sum and number of the values of every group, of those in `names` if it is given."""
     kept = np.isfinite(values)
-    names, index = np.unique(groups[kept], return_inverse=True)
+    names = np.unique(groups[kept]) if names is None else names
+    index = np.searchsorted(names, groups[kept])
     return np.bincount(index, values[kept], len(names)), np.bincount(index, minlength=len(names))
 
 

@@ -64,7 +64,7 @@ class RecogniserStage(JudgeStage):
 
     def forward(self, batch: Item) -> dict[str, Tensor]:
         crops = batch["crops"]  # (B, 2, 2, t, t, 3)
-        pixels = crops.flatten(0, 2).permute(0, 3, 1, 2).float() / 255
+        pixels = crops.flatten(0, 2).permute(0, 3, 1, 2).float().contiguous() / 255
         embeddings, factors = self.judge(pixels)
         error = (factors.float().unflatten(0, crops.shape[:3]) - batch["factors"][:, :, None]).pow(2).mean()
         contrast, top1 = info_nce(embeddings.float().unflatten(0, (-1, 2)), 0.07)
