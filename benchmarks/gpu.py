@@ -1,11 +1,11 @@
 """python -m benchmarks.gpu: all that needs a GPU, behind one command, into one JSON file. `make gpu-test` runs it.
 
 Builds the miniature in half precision, runs every test marked gpu, the kernels' tests under compute-sanitizer's
-memcheck and racecheck, then the kernel benchmark and the latency benchmark: first of the miniature, then of full-size
-SDXL at 1024², 30 steps, for 1, 2 and 4 persons, every backend that can be opened here beside diffusers, eager and
-compiled. --only leaves parts out, or runs them one by one: what "checkpoint-sdxl" and "build-sdxl" made stays, and a
-build that was stopped goes on where it was. A part that fails is recorded with its output, and the next one runs all
-the same: a GPU is a rare guest.
+memcheck and racecheck, then the kernel benchmark and the latency benchmark: first of the miniature, whose pictures in
+half precision are also judged beside those in float32, then of full-size SDXL at 1024², 30 steps, for 1, 2 and 4
+persons, every backend that can be opened here beside diffusers, eager and compiled. --only leaves parts out, or runs
+them one by one: what "checkpoint-sdxl" and "build-sdxl" made stays, and a build that was stopped goes on where it was.
+A part that fails is recorded with its output, and the next one runs all the same: a GPU is a rare guest.
 
 --out FILE (default gpu-test.json): {"schema", "date", "gpu", "versions", "parts": {PART: {"command", "seconds",
 "status" (null: its program is not here), "output" (its end), "result" (its own JSON, or null)}}}.
@@ -59,6 +59,10 @@ PARTS = {
     "kernels": Part("{python} -m benchmarks.kernels --json"),
     "latency": Part(LATENCY + " --engine {engine} --persons 1 2 --runs 10"),
     "latency-graph": Part(GRAPH + " --engine {engine} --persons 1 2 --runs 10"),
+    "pictures": Part(
+        "{python} -m training.evaluate --engine {engine} --checkpoint checkpoints/miniature --experiment precision "
+        "--out {engine}-tables --json"
+    ),
     "checkpoint-sdxl": Part("{python} -m export.miniature --preset sdxl --out {sdxl}-checkpoint --force --json"),
     "build-sdxl": Part(
         "{python} -m export.build --checkpoint {sdxl}-checkpoint --out {sdxl} --fp16 --gpu-only --batch 1 "

@@ -55,23 +55,30 @@ def _evaluate(given: argparse.Namespace) -> Outcome:
     judges = Judges(Path(given.judges), casting)
     names = given.experiment or list(EXPERIMENTS)
     out, lines, judged = Path(given.out), list[str](), dict[str, Judged]()
-    made, tables = _made(given, checkpoint), dict[str, Any]()
+    on_gpu, made, tables = _on_gpu(given), _made(given, checkpoint), dict[str, Any]()
     for name in names:
-        cases = EXPERIMENTS[name].cases(casting, given.pictures * EXPERIMENTS[name].times)
-        rows: dict[str, Judgement] = {}
+        able = {}
         for row_name, row in EXPERIMENTS[name].rows.items():
-            if row.maker not in ("engine", "truth", "ceiling") and not _weights(given.runs, row.maker).is_file():
-                lines.append(f"{name}: {row_name} is left out, {_weights(given.runs, row.maker)} is missing.")
-                continue
-            rows[row_name] = _row(given, checkpoint, judges, cases, f"{name}: {row_name}", row)
+            if why := _cannot(row, given, on_gpu):
+                lines.append(f"{name}: {row_name} is left out, {why}.")
+            else:
+                able[row_name] = row
+        if len(able) < 2:
+            continue
+        cases = EXPERIMENTS[name].cases(casting, given.pictures * EXPERIMENTS[name].times)
+        rows = {
+            row_name: _row(given, checkpoint, judges, cases, f"{name}: {row_name}", row)
+            for row_name, row in able.items()
+        }
         judged[name], tables[name] = rows, table(EXPERIMENTS[name], rows, len(cases))
         lines += ["", *markdown(tables[name])]
         _write(out, name, {**tables[name], "made": made})
     for name, found in between(judged).items():
         tables[name] = found
         _write(out, name, {**found, "made": made})
-    with disk_errors(out):
-        write_report(out)
+    if tables:
+        with disk_errors(out):
+            write_report(out)
     return Outcome({"tables": tables}, lines)
 
 
@@ -79,6 +86,19 @@ def _write(out: Path, name: str, values: dict[str, Any]) -> None:
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / f"{name}.json", values)
+
+
+def _cannot(row: Row, given: argparse.Namespace, on_gpu: bool) -> str:
+    """Why nobody can make this row's pictures here; empty if somebody can."""
+    if row.maker not in ("engine", "truth", "ceiling") and not _weights(given.runs, row.maker).is_file():
+        return f"{_weights(given.runs, row.maker)} is missing"
+    return "no GPU runs the engine, so it is what the others are" if row.device is not None and not on_gpu else ""
+
+
+def _on_gpu(given: argparse.Namespace) -> bool:
+    """Whether the engine runs on a GPU here. Raises what `Engine.load` does."""
+    with load_engine(Path(given.engine), given.backend, given.device, {}) as engine:
+        return engine.backend.device.startswith("cuda")
 
 
 def _made(given: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -90,8 +110,13 @@ def _made(given: argparse.Namespace, checkpoint: Checkpoint) -> dict[str, Any]:
         "id_guidance_scale": config.id_guidance_scale,
         "subject_conditioning_ratio": config.subject_conditioning_ratio,
         "backend": given.backend,
+        "device": given.device,
         "weights": {name: checkpoint.weights_key(name)[:16] for name in checkpoint.components},
-        "versions": {name: importlib.metadata.version(name) for name in ("onnxruntime", "torch", "numpy")},
+        "versions": {
+            package.metadata["Name"]: package.version
+            for name in ("onnxruntime", "onnxruntime-gpu", "tensorrt", "torch", "numpy")
+            for package in importlib.metadata.distributions(name=name)
+        },
     }
 
 
@@ -102,7 +127,7 @@ def _row(
     said = {"maker": row.maker, "options": dict(row.options), "config": dict(row.config), "steps": given.steps,
             "cases": [_digest(case) for case in cases]}  # fmt: skip
     if row.maker == "engine":
-        said["backend"] = given.backend
+        said["backend"], said["device"] = given.backend, row.device or given.device
         said["engine"] = sha256((Path(given.engine) / "manifest.json").read_bytes())
     else:
         said["weights"] = {part: checkpoint.weights_key(part) for part in checkpoint.components}
@@ -126,7 +151,7 @@ def _contender(given: argparse.Namespace, checkpoint: Checkpoint, row: Row) -> I
     elif row.maker == "ceiling":
         yield Truth(checkpoint)
     elif row.maker == "engine":
-        with load_engine(Path(given.engine), given.backend, row.config) as engine:
+        with load_engine(Path(given.engine), given.backend, row.device or given.device, row.config) as engine:
             yield EngineContender(engine, given.steps, given.batch, row.options)
     else:
         yield Sampler.of_run(checkpoint, _weights(given.runs, row.maker), steps=given.steps, **row.options)
@@ -167,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--steps", type=int, help="of the sampler (default: the checkpoint's)")
     add("--batch", type=int, default=4, help="pictures that the engine makes at once (default %(default)s)")
     add("--backend", default="auto", help="of the engine (default %(default)s)")
+    add("--device", help="of the engine: cpu, cuda, cuda:1 (default: a GPU if it was built for one that is here)")
     add("--cache", default="out/evaluation", metavar="DIR", help="pictures already made (default %(default)s)")
     add("--out", default=str(RESULTS), metavar="DIR", help="tables as JSON (default: training/results)")
     add("--json", action="store_true", help="the last line of stdout is one JSON object")

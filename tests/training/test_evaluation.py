@@ -272,6 +272,10 @@ def test_the_command_makes_a_table_and_makes_no_picture_twice(
     assert written.pop("made")["steps"] == 2 and written == tables["placement"]
     page = (tmp_path / "results" / "README.md").read_text()
     assert "2 steps of DDIM" in page and "| box_snap 16 px |" in page and "**Branches, small faces" in page
+    assert main([*arguments, "--experiment", "precision"]) == 0
+    told = capsys.readouterr()
+    assert "float32 is left out, no GPU" in told.err
+    assert not json.loads(told.out.splitlines()[-1])["tables"]  # one row compares nothing
     pictures = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").iterdir()}
     assert len(pictures) == 8
     loaded = [np.load(path) for path in pictures]

@@ -48,16 +48,17 @@ class Truth:
         return np.concatenate(made)
 
 
-def load_engine(path: Path, backend: str, changes: Mapping[str, Any]) -> Engine:
+def load_engine(path: Path, backend: str, device: str | None, changes: Mapping[str, Any]) -> Engine:
     """The engine, with other keys of realisid_config.json: those that no network knows of, only the runtime.
 
-    Users change them in the checkpoint and build again, which finds every network as it was.
+    Users change them in the checkpoint and build again, which finds every network as it was. backend, device: as of
+    `Engine.load`.
     """
     manifest = Manifest.read(path)
     manifest.check_files()
     config = {**manifest.values["realisid_config"], **changes}
     changed = Manifest(manifest.path, {**manifest.values, "realisid_config": config})
-    return Engine(changed, open_backend(backend, changed), FaceFinder.load(manifest.path / "faces"))
+    return Engine(changed, open_backend(backend, changed, device), FaceFinder.load(manifest.path / "faces"))
 
 
 class EngineContender:

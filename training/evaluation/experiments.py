@@ -21,11 +21,13 @@ class Row:
 
     maker:   "engine", "truth", "ceiling", or a design of training.residuals.
     options: of every Request (engine) or of the Sampler (design). config: keys of realisid_config.json to change.
+    device:  that the engine runs on for this row; None: the one that the command was given.
     """
 
     maker: str = "engine"
     options: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -112,5 +114,9 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Down-sampling of R and the grid of boxes", _table("regular"),
         {FULL: Row(), "relocate_mode area": Row(config={"relocate_mode": "area"}),
          "box_snap 16 px": Row(config={"box_snap": 16})},
+    ),
+    "precision": Experiment(
+        "Half precision on the GPU beside float32 on the CPU", _table("regular"),
+        {FULL: Row(), "float32": Row(device="cpu")},
     ),
 }  # fmt: skip
