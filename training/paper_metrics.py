@@ -26,7 +26,7 @@ from realisid_trt.faces import FaceFinder
 from realisid_trt.faces.squares import as_box, crop_square
 from realisid_trt.photo import load_photo
 
-from .evaluation.statistics import estimate
+from .evaluation.statistics import Sample, estimate
 from .pictures import SUFFIXES, captions_of
 
 Floats = NDArray[np.float64]
@@ -180,7 +180,8 @@ def _measured(given: argparse.Namespace) -> Outcome:
         missing = int((~usable).sum())
         values[name] = {"values": [float(n) if ok else None for n, ok in zip(numbers, usable, strict=True)]}
         if usable.any():
-            mean = estimate(numbers, np.arange(len(numbers)))
+            each = np.arange(len(numbers))
+            mean = estimate(Sample(numbers, each, each))
             values[name] |= {"mean": mean.mean, "interval95": [mean.low, mean.high]}
             lines.append(f"{name:10} {mean}" + (f", {missing} of {len(numbers)} without a face" if missing else ""))
         else:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..world import PLACES, REGULAR, SHIRTS, SMALL, Description, Identity, Picture, Scene, World, draw, id_crop
+from ..world import PLACES, REGULAR, SHIRTS, SMALL, Description, Identity, Picture, Pose, Scene, World, draw, id_crop
 
 SIZES = {"regular": REGULAR, "small": SMALL}
 FIRST_SCENE = 5_000_000  # of the evaluation: no stage was trained on scenes from here on
 GALLERY_VIEWS = 4
 NUM_DISTRACTORS = 8
 PROMPTS = 35
+ELSEWHERE, NUM_OTHERS = 20_000_000, 500  # from a case to its like in another scene; from a person to another one
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +25,9 @@ class Case:
     scene:      the truth: what the world itself would draw.
     picture:    the truth, drawn.
     crops:      per actor the ID crop (s, s, 3) uint8 of another photo of the person.
-    seed:       of the noise.
+    seed:       of the noise, and the number of the scene.
     identities: number of every actor among the unseen.
+    face, layout: what `World.scene` was asked for.
     """
 
     scene: Scene
@@ -32,6 +35,8 @@ class Case:
     crops: tuple[NDArray[np.uint8], ...]
     seed: int
     identities: tuple[int, ...]
+    face: tuple[float, float]
+    layout: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,29 +62,48 @@ class Casting:
         layout: str = "apart",
     ) -> Case:
         """Case `number`: poses, place and boxes hang on it alone."""
-        world = self.world
-        people = [world.identity(identity, "unseen") for identity in identities]
-        scene = world.scene(
-            FIRST_SCENE + number, "unseen", face=face, layout=layout, caption=caption, identities=people,
-            persons=len(people),
+        scene = self._scene(number, identities, caption, face, layout)
+        crops = tuple(self.crop(self.world.identity(who, "unseen"), number) for who in identities)
+        return Case(scene, draw(scene, self.size_px), crops, number, identities, face, layout)
+
+    def again(self, case: Case) -> Picture:
+        """The same people and words in another scene: what a fair picture of them might also be."""
+        scene = self._scene(case.seed + ELSEWHERE, case.identities, case.scene.caption, case.face, case.layout)
+        return draw(scene, self.size_px)
+
+    def somebody_else(self, case: Case) -> Picture:
+        """Other people in other poses at the same boxes: what every measure must be better than."""
+        others = tuple((who + NUM_OTHERS) % 1000 for who in case.identities)
+        poses = [self.world.pose(case.seed * len(others) + person) for person in range(len(others))]
+        return draw(self._scene(case.seed, others, case.scene.caption, case.face, case.layout, poses), self.size_px)
+
+    def _scene(
+        self, number: int, identities: tuple[int, ...], caption: str | None, face: tuple[float, float], layout: str,
+        poses: Sequence[Pose] | None = None,
+    ) -> Scene:  # fmt: skip
+        return self.world.scene(
+            FIRST_SCENE + number, "unseen", face=face, layout=layout, caption=caption, persons=len(identities),
+            identities=[self.world.identity(who, "unseen") for who in identities], poses=poses,
         )  # fmt: skip
-        crops = tuple(self.crop(person, number) for person in people)
-        return Case(scene, draw(scene, self.size_px), crops, number, identities)
 
     def crop(self, person: Identity, number: int) -> NDArray[np.uint8]:
         """An ID crop of a photo that is in no case."""
         photo = draw(self.world.reference(person, FIRST_SCENE + number), self.size_px)
         return id_crop(photo, 0, self.crop_px, self.margin)
 
-    def table(self, size: str, identities: int, prompts: int, images: int, first: int = 0) -> list[Case]:
-        """`identities` unseen people × `prompts` captions × `images` pictures, one person each. size: of SIZES."""
-        captions = one_person_captions(prompts)
+    def table(self, size: str, identities: int, count: int, first: int = 0) -> list[Case]:
+        """`count` pictures of one person each, of `identities` unseen people in turn, every one with the next captions.
+
+        40 people, 35 captions and 2800 pictures are every person with every caption twice. size: of SIZES.
+        """
+        captions = one_person_captions()
         return [
-            self.case(((identity * prompts) + prompt) * images + image + first, (identity,), caption, SIZES[size])
-            for identity in range(identities)
-            for prompt, caption in enumerate(captions)
-            for image in range(images)
-        ]
+            self.case(
+                first + number, (number % identities,),
+                captions[(number % identities + number // identities) % len(captions)], SIZES[size],
+            )
+            for number in range(count)
+        ]  # fmt: skip
 
     def groups(self, persons: int, count: int, face: tuple[float, float], layout: str, identities: int) -> list[Case]:
         """`count` pictures of so many people each, drawn from the first `identities` unseen ones."""

@@ -18,7 +18,7 @@ from realisid_trt.faces import FaceFinder
 from realisid_trt.identity import Identity
 from realisid_trt.manifest import Manifest
 
-from .cases import Case
+from .cases import Case, Casting
 
 Rgb = NDArray[np.uint8]
 
@@ -46,6 +46,16 @@ class Truth:
             decoded = self.vae.decode(self.vae.encode(pixels).latent_dist.mean).sample
             made.append(((decoded.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
         return np.concatenate(made)
+
+
+class SomebodyElse:
+    """The world's own pictures of other people in other poses, at the same boxes."""
+
+    def __init__(self, casting: Casting) -> None:
+        self.casting = casting
+
+    def make(self, cases: Sequence[Case], name: str) -> Rgb:
+        return np.stack([self.casting.somebody_else(case).rgb for case in cases])
 
 
 def load_engine(path: Path, backend: str, device: str | None, changes: Mapping[str, Any]) -> Engine:

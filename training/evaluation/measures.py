@@ -12,45 +12,77 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from realisid_trt.errors import RequestError
 from realisid_trt.faces.squares import as_box, crop_square, grown
 from realisid_trt.mesh import INNER_LIPS
 
 from ..judges import Attributes, Detector, FacePoints, Recogniser, load_judge
-from ..judges.nets import FACE_MARGIN, FACE_PX, POINTS, overlap
+from ..judges.nets import FACE_MARGIN, FACE_PX, POINTS, SIZE_PX, overlap
 from ..stages.judges import caption_labels
 from ..world import draw
 from .cases import FIRST_SCENE, GALLERY_VIEWS, NUM_DISTRACTORS, Case, Casting
+from .statistics import Sample
 
 Rgb = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 BATCH = 64
 GALLERY_CAPTION = "a person in a white shirt in a studio"
 NEAR_COLOR = 0.15  # a colour is the right one within this distance per channel, of 0..1
+NUM_SIBLINGS = 3
+FOUND_IOU = 0.3  # from here on a face that was found is the one that was asked for
+MEASURES = (
+    "similarity", "rank1", "sibling", "neighbour", "iou", "found", "number", "landmarks", "mouth", "brow", "harmony",
+    "neck", "shirt", "place", "text",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
     """Measures of N persons in pictures (one row each), in the order of the cases and, inside them, from the left.
 
-    identity:    number of the person asked for; similarity: cosine of the recogniser's embedding to the person's own
-                 gallery; rank1: 1 if none of eight random people's galleries is nearer.
-    iou:         of the box asked for with the nearest face found anywhere, 0 if there is none.
-    landmarks:   mean distance of the face's points from those asked for, over the face's side.
-    mouth, brow: error of the mouth's opening and of the brows' height over the eyes, over the face's side.
-    neck, shirt: 1 where the median colour of what the truth shows as neck or shirt right under the face is right.
-    harmony:     the mean of both, of those that are seen.
-    place, text: 1 where the attribute classifier sees the place, and everything that the caption says.
-    features:    (pictures, 128) for the Fréchet distance.
+    people: (N,) number of the person asked for; pictures: (N,) seed of the picture they are in.
+    values: measure → (N,), NaN where it says nothing. What is of a picture as a whole stands at its first person alone.
+
+    Who, in a crop of the box that was asked for, so that nobody is recognised elsewhere:
+      similarity: cosine of the recogniser's embedding to the person's own gallery.
+      rank1:      1 if none of eight random people's galleries is nearer (none of them is in the picture).
+      sibling:    1 if none of three siblings' galleries is: people of the same skin, hair and beard.
+      neighbour:  1 if none of the others in the picture is.
+    Where:
+      iou:        of the box asked for with the face found there, 0 if there is none; no face counts for two boxes.
+      found:      1 where that is at least 0.3. number: 1 if as many faces are found as were asked for.
+    In which pose, in a crop of the face found, NaN where none was; errors over the face's side:
+      landmarks:  mean distance of the points. mouth, brow: error of its opening, and of their height over the eyes.
+    In which picture:
+      neck, shirt: 1 where the median colour of what the truth shows as neck or shirt right under the face is right.
+                  A neck has the colour of the face, so a face that hangs too low passes for one.
+      harmony:    the mean of both, of those that are seen.
+      place, text: 1 where the attribute classifier sees the place; and the place, the number of people and every colour
+                  of shirts and hats that the caption names, no matter who wears which.
+    features: (pictures, 128) of that classifier.
     """
 
+    people: Floats
+    pictures: Floats
     values: dict[str, Floats]
     features: Floats
+
+    def __getitem__(self, measure: str) -> Sample:
+        return Sample(self.values[measure], self.people, self.pictures)
+
+    @property
+    def first_people(self) -> Floats:
+        """(pictures,), the first person of every picture."""
+        return np.asarray(self.people[np.sort(np.unique(self.pictures, return_index=True)[1])])
 
 
 class Judges:
     """The four judges, and galleries of the people they know by sight."""
 
     def __init__(self, folder: Path, casting: Casting, device: torch.device | None = None) -> None:
+        """Raises CheckpointError for weights that are missing, RequestError for pictures of another size."""
+        if casting.size_px != SIZE_PX:
+            raise RequestError(f"the judges know pictures of {SIZE_PX} px, these are of {casting.size_px} px.")
         self.casting, self.device = casting, device or torch.device("cpu")
         judges = {name: load_judge(name, folder).to(self.device) for name in ("recogniser", "face-points", "attributes",
                                                                              "detector")}  # fmt: skip
@@ -61,53 +93,73 @@ class Judges:
         self._gallery = lru_cache(maxsize=4096)(self._make_gallery)
 
     def judge(self, cases: Sequence[Case], pictures: Rgb) -> Judgement:
-        """pictures: (N, S, S, 3) uint8, one per case."""
-        values: dict[str, list[float]] = {name: [] for name in (
-            "identity", "similarity", "rank1", "iou", "landmarks", "mouth", "brow", "neck", "shirt", "place", "text"
-        )}  # fmt: skip
-        crops = np.stack(
-            [face_crop(rgb, box) for case, rgb in zip(cases, pictures, strict=True) for box in case.picture.boxes]
-        )
-        embeddings, points = self._embed(crops), self._points(crops)
+        """pictures: (N, S, S, 3) uint8, one per case; of every case another seed."""
+        people = np.array([identity for case in cases for identity in case.identities], np.float64)
+        seeds = np.array([case.seed for case in cases for _ in case.identities], np.float64)
+        values = {name: np.full(len(people), np.nan) for name in MEASURES}
+        crops = [face_crop(rgb, box) for case, rgb in zip(cases, pictures, strict=True) for box in case.picture.boxes]
+        embeddings = self._embed(np.stack(crops))
         found = [box for some in _batches(pictures) for box in self.detector.boxes(self._tensor(some), most=5)]
         said, features = self._attributes(pictures)
+        posed: list[tuple[int, Rgb, Floats]] = []  # row, crop of the face found, points asked for
         row = 0
         for number, (case, rgb) in enumerate(zip(cases, pictures, strict=True)):
-            place, text = _text_scores(case, {name: logits[number] for name, logits in said.items()})
+            boxes = [box[1:] for box in found[number]]
+            values["place"][row], values["text"][row] = _text_scores(
+                case, {name: logits[number] for name, logits in said.items()}
+            )
+            values["number"][row] = float(len(boxes) == len(case.identities))
+            matched = match(case.picture.boxes, boxes)
             for person, identity in enumerate(case.identities):
-                own, others = self._gallery(identity), self._distractors(identity, case.identities)
-                likeness = float(own @ embeddings[row])
-                truth = case.picture.landmarks[person][list(POINTS)]
-                values["identity"].append(identity)
-                values["similarity"].append(likeness)
-                values["rank1"].append(float(all(likeness > float(other @ embeddings[row]) for other in others)))
-                values["iou"].append(
-                    max((overlap(tuple(case.picture.boxes[person]), box[1:]) for box in found[number]), default=0.0)
-                )
-                values["landmarks"].append(float(np.linalg.norm(points[row] - truth, axis=1).mean()))
-                for name, read in (("mouth", mouth_opening), ("brow", brow_height)):
-                    values[name].append(abs(read(points[row]) - read(truth)))
+                self._recognise(values, row, embeddings[row], identity, case.identities)
+                iou, box = matched[person]
+                values["iou"][row], values["found"][row] = iou, float(iou >= FOUND_IOU)
+                if box is not None and iou >= FOUND_IOU:
+                    points = case.picture.landmarks[person][list(POINTS)]
+                    posed.append((row, face_crop(rgb, np.array(box)), points))
                 for part in ("neck", "shirt"):
-                    values[part].append(right_color(case, person, rgb, part))
-                values["place"].append(place)
-                values["text"].append(text)
+                    values[part][row] = right_color(case, person, rgb, part)
                 row += 1
-        found_values = {name: np.array(column, np.float64) for name, column in values.items()}
-        pair = np.stack([found_values["neck"], found_values["shirt"]])
+        if posed:
+            told = self._points(np.stack([crop for _, crop, _ in posed]))
+            for (row, _, truth), points in zip(posed, told, strict=True):
+                values["landmarks"][row] = np.linalg.norm(points - truth, axis=1).mean()
+                for name, read in (("mouth", mouth_opening), ("brow", brow_height)):
+                    values[name][row] = abs(read(points) - read(truth))
+        pair = np.stack([values["neck"], values["shirt"]])
         seen = np.isfinite(pair).sum(0)
-        found_values["harmony"] = np.where(seen > 0, np.nansum(pair, 0) / np.maximum(seen, 1), np.nan)
-        return Judgement(found_values, features)
+        values["harmony"] = np.where(seen > 0, np.nansum(pair, 0) / np.maximum(seen, 1), np.nan)
+        return Judgement(people, seeds, values, features)
+
+    def features(self, pictures: Rgb) -> Floats:
+        """(N, 128) of the attribute classifier."""
+        return self._attributes(pictures)[1]
+
+    def _recognise(
+        self, values: dict[str, Floats], row: int, face: Floats, identity: int, present: Sequence[int]
+    ) -> None:
+        likeness = float(self._gallery(identity) @ face)
+        values["similarity"][row] = likeness
+        siblings = [self._gallery(identity, sibling) for sibling in range(NUM_SIBLINGS)]
+        neighbours = [self._gallery(who) for who in present if who != identity]
+        for name, others in (
+            ("rank1", self._distractors(identity, present)), ("sibling", siblings), ("neighbour", neighbours),
+        ):  # fmt: skip
+            if others:
+                values[name][row] = float(all(likeness > float(other @ face) for other in others))
 
     def _distractors(self, identity: int, present: Sequence[int]) -> list[Floats]:
-        """Galleries of eight random other people, the same eight for a person whoever made the picture."""
+        """Galleries of eight random other people, the same for a person unless one of them is in the picture."""
         rng = np.random.Generator(np.random.Philox(key=[8, identity]))
         others = [int(who) for who in rng.permutation(1000) if who != identity and who not in present]
         return [self._gallery(who) for who in others[:NUM_DISTRACTORS]]
 
-    def _make_gallery(self, identity: int) -> Floats:
-        """The mean embedding of true renders of a person in other scenes, of length 1."""
+    def _make_gallery(self, identity: int, sibling: int | None = None) -> Floats:
+        """The mean embedding of true renders of a person (or a sibling of theirs) in other scenes, of length 1."""
         world, crops = self.casting.world, []
         person = world.identity(identity, "unseen")
+        if sibling is not None:
+            person = world.sibling(person, sibling)
         for view in range(GALLERY_VIEWS):
             number = FIRST_SCENE + 10_000_000 + identity * GALLERY_VIEWS + view
             scene = world.scene(number, face=(1 / 3, 1 / 2), identities=[person], caption=GALLERY_CAPTION)
@@ -136,6 +188,22 @@ class Judges:
 
     def _tensor(self, pictures: Rgb) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(pictures)).to(self.device).permute(0, 3, 1, 2).float() / 255
+
+
+def match(asked: Floats, found: Sequence[tuple[float, ...]]) -> list[tuple[float, tuple[float, ...] | None]]:
+    """For every box asked for, the overlap with the face found there and that face's box; each face goes to one box."""
+    best: list[tuple[float, tuple[float, ...] | None]] = [(0.0, None)] * len(asked)
+    pairs = [
+        (overlap(tuple(box), face), person, number)
+        for person, box in enumerate(asked)
+        for number, face in enumerate(found)
+    ]
+    taken: set[int] = set()
+    for iou, person, number in sorted(pairs, reverse=True):
+        if iou > 0 and best[person][1] is None and number not in taken:
+            best[person] = iou, tuple(found[number])
+            taken.add(number)
+    return best
 
 
 def face_crop(rgb: Rgb, box: Floats) -> Rgb:

@@ -7,73 +7,100 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from realisid_trt.errors import RequestError
 from realisid_trt.files import whole_or_not
 
-from .experiments import CEILING, EXPERIMENTS, FACE_CELLS, FULL, PERSONS
+from .experiments import CEILING, EXPERIMENTS, FACE_CELLS, FLOOR, FULL, PERSONS, TRUTH
 
 Table = Mapping[str, Any]
 COLUMNS = (  # title, group and key of a row's values
-    ("identity (cosine)", "means", "similarity"), ("rank 1 of 9", "means", "rank1"),
-    ("of the ceiling's", "of ceiling", "rank1"), ("box IoU", "means", "iou"),
+    ("identity (cosine)", "means", "similarity"), ("of a true render's", "of truth", "similarity"),
+    ("rank 1 of 9", "means", "rank1"), ("of the ceiling's", "of ceiling", "rank1"), ("box IoU", "means", "iou"),
     ("landmark error", "means", "landmarks"), ("mouth error", "means", "mouth"), ("harmony", "means", "harmony"),
     ("text", "means", "text"),
 )  # fmt: skip
-DIFFERENCES = ("similarity", "rank1", "iou", "landmarks", "mouth", "harmony", "text", "frechet")
+MORE = (  # in a second table
+    ("rank 1 of 4 siblings", "sibling"), ("nearer than neighbours", "neighbour"), ("face found", "found"),
+    ("right number of faces", "number"), ("brow error", "brow"), ("neck", "neck"), ("shirt", "shirt"),
+    ("place", "place"),
+)  # fmt: skip
+DIFFERENCES = ("similarity", "rank1", "sibling", "iou", "landmarks", "mouth", "harmony", "text", "kid")
+BETWEEN_WORDS = {
+    "table3-growth": (
+        "How much the full model's lead grows from faces of 1/4 to faces of 1/8 (of an error, a lead is negative)",
+        ("similarity", "rank1", "sibling", "iou", "landmarks"),
+    ),
+    "persons-kept": ("What is left of identity with three people, over one", ("rank1", "similarity")),
+}
 WORDS = """\
-Every number with its 95 % interval (bootstrap over people).
+How the drawn people of `training/world` come out: people, captions, poses, boxes and noise that no training saw, judged
+by four small nets that were trained on true renders alone.
 
-- *identity*: cosine of the recogniser's embedding with the person's own.
+- *identity*: cosine of the recogniser's embedding with the person's own, in the box that was asked for; *of a true
+  render's*: over its value there.
 - *rank 1*: share of faces that the recogniser takes for the right one of nine people; *of the ceiling's*: over the same
-  share of true renders passed through the VAE.
-- *landmark* and *mouth error*: over the face's side.
-- *harmony*: share of necks and shirts right under the face that have the right colour.
-- *text*: share of pictures that show all that the caption says, by the attribute classifier.
-- *Fréchet*: distance to the true renders through the VAE, of that classifier's features."""
+  share of true renders passed through the VAE. *siblings*: against three people of the same skin, hair and beard;
+  *neighbours*: against the others in the picture.
+- *landmark*, *mouth* and *brow error*: over the face's side, of faces that were found.
+- *harmony*: share of necks and shirts right under the face that have the right colour (a neck has the face's).
+- *text*: share of pictures with the place, the number of people and all the colours that the caption names, no matter
+  who wears which.
+- *Fréchet*: distance of the classifier's features to those of true renders of the same people and captions in other
+  scenes. It has a bias, so compare rows of one table only; *kid*: the same without a bias.
+- *true renders of somebody else*: other people in other poses at the same boxes, which every measure should beat.
+
+Brackets hold 95 % intervals: bootstrap over people, or over pictures where that is wider; of *kid*, jackknife over
+people. Bold: zero lies outside. With so many comparisons some of them do so by chance, and each design was trained
+once: the intervals say nothing of another training."""
 
 
 def write_report(folder: Path) -> None:
-    """README.md and the plots, of all tables that lie in the folder."""
-    found = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    """README.md and the plots, of all tables in the folder. Raises RequestError for a file that is no table."""
+    found = {path.stem: _read(path) for path in sorted(folder.glob("*.json"))}
     tables = {name: found[name] for name in EXPERIMENTS if name in found}
-    plots = [
-        (name, words)
-        for name, draw, words in (
-            ("sizes", _draw_sizes, "Identity over the size of the face, beside the baselines"),
-            ("guidance", _draw_guidance, "Identity and text over λi and over the delay α"),
-            ("persons", _draw_persons, "Identity and location over the number of people, faces of one size"),
-        )
-        if draw(tables, folder / f"{name}.png")
-    ]
     lines = ["# What was measured", "", WORDS, ""]
-    if tables:
-        lines += [made_of(next(iter(tables.values()))), ""]
-    for name, words in plots:
-        lines += [f"![{words}]({name}.png)", ""]
+    made = list(dict.fromkeys(made_of(table) for table in tables.values()))
+    lines += [made[0], ""] if len(made) == 1 else []
+    for name, draw, words in (
+        ("sizes", _draw_sizes, "Identity and location over the size of the face, beside the baselines"),
+        ("guidance", _draw_guidance, "Identity and text over λi and over the delay α"),
+        ("persons", _draw_persons, "Identity and location over the number of people, faces of one size"),
+    ):
+        if draw(tables, folder / f"{name}.png"):
+            lines += [f"![{words}]({name}.png)", ""]
+        else:
+            (folder / f"{name}.png").unlink(missing_ok=True)
     for table in tables.values():
-        lines += [*markdown(table), "", *_differences(table), ""]
-    for name, (title, head) in BETWEEN.items():
+        lines += [*markdown(table), "", *_more(table), "", *_differences(table)]
+        lines += [f"Left out: {name}, {why}." for name, why in table["left_out"].items()]
+        lines += [made_of(table)] if len(made) > 1 else []
+        lines += [""]
+    for name, (title, head) in BETWEEN_WORDS.items():
         if name in found:
-            lines += [f"**{title}**", "", *_grid(head, {k: v for k, v in found[name].items() if k != "made"}), ""]
+            lines += [f"**{title}**", "", *_grid(head, found[name]["rows"], differences=name != "persons-kept"), ""]
     with whole_or_not(folder / "README.md") as partial:
         partial.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
 
-BETWEEN = {
-    "table3-growth": (
-        "How much the full model's lead grows from faces of 8 cells to faces of 4",
-        ("similarity", "rank1", "iou", "landmarks"),
-    ),
-    "persons-kept": ("Three people over one: what is left of identity", ("rank1", "similarity")),
-}
+def _read(path: Path) -> Table:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        made_of(table)
+        return dict(table, rows=table["rows"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RequestError(f"{path} is no table of this version ({error}). Take it out of {path.parent}.") from error
 
 
 def made_of(table: Table) -> str:
     """How its pictures were made, in one sentence."""
     made = table["made"]
+    ran, training = made["backend"], made["training"]
+    trained = "" if training is None else f" The branches: {training['steps']} steps of {training['batch_size']}."
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     return (
         f"{made['steps']} steps of DDIM, λt {made['guidance_scale']}, λi {made['id_guidance_scale']}, α "
-        f"{made['subject_conditioning_ratio']}; the engine on ONNX Runtime ({versions})."
+        f"{made['subject_conditioning_ratio']}; the engine: {ran['name']} on {ran['device']}, {ran['precision']} "
+        f"({versions}).{trained}"
     )
 
 
@@ -84,8 +111,14 @@ def markdown(table: Table) -> list[str]:
     lines += ["|" + "---|" * (len(COLUMNS) + 2)]
     for name, row in table["rows"].items():
         cells = [_cell(row.get(group, {}).get(key)) for _, group, key in COLUMNS]
-        distance = row.get("frechet")
-        lines.append(f"| {name} | " + " | ".join([*cells, "" if distance is None else f"{distance:.2f}"]) + " |")
+        lines.append(f"| {name} | " + " | ".join([*cells, f"{row['frechet']:.2f}"]) + " |")
+    return lines
+
+
+def _more(table: Table) -> list[str]:
+    lines = ["| | " + " | ".join(title for title, _ in MORE) + " |", "|" + "---|" * (len(MORE) + 1)]
+    for name, row in table["rows"].items():
+        lines.append(f"| {name} | " + " | ".join(_cell(row["means"][key]) for _, key in MORE) + " |")
     return lines
 
 
@@ -94,15 +127,15 @@ def _differences(table: Table) -> list[str]:
     rows = {
         name: row["minus " + FULL]
         for name, row in table["rows"].items()
-        if "minus " + FULL in row and name not in (CEILING, "true renders")
+        if "minus " + FULL in row and name not in (CEILING, TRUTH, FLOOR)
     }
-    return ["Minus the full model, pair by pair:", "", *_grid(DIFFERENCES, rows)] if rows else []
+    return ["Minus the full model, pair by pair:", "", *_grid(DIFFERENCES, rows), ""] if rows else []
 
 
-def _grid(keys: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _grid(keys: Sequence[str], rows: Mapping[str, Mapping[str, Any]], differences: bool = True) -> list[str]:
     lines = ["| | " + " | ".join(keys) + " |", "|" + "---|" * (len(keys) + 1)]
     for name, row in rows.items():
-        lines.append(f"| {name} | " + " | ".join(_interval(row.get(key)) for key in keys) + " |")
+        lines.append(f"| {name} | " + " | ".join(_interval(row.get(key), differences) for key in keys) + " |")
     return lines
 
 
@@ -113,11 +146,13 @@ def _cell(values: Sequence[float] | None) -> str:
     return f"{mean:.3f} (±{(high - low) / 2:.3f})"
 
 
-def _interval(values: Sequence[float] | None) -> str:
+def _interval(values: Sequence[float] | None, difference: bool) -> str:
     if values is None:
         return ""
     mean, low, high = values
-    words = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]" if min(low, mean) < 0 else f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+    if not difference:
+        return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+    words = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
     return f"**{words}**" if low > 0 or high < 0 else words
 
 
@@ -125,14 +160,14 @@ def _draw_sizes(tables: Mapping[str, Table], path: Path) -> bool:
     sizes = {
         name: tables[f"table3-{cells}"]["rows"] for name, cells in FACE_CELLS.items() if f"table3-{cells}" in tables
     }
-    rows = [name for name in next(iter(sizes.values()), {}) if name != "true renders"]
+    rows = [name for name in next(iter(sizes.values()), {}) if name not in (TRUTH, FLOOR)]
     return _draw(
         path,
         "face over the picture's side",
         list(sizes),
         [
             (title, {name: [_of(row.get(name), group, key) for row in sizes.values()] for name in rows})
-            for title, group, key in (COLUMNS[0], COLUMNS[1], COLUMNS[3])
+            for title, group, key in (COLUMNS[0], COLUMNS[2], COLUMNS[4])
         ],
     )
 
@@ -156,7 +191,7 @@ def _draw_persons(tables: Mapping[str, Table], path: Path) -> bool:
         [name.split("-")[1] for name in names],
         [
             (title, {name: [_of(row.get(name), group, key) for row in rows] for name in (FULL, CEILING)})
-            for title, group, key in (COLUMNS[0], COLUMNS[1], COLUMNS[3])
+            for title, group, key in (COLUMNS[0], COLUMNS[2], COLUMNS[4])
         ],
     )
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -30,7 +31,7 @@ from .cases import Case
 class Sampler:
     """A design with its trained weights, over a checkpoint's base.
 
-    scales: of the local and the global residuals. Guidance, steps and α are the checkpoint's unless they are given.
+    Guidance, steps and α are the checkpoint's unless they are given.
     """
 
     def __init__(
@@ -44,7 +45,6 @@ class Sampler:
         steps: int | None = None,
         guidance: tuple[float, float] | None = None,
         ratio: float | None | str = "default",
-        scales: tuple[float, float] = (1.0, 1.0),
     ) -> None:
         c, config = checkpoint, checkpoint.config
         self.checkpoint, self.device, self.batch = checkpoint, device or torch.device("cpu"), batch
@@ -58,12 +58,7 @@ class Sampler:
         self.steps = steps or config.num_inference_steps
         self.guidance = guidance or (config.guidance_scale, config.id_guidance_scale)
         self.ratio = config.subject_conditioning_ratio if isinstance(ratio, str) else ratio
-        self.scales = dict(zip(("local", "global"), scales, strict=True))
-        scheduler = c.load_scheduler()
-        self.ddim = DDIM(
-            scheduler.alphas_cumprod.double().numpy(), float(scheduler.final_alpha_cumprod),
-            scheduler.config.timestep_spacing, scheduler.config.steps_offset, scheduler.config.prediction_type,
-        )  # fmt: skip
+        self.ddim = ddim_of(c)
         side = c.sample_size * c.vae_scale_factor
         self.grid = Grid(side, side, c.vae_scale_factor, c.levels, c.config.box_snap or c.vae_scale_factor)
 
@@ -74,7 +69,10 @@ class Sampler:
             raise CheckpointError(f"{weights} is missing, or no design: expected {', '.join(DESIGNS)}.safetensors.")
         branches = DESIGNS[weights.stem](checkpoint, new=True, seed=0)
         both = nn.ModuleDict({"branches": branches, "id_projection": fresh(checkpoint, "id_projection", 0)})
-        both.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
+        try:
+            both.load_state_dict({key: value.float() for key, value in load_file(weights).items()})
+        except (RuntimeError, SafetensorError) as error:
+            raise CheckpointError(f"{weights} is not of this checkpoint ({error}). Train it again.") from error
         return cls(checkpoint, branches, both["id_projection"], **options)
 
     @torch.no_grad()
@@ -132,8 +130,7 @@ class Sampler:
         found = []
         for person in people:
             tokens = person["id_tokens"] if with_id else person["null_tokens"]
-            parts = self.branches(latents, t, tokens, added, person)
-            found.append({part: [one * self.scales[part] for one in residuals] for part, residuals in parts.items()})
+            found.append(self.branches(latents, t, tokens, added, person))
         return merged(found)
 
     def _person(self, cases: Sequence[Case], person: int) -> dict[str, Tensor]:
@@ -156,3 +153,12 @@ class Sampler:
     def _tokens(self, pixels: Tensor) -> Tensor:
         found: Tensor = self.id_projection(self.image_encoder(pixels, output_hidden_states=True).hidden_states[-2])
         return found
+
+
+def ddim_of(checkpoint: Checkpoint) -> DDIM:
+    """The checkpoint's schedule."""
+    scheduler = checkpoint.load_scheduler()
+    return DDIM(
+        scheduler.alphas_cumprod.double().numpy(), float(scheduler.final_alpha_cumprod),
+        scheduler.config.timestep_spacing, scheduler.config.steps_offset, scheduler.config.prediction_type,
+    )  # fmt: skip

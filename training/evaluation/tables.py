@@ -7,49 +7,44 @@ from typing import Any
 
 import numpy as np
 
-from .experiments import CEILING, FULL, Experiment
-from .measures import Judgement
-from .statistics import Estimate, difference, estimate, frechet, frechet_difference, ratio
+from .experiments import CEILING, FULL, TRUTH, Experiment
+from .measures import MEASURES, Floats, Judgement
+from .statistics import Estimate, estimate, frechet, kernel_difference, ratio
 
-MEASURES = ("similarity", "rank1", "iou", "landmarks", "mouth", "brow", "harmony", "neck", "shirt", "place", "text")
-OF_CEILING = ("rank1", "similarity")  # whose share of the ceiling's is told too
+SHARES = ("rank1", "similarity")  # whose share of the truth's and of the ceiling's is told too
 Judged = Mapping[str, Judgement]  # row → what was said of it
 
 
-def table(experiment: Experiment, rows: Judged, pictures: int) -> dict[str, Any]:
-    """JSON values: {"title", "pictures", "rows": {row: {"persons", "means", "of ceiling", "frechet", "minus …"}}}.
+def table(experiment: Experiment, rows: Judged, pictures: int, others: Floats) -> dict[str, Any]:
+    """JSON values: {"title", "pictures", "rows": {row: {"persons", "means", "of truth", "of ceiling", "frechet", "minus
+    …"}}}.
 
-    An estimate is [mean, low, high], or None where no case tells anything.
+    others: (M, D) features of true renders of the same captions, people and sizes in other scenes. An estimate is
+    [mean, low, high], or None where no case tells anything.
     """
-    base, ceiling, told = rows.get(experiment.against), rows.get(CEILING), {}
+    base, told = rows.get(experiment.against), {}
     for name, row in rows.items():
-        people = row.values["identity"]
-        line: dict[str, Any] = {"persons": len(people)}
-        line["means"] = {measure: listed(estimate(row.values[measure], people)) for measure in MEASURES}
-        if ceiling is not None:
-            line["of ceiling"] = {
-                measure: listed(ratio(row.values[measure], ceiling.values[measure], people)) for measure in OF_CEILING
-            }
-            if row is not ceiling:
-                line["frechet"] = frechet(row.features, ceiling.features)
+        line: dict[str, Any] = {"persons": len(row.people)}
+        line["means"] = {measure: listed(estimate(row[measure])) for measure in MEASURES}
+        for key, bound in (("of truth", rows.get(TRUTH)), ("of ceiling", rows.get(CEILING))):
+            if bound is not None:
+                line[key] = {measure: listed(ratio(row[measure], bound[measure])) for measure in SHARES}
+        line["frechet"] = round(frechet(row.features, others), 4)
         if base is not None and row is not base:
-            minus = {m: listed(difference(row.values[m], base.values[m], people)) for m in MEASURES}
-            if ceiling is not None and row is not ceiling:
-                minus["frechet"] = listed(frechet_difference(row.features, base.features, ceiling.features))
-            line["minus " + experiment.against] = minus
-        told[name] = line
+            minus = {measure: listed(estimate(row[measure] - base[measure])) for measure in MEASURES}
+            farther = kernel_difference(row.features, base.features, others, row.first_people)
+            told[name] = line | {"minus " + experiment.against: minus | {"kid": listed(farther)}}
+        else:
+            told[name] = line
     return {"title": experiment.title, "pictures": pictures, "rows": told}
 
 
 def between(judged: Mapping[str, Judged]) -> dict[str, dict[str, Any]]:
     """What is told by two experiments together, of those that are there: name → its table."""
     told = {}
-    for name, of, one, other in (
-        ("table3-growth", growth, "table3-8", "table3-4"),
-        ("persons-kept", kept, "persons-1-apart", "persons-3-apart"),
-    ):
+    for name, (of, one, other) in BETWEEN.items():
         if one in judged and other in judged:
-            told[name] = of(judged[one], judged[other])
+            told[name] = {"rows": of(judged[one], judged[other])}
     return told
 
 
@@ -59,33 +54,26 @@ def growth(large: Judged, small: Judged) -> dict[str, Any]:
     Both of the same people, captions and noise, case by case: {row: {measure: [mean, low, high]}}, of
     (full − row at small faces) − (full − row at large ones).
     """
-    people = large[FULL].values["identity"]
     told: dict[str, Any] = {}
     for name in large:
-        if name == FULL or name not in small:
-            continue
-        leads = [
-            {m: np.asarray(rows[FULL].values[m] - rows[name].values[m]) for m in MEASURES} for rows in (large, small)
-        ]
-        told[name] = {m: listed(difference(leads[1][m], leads[0][m], people)) for m in MEASURES}
+        if name != FULL and name in small:
+            leads = {m: [rows[FULL][m] - rows[name][m] for rows in (small, large)] for m in MEASURES}
+            told[name] = {m: listed(estimate(lead - before)) for m, (lead, before) in leads.items()}
     return told
 
 
 def kept(one: Judged, three: Judged) -> dict[str, Any]:
-    """What is left of the identity rate with three persons: of the full model's, and of the ceiling's own.
+    """What is left with three persons of the identity with one: of the full model's, and of the ceiling's own.
 
-    {row: {measure: [ratio, low, high]}}. Faces are of one size; the people are the same forty, others in every picture.
+    {row: {measure: [ratio, low, high]}}. Faces are of one size; the people are the same forty, in other scenes.
     """
-    return {
-        name: {
-            m: listed(
-                ratio(three[name].values[m], one[name].values[m], three[name].values["identity"],
-                      one[name].values["identity"])
-            )
-            for m in OF_CEILING
-        }
-        for name in (FULL, CEILING)
-    }  # fmt: skip
+    return {name: {m: listed(ratio(three[name][m], one[name][m])) for m in SHARES} for name in (FULL, CEILING)}
+
+
+BETWEEN = {
+    "table3-growth": (growth, "table3-8", "table3-4"),
+    "persons-kept": (kept, "persons-1-apart", "persons-3-apart"),
+}
 
 
 def listed(found: Estimate) -> list[float] | None:

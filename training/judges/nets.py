@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from realisid_trt.errors import CheckpointError
 from ..world import FACTORS, HATS, PLACES, SHIRTS
 from ..world.words import MOST_PERSONS
 
+SIZE_PX = 128  # side of the pictures that Attributes and Detector look at
 FACE_PX = 48  # side of the crops that Recogniser and FacePoints look at
 FACE_MARGIN = 1.25  # side of a crop over the side of the face square
 STRIDE = 4  # px per cell of the Detector's map
@@ -149,10 +151,13 @@ JUDGES: dict[str, type[nn.Module]] = {
 
 
 def load_judge(name: str, folder: Path) -> nn.Module:
-    """A trained judge, in evaluation mode. Raises CheckpointError if its weights are not in the folder."""
+    """A trained judge, in evaluation mode. Raises CheckpointError if its weights are not in the folder, or damaged."""
     path = folder / f"{name}.safetensors"
     if not path.is_file():
         raise CheckpointError(f"{path} is missing. Train it: python -m training.train {name} …")
     judge = JUDGES[name]()
-    judge.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    try:
+        judge.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    except (RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"{path} holds no {name} of this version ({error}). Train it again.") from error
     return judge.eval().requires_grad_(False)

@@ -1,0 +1,210 @@
+"""Where the pictures of a table are made, each once: what decides a picture names the file that keeps it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import realisid_trt
+import realisid_trt.kernels
+from export.checkpoint import Checkpoint
+from export.files import disk_errors
+from realisid_trt.errors import RequestError
+from realisid_trt.files import sha256, whole_or_not
+from realisid_trt.manifest import Manifest
+
+from .cases import Case, Casting
+from .contenders import Contender, EngineContender, SomebodyElse, Truth, load_engine
+from .experiments import Row
+from .sampler import Sampler, ddim_of
+
+Rgb = NDArray[np.uint8]
+SHARD = 100  # pictures of a file: what a run that is stopped loses at most
+NO_DESIGN = ("engine", "truth", "ceiling", "floor")
+MAY_DIFFER = {"stage", "save_steps", "accumulate"}  # of two trainings that are compared
+PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "torch", "diffusers", "transformers", "numpy")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What the command was told. runs: where the trainings are; cache: pictures already made."""
+
+    engine: Path
+    checkpoint: Checkpoint
+    backend: str = "auto"
+    device: str | None = None
+    steps: int | None = None
+    batch: int = 4
+    runs: Path
+    cache: Path
+
+
+class Studio:
+    """Makes and keeps pictures.
+
+    made: how all of them come about, as JSON values: sampler, backend, device, precision, training, versions.
+    """
+
+    def __init__(self, asked: Asked, casting: Casting) -> None:
+        """Raises RequestError if the engine is not the checkpoint's, and what `Engine.load` does."""
+        self.asked, self.casting, self.checkpoint = asked, casting, asked.checkpoint
+        _check_same(asked.engine, self.checkpoint)
+        with load_engine(asked.engine, asked.backend, asked.device, {}) as engine:
+            ran = {name: getattr(engine.backend, name) for name in ("name", "device", "precision")}
+        self.on_gpu = str(ran["device"]).startswith("cuda")
+        self.torch_device = torch.device("cuda" if self.on_gpu and torch.cuda.is_available() else "cpu")
+        config, full = self.checkpoint.config, _run(asked.runs / "branches")
+        self.made: dict[str, Any] = {
+            "steps": asked.steps or config.num_inference_steps,
+            "guidance_scale": config.guidance_scale,
+            "id_guidance_scale": config.id_guidance_scale,
+            "subject_conditioning_ratio": config.subject_conditioning_ratio,
+            "backend": ran,
+            "training": None if full is None else {key: full[key] for key in ("steps", "batch_size", "seed")},
+            "weights": {name: self.checkpoint.weights_key(name)[:16] for name in self.checkpoint.components},
+            "versions": {
+                package.metadata["Name"]: package.version
+                for name in PACKAGES
+                for package in importlib.metadata.distributions(name=name)
+            },
+        }
+
+    def cannot(self, row: Row) -> str:
+        """Why nobody can make a row's pictures here, or nobody should; empty if all is well."""
+        if row.device is not None and not self.on_gpu:
+            return "no GPU runs the engine, so this is what it does anyway"
+        if row.maker in NO_DESIGN:
+            return ""
+        weights = self._weights(row.maker)
+        full, own = _run(self.asked.runs / "branches"), _run(weights.parents[1])
+        if not weights.is_file() or own is None:
+            return f"{weights} is missing"
+        if full is None:
+            return f"{self.asked.runs / 'branches'} is missing, so nothing says that both were trained alike"
+        if other := sorted(
+            key for key in {*full, *own} - {"stage", "save_steps", "accumulate"} if full.get(key) != own.get(key)
+        ):
+            return f"it was trained otherwise than the full model ({', '.join(other)})"
+        bases = {
+            name: self.checkpoint.weights_key(name) for name in own["weights"] if name in self.checkpoint.components
+        }
+        if other := sorted(name for name, key in bases.items() if own["weights"][name] != key):
+            return f"it was trained on another {', '.join(other)}"
+        return ""
+
+    def pictures(self, cases: Sequence[Case], row: Row, name: str) -> Rgb:
+        """(N, S, S, 3) uint8, one per case."""
+        decides = self._decides(row)
+        shards = [cases[first : first + SHARD] for first in range(0, len(cases), SHARD)]
+        paths = [self._path(decides, shard) for shard in shards]
+        made = [_kept(path) for path in paths]
+        if any(one is None for one in made):
+            with self._contender(row) as contender:
+                for number, (path, shard) in enumerate(zip(paths, shards, strict=True)):
+                    if made[number] is None:
+                        made[number] = pictures = contender.make(shard, f"{name} {number + 1}/{len(shards)}")
+                        with disk_errors(path.parent), whole_or_not(path) as partial, partial.open("wb") as file:
+                            np.save(file, pictures)
+        return np.concatenate([one for one in made if one is not None])
+
+    def _decides(self, row: Row) -> dict[str, Any]:
+        """All that a row's pictures hang on beside the cases."""
+        said: dict[str, Any] = {"maker": row.maker, "options": dict(row.options)}
+        if row.maker in ("truth", "floor"):
+            return said
+        said |= {"weights": self.made["weights"], "versions": self.made["versions"], "code": _code(row.maker)}
+        if row.maker == "ceiling":
+            return said
+        said |= {"steps": self.made["steps"], "config": {**self.checkpoint.config.to_dict(), **row.config}}
+        said["scheduler"] = dict(self.checkpoint.scheduler_config)
+        if row.maker == "engine":
+            said["engine"] = sha256((self.asked.engine / "manifest.json").read_bytes())
+            said["on"], said["device"] = self.made["backend"], row.device
+        else:
+            said["on"], said["design"] = str(self.torch_device), sha256(self._weights(row.maker).read_bytes())
+        return said
+
+    def _path(self, decides: Mapping[str, Any], cases: Sequence[Case]) -> Path:
+        said = json.dumps([decides, [_digest(case) for case in cases]], sort_keys=True, default=str)
+        return self.asked.cache / f"{sha256(said.encode())[:24]}.npy"
+
+    @contextmanager
+    def _contender(self, row: Row) -> Iterator[Contender]:
+        if row.maker == "truth":
+            yield Truth()
+        elif row.maker == "floor":
+            yield SomebodyElse(self.casting)
+        elif row.maker == "ceiling":
+            yield Truth(self.checkpoint)
+        elif row.maker == "engine":
+            device = row.device or self.asked.device
+            with load_engine(self.asked.engine, self.asked.backend, device, row.config) as engine:
+                yield EngineContender(engine, self.made["steps"], self.asked.batch, row.options)
+        else:
+            yield Sampler.of_run(
+                self.checkpoint,
+                self._weights(row.maker),
+                steps=self.made["steps"],
+                device=self.torch_device,
+                **row.options,
+            )
+
+    def _weights(self, design: str) -> Path:
+        return self.asked.runs / f"branches-{design}" / "weights" / f"{design}.safetensors"
+
+
+def _check_same(engine: Path, checkpoint: Checkpoint) -> None:
+    """Raises RequestError if the engine was built from other weights, other choices or another schedule."""
+    manifest = Manifest.read(engine)
+    built, config = manifest.values["checkpoint"], manifest.values["realisid_config"]
+    other = [name for name in checkpoint.components if built.get(name) != checkpoint.weights_key(name)]
+    other += [key for key, value in checkpoint.config.to_dict().items() if config.get(key) != value]
+    ours, theirs = ddim_of(checkpoint), manifest.ddim
+    if not np.array_equal(ours.timesteps(10), theirs.timesteps(10)) or not np.array_equal(
+        ours.coefficients(10), theirs.coefficients(10)
+    ):
+        other.append("scheduler")
+    if other:
+        raise RequestError(
+            f"{engine} was built from another checkpoint than {checkpoint.path}: {', '.join(sorted(other))}. Build it "
+            f"again: python -m export.build --checkpoint {checkpoint.path} --out {engine}."
+        )
+
+
+def _run(folder: Path) -> dict[str, Any] | None:
+    """How a training was run, None if there is none."""
+    path = folder / "run.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+
+def _kept(path: Path) -> Rgb | None:
+    try:
+        return np.asarray(np.load(path))
+    except (OSError, ValueError, EOFError):  # not made yet, or not whole: it is made again
+        return None
+
+
+def _code(maker: str) -> str:
+    """sha256 of the sources that make the pictures."""
+    here, runtime = Path(__file__).parent, Path(str(realisid_trt.__file__)).parent
+    files = [*runtime.glob("*.py"), *runtime.glob("backends/*.py"), here / "contenders.py"]
+    files += Path(str(realisid_trt.kernels.__file__)).parent.glob("*.py")
+    if maker != "engine":
+        files += [here / "sampler.py", here.parent / "residuals.py", here.parent / "text.py"]
+    return sha256(*(file.read_bytes() for file in sorted(files)))
+
+
+def _digest(case: Case) -> str:
+    """Of all that a picture hangs on, and of the truth that it is compared with."""
+    arrays = (case.picture.rgb, case.picture.landmarks, case.picture.boxes, *case.crops)
+    said = f"{case.seed} {case.identities} {case.scene.caption}".encode()
+    return sha256(said + b"".join(np.ascontiguousarray(array).tobytes() for array in arrays))
