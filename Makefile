@@ -1,4 +1,4 @@
-# make demo    a picture of two people from two photographs, through the whole system
+# make demo    pictures of two and of three people, through the whole system, on one sheet: out/demo.png
 # make test    everything, on a CPU
 # make gpu-test  what needs an NVIDIA GPU: tests and benchmarks, into gpu-test.json
 # Each makes its own virtual environment and installs what it needs.
@@ -14,6 +14,7 @@ GPU_VENV    := .venv-gpu
 demo: $(VENV)/.demo
 	$(RUN) -m export.build --out engines/miniature
 	$(RUN) -m examples.demo --engine engines/miniature --out out
+	$(RUN) -m examples.photographs --engine engines/miniature --out out
 
 test: $(VENV)/.test lint
 	$(RUN) -m pytest

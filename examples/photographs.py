@@ -1,4 +1,4 @@
-"""python -m examples.demo: two people out of two photographs, in one picture. A first program of your own."""
+"""python -m examples.photographs: two people out of two photographs, in one picture. A first program of your own."""
 
 from __future__ import annotations
 
@@ -43,18 +43,18 @@ def main() -> int:
 
     [picture] = result.images
     boxes = with_boxes(picture, [person.box for person in result.persons])
-    picture.save(options.out / "demo.png")
-    boxes.save(options.out / "demo-boxes.png")
+    picture.save(options.out / "photographs.png")
+    boxes.save(options.out / "photographs-boxes.png")
     style = engine.config.pose_style
     drawings = [to_pil(pose_image(identity.landmarks, 256, style).transpose(1, 2, 0)) for identity in identities]
     masks = [Image.fromarray((location_mask(p.box, side, side)[0] * 255).astype("uint8")) for p in result.persons]
-    side_by_side([*drawings, *masks, boxes], 256).save(options.out / "demo-conditions.png")
+    side_by_side([*drawings, *masks, boxes], 256).save(options.out / "photographs-conditions.png")
 
     table = "\n".join([*timing_table(result.timings, result.rows), result.backend])
-    (options.out / "demo.txt").write_text(table + "\n", encoding="utf-8")
+    (options.out / "photographs.txt").write_text(table + "\n", encoding="utf-8")
     print(table)
-    print(f"{options.out}/: demo.png, demo-boxes.png and, as the networks saw it, demo-conditions.png")
-    print("(The miniature's weights are random: everything runs for real, and the picture is noise in its taste.)")
+    print(f"{options.out}/photographs.png; -boxes.png with the boxes, -conditions.png as the networks saw it")
+    print("(The miniature learned to draw people, and no photographs: expect a drawing of somebody, not these two.)")
     return 0
 
 

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from realisid_trt.backends.gpu_facts import gpu_facts
 from realisid_trt.backends.tensorrt_flavours import FLAVOURS, RTX_ARCHITECTURES
 from realisid_trt.command_line import Outcome, reporter, run
-from realisid_trt.errors import BackendError, RequestError
-from realisid_trt.files import cache_folder
+from realisid_trt.errors import BackendError, CheckpointError, RequestError
 from realisid_trt.machine import available_bytes
 from realisid_trt.manifest import MANIFEST, Manifest, seal
 
@@ -35,7 +34,7 @@ SMALL_BYTES = 2**30  # checkpoints up to this size are compared as a whole with 
 class Options:
     """What a build was asked for. The command line takes its defaults from here.
 
-    checkpoint:      folder; None builds the miniature (random weights).
+    checkpoint:      folder; None: the trained miniature of the source tree.
     out:             engine directory; None: engines/<name of the checkpoint's folder>.
     base_model, variant: see Checkpoint.open.
     precision:       of GPU backends: "fp32", "fp16" or "bf16". ONNX Runtime on a CPU runs float32 whatever is asked.
@@ -88,8 +87,8 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
     start = time.perf_counter()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two exporting processes must not spin against each other
     targets, options = _check(options, report)
-    path = options.checkpoint or miniature_checkpoint(report)
-    name = "miniature" if options.checkpoint is None else Path(os.path.realpath(path)).name
+    path = options.checkpoint or miniature_checkpoint()
+    name = Path(os.path.realpath(path)).name
     asked = options.out or Path("engines") / name
     out = target_folder(asked)
 
@@ -158,14 +157,15 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
     }
 
 
-def miniature_checkpoint(report: Report) -> Path:
-    """The checkpoint built without --checkpoint: the miniature, random weights, made once per version of its maker."""
-    from .miniature import make_checkpoint, miniature_key
-
-    folder = cache_folder() / "checkpoints" / f"miniature-{miniature_key()[:12]}"
-    if not (folder / "model_index.json").is_file():
-        report(f"making the miniature checkpoint (random weights) in {folder}")
-        make_checkpoint(folder, seed=0)
+def miniature_checkpoint() -> Path:
+    """The checkpoint built without --checkpoint: the trained miniature. Raises CheckpointError if it is not there."""
+    folder = Path(__file__).resolve().parents[1] / "checkpoints" / "miniature"
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"no --checkpoint is given, and the trained miniature is not in {folder}: it is part of the source tree "
+            "and not of an installed package. Name your own, or make one with random weights: "
+            "python -m export.miniature --out CKPT."
+        )
     return folder
 
 

@@ -31,8 +31,8 @@ class Folders:
         if not path.is_dir():
             what = "is a file" if path.exists() else "does not exist"
             raise CheckpointError(
-                f"{path} {what}, expected a checkpoint's folder. A small one to try with: "
-                "python -m export.miniature --out checkpoints/miniature"
+                f"{path} {what}, expected a checkpoint's folder. A small one to try with, of random weights: "
+                "python -m export.miniature --out CKPT"
             )
         index = read_json(path / "model_index.json", "it lists the checkpoint's parts and its base model")
         self.path, self.variant, self.local_files_only = path, variant, local_files_only

@@ -1,6 +1,6 @@
 """Checkpoints of the real classes with random weights: a small one for tests and demos, a full-size one for timing.
 
-    python -m export.miniature --out checkpoints/miniature --seed 0
+    python -m export.miniature --out CKPT --seed 0
 
 Pictures made with them are coloured noise, but everything else is as with trained weights: files, shapes, configs,
 tokens, how the prompt, the ID, the pose and the box reach the prediction.
@@ -9,8 +9,6 @@ tokens, how the prompt, the ID, the pose and the box reach the prediction.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import importlib.metadata
 import json
 import math
 import os
@@ -25,11 +23,10 @@ import torch
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-import realisid_trt.config
 from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import CheckpointError, DiskError, RequestError
 
-from ..checkpoint import classes, files, id_projection, tokenizer_of
+from ..checkpoint import tokenizer_of
 from ..checkpoint.classes import DIFFUSERS_CLASSES, Component, class_name, meta_module, quiet
 from ..checkpoint.files import STEMS
 from ..files import check_space, disk_errors, exchange, sync, target_folder
@@ -37,7 +34,7 @@ from .presets import Recipe, component_configs, preprocessor_config, scheduler_c
 from .tokenizer import END, vocabulary_and_merges, write_tokenizer
 from .weights import carry_noise, draw, write_weights
 
-__all__ = ["make_checkpoint", "miniature_key", "recipe_of"]
+__all__ = ["make_checkpoint", "recipe_of"]
 
 MADE_BY = "export.miniature"  # stands in model_index.json; only folders that say so are ever replaced
 RESERVE_BYTES = 64 * 2**20
@@ -93,21 +90,6 @@ def recipe_of(**options: Any) -> Recipe:
     return dataclasses.replace(
         recipe, realisid=dataclasses.replace(realisid, box_snap=realisid.box_snap or recipe.factor)
     )
-
-
-def miniature_key() -> str:
-    """sha256 over what decides the bytes of a checkpoint: the sources that make it, and the versions of the libraries.
-
-    What is kept under this key was not made by older code.
-    """
-    sources = sorted(Path(__file__).parent.glob("*.py"))
-    sources += [Path(str(module.__file__)) for module in (classes, files, id_projection, realisid_trt.config)]
-    digest = hashlib.sha256()
-    for source in sources:
-        digest.update(source.read_bytes())
-    for library in ("numpy", "torch", "safetensors", "diffusers", "transformers"):
-        digest.update(f"{library} {importlib.metadata.version(library)}\n".encode())
-    return digest.hexdigest()
 
 
 Modules = Mapping[str, tuple[Component, torch.nn.Module]]

@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Make a RealisID checkpoint of the real classes with random weights.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""examples:
-  python -m export.miniature --out checkpoints/miniature
+  python -m export.miniature --out CKPT
   python -m export.miniature --out checkpoints/sd15 --family sd15 --vae-factor 8
   python -m export.miniature --out checkpoints/tokens77 --id-tokens 77 --null-id file
   python -m export.miniature --out checkpoints/full-size --preset sdxl     # 13 GB""",

@@ -1,4 +1,4 @@
-"""`make demo`'s program, on the engine of the tests."""
+"""The program of the two photographs, on the engine of the tests."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def demo(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def made(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder it wrote, and what it said."""
     out = tmp_path_factory.mktemp("demo") / "out"
-    command = [sys.executable, "-m", "examples.demo", "--engine", str(engine_dir), "--out", str(out)]
+    command = [sys.executable, "-m", "examples.photographs", "--engine", str(engine_dir), "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "30/30" in done.stderr  # progress, to the last step
     return out, done.stdout
 
 
-def test_both_faces_are_found(demo: tuple[Path, str]) -> None:
-    found = [line for line in demo[1].splitlines() if "face found at" in line]
+def test_both_faces_are_found(made: tuple[Path, str]) -> None:
+    found = [line for line in made[1].splitlines() if "face found at" in line]
     assert [line.split(":")[0] for line in found] == ["astronaut.png", "hopper.jpg"]
 
 
-def test_the_pictures(demo: tuple[Path, str]) -> None:
-    out, _ = demo
-    with Image.open(out / "demo.png") as picture, Image.open(out / "demo-boxes.png") as boxes:
+def test_the_pictures(made: tuple[Path, str]) -> None:
+    out, _ = made
+    with Image.open(out / "photographs.png") as picture, Image.open(out / "photographs-boxes.png") as boxes:
         assert picture.size == boxes.size == (128, 128)
         low, high = zip(*picture.getextrema(), strict=True)
         assert max(high) - min(low) > 100  # not one colour
@@ -39,13 +39,13 @@ def test_the_pictures(demo: tuple[Path, str]) -> None:
     for drawn in (left, right):  # a rectangle in each half
         xs, ys = ({point[axis] for point in drawn} for axis in (0, 1))
         assert max(xs) - min(xs) > 40 and max(ys) - min(ys) > 40
-    with Image.open(out / "demo-conditions.png") as conditions:
+    with Image.open(out / "photographs-conditions.png") as conditions:
         assert conditions.size[0] > 4 * conditions.size[1]
 
 
-def test_the_timing_table(demo: tuple[Path, str]) -> None:
-    out, said = demo
-    table = (out / "demo.txt").read_text(encoding="utf-8")
+def test_the_timing_table(made: tuple[Path, str]) -> None:
+    out, said = made
+    table = (out / "photographs.txt").read_text(encoding="utf-8")
     assert table in said
     rows = {line.split()[0]: line.split()[-1] for line in table.splitlines() if len(line.split()) == 3}
     # 30 steps for two persons, the first 10 without the ID: DESIGN's table of rows.
@@ -57,7 +57,15 @@ def test_the_timing_table(demo: tuple[Path, str]) -> None:
 
 
 def test_an_engine_that_is_not_there(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "examples.demo", "--engine", str(tmp_path / "none"), "--out", str(tmp_path / "o")]
+    command = [
+        sys.executable,
+        "-m",
+        "examples.photographs",
+        "--engine",
+        str(tmp_path / "none"),
+        "--out",
+        str(tmp_path / "o"),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert "no such engine directory" in done.stderr and "Traceback" not in done.stderr

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
 
 from export.checkpoint import Checkpoint
 from export.miniature import make_checkpoint
@@ -20,12 +18,13 @@ from realisid_trt.config import RealisIDConfig
 from realisid_trt.ddim import initial_noise
 from tests.conftest import ROOT
 from training.examples import WorldScenes
+from training.loop import read_log
 from training.recipe import DATA, LOSSES, RECIPE, START, main, prepared
 from training.start import start_checkpoint
 from training.store import Unmade, store_of
 
-WORLD_BASE = ROOT / "checkpoints" / "world-base"
-STEPS = 6
+MINIATURE = ROOT / "checkpoints" / "miniature"
+STEPS = {"vae": 6, "base": 3, "id-encoder": 2, "recogniser": 2, "branches": 3}  # as many as take a few seconds
 TOLERANCE = 0.01  # bf16 on other processors rounds otherwise; seen here: 5e-5
 
 
@@ -40,43 +39,33 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("start") / "start", **START)
 
 
-def test_the_first_losses_come_out_again(
-    start: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Every step whose inputs are at hand: what the committed runs logged, on examples made one by one."""
-    known = sorted(path.stem for path in LOSSES.glob("*.jsonl"))
-    assert "vae" in known and set(known) <= set(RECIPE)
-    arguments = ["vae", "--check", str(STEPS), "--checkpoint", str(start), "--tolerance", str(TOLERANCE), "--json"]
-    assert main(arguments) == 0
+def test_the_runs_behind_the_weights_are_on_record() -> None:
+    assert set(STEPS) == {path.stem for path in LOSSES.glob("*.jsonl")} <= set(RECIPE)
+    for path in LOSSES.glob("*.jsonl"):
+        assert [line["step"] for line in read_log(path)] == list(range(1, 51)), path
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_the_first_losses_come_out_again(step: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of what is kept in half precision, on examples made one by one: what the runs behind the weights logged."""
+    arguments = [step, "--check", str(STEPS[step]), "--checkpoint", str(MINIATURE), "--tolerance", str(TOLERANCE)]
+    assert main([*arguments, "--json"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert len(told["losses"]) == STEPS and told["worst"] < TOLERANCE
-    # of another seed they are not these
+    assert len(told["losses"]) == STEPS[step] and told["worst"] < TOLERANCE
+
+
+def test_losses_of_another_seed_are_others(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     other = dataclasses.replace(RECIPE["vae"], course=dataclasses.replace(RECIPE["vae"].course, seed=5))
     monkeypatch.setitem(RECIPE, "vae", other)
+    arguments = ["vae", "--check", "3", "--checkpoint", str(MINIATURE), "--tolerance", str(TOLERANCE), "--json"]
     assert main(arguments) == 1
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["worst"] > TOLERANCE
 
 
-def test_the_trained_vae_gives_the_bases_first_losses(
-    start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The base learned on latents of the VAE that is kept in half precision: what is kept is what it learned on."""
-    shutil.copytree(start, tmp_path / "start")
-    shutil.rmtree(tmp_path / "start" / "vae")
-    shutil.copytree(WORLD_BASE / "vae", tmp_path / "start" / "vae")
-    arguments = ["base", "--check", "3", "--checkpoint", str(tmp_path / "start"), "--tolerance", str(TOLERANCE)]
-    assert main([*arguments, "--json"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["worst"] < TOLERANCE
-
-
 def test_the_base_is_one_to_begin_with(start: Path, tmp_path: Path) -> None:
-    """Half precision, finite, 10 MB; and it follows its captions: the right shirt's colour wins where shirts are."""
-    files = [file for file in WORLD_BASE.rglob("*.safetensors")]
-    weights = [value for file in files for value in load_file(file).values()]
-    assert all(value.dtype == torch.float16 and value.isfinite().all() for value in weights)
-    assert sum(file.stat().st_size for file in files) < 11e6
+    """It follows its captions: the right shirt's colour wins where shirts are."""
     out = start_checkpoint(
-        WORLD_BASE, start, tmp_path / "mine", config=RealisIDConfig(branch_pooled_text="zeros", face_margin=1.5)
+        MINIATURE, start, tmp_path / "mine", config=RealisIDConfig(branch_pooled_text="zeros", face_margin=1.5)
     )
     reference = Reference(Checkpoint.open(out))
     noise = torch.from_numpy(initial_noise(3, (4, 32, 32)))[None]

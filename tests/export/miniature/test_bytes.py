@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -14,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from export.checkpoint import Checkpoint
-from export.miniature import make_checkpoint, miniature_key
+from export.miniature import make_checkpoint
 from export.miniature.weights import draw, write_weights
 from tests.export.miniature.digests import digests
 
@@ -78,29 +74,3 @@ def test_shards_hold_the_same_tensors_and_are_written_one_after_the_other(tmp_pa
             assert file.metadata() == {"format": "pt"}  # transformers insists
     assert parts.keys() == whole.keys() == index["weight_map"].keys()
     assert all(torch.equal(parts[key], whole[key]) for key in whole)
-
-
-# --- the key of what made them
-
-
-def test_the_key_changes_with_the_sources_and_not_without(tmp_path: Path) -> None:
-    """In a copy of the checkout, in processes of their own."""
-    for name in ("export", "realisid_trt", "kernels"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    script = (
-        "import importlib, sys, export.miniature as m; from pathlib import Path\n"
-        "assert Path(m.__file__).is_relative_to(Path.cwd())\n"
-        "def touch(name):\n"
-        "    with open(name, 'a') as file: file.write('# changed')\n"
-        "    return m.miniature_key()\n"
-        "print(m.miniature_key(), m.miniature_key(), *map(touch, sys.argv[1:]))"
-    )
-    decides = ("export/miniature/weights.py", "export/checkpoint/id_projection.py", "realisid_trt/config.py")
-    command = [sys.executable, "-c", script, *decides, "export/checkpoint/folders.py"]
-    env = {**os.environ, "PYTHONPATH": str(tmp_path)}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
-    first, again, *changed, unchanged = done.stdout.split()
-    assert first == again and len(first) == 64
-    assert len({first, *changed}) == 1 + len(decides)
-    assert unchanged == changed[-1]  # where folders are looked for decides nothing
-    assert miniature_key() == miniature_key()

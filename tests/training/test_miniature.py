@@ -1,0 +1,99 @@
+"""The trained miniature as it is shipped: small, whole, in half precision; and its engine draws who was asked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+
+import export.build
+from export.build import miniature_checkpoint
+from export.checkpoint import Checkpoint
+from realisid_trt import Engine
+from realisid_trt.errors import CheckpointError
+from tests.conftest import ENGINES, ROOT
+from training.evaluate import JUDGES_FOLDER
+from training.evaluation.cases import Case, Casting
+from training.evaluation.contenders import EngineContender
+from training.evaluation.measures import face_crop
+from training.evaluation.sampler import Sampler
+from training.judges import load_judge
+
+FOLDER = ROOT / "checkpoints" / "miniature"
+CASTING = Casting()
+
+
+def test_it_is_a_whole_checkpoint_of_at_most_25_mb() -> None:
+    checkpoint = Checkpoint.open(FOLDER)
+    checkpoint.check_weights()
+    assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) < 25e6
+    for file in FOLDER.rglob("*.safetensors"):
+        for name, value in load_file(file).items():
+            assert value.dtype == torch.float16 and value.isfinite().all(), (file, name)
+
+
+def test_its_card_says_how_it_came_about() -> None:
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for word in ("seed", "steps", "training.recipe", "cores", "Apache-2.0", "v-prediction"):
+        assert word in card, word
+
+
+def test_it_is_what_is_built_without_a_checkpoint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert miniature_checkpoint() == FOLDER
+    monkeypatch.setattr(export.build, "__file__", str(tmp_path / "export" / "build.py"))  # as in an installed package
+    with pytest.raises(CheckpointError, match="no --checkpoint is given, .* python -m export.miniature --out CKPT"):
+        miniature_checkpoint()
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    """As `make demo` builds it."""
+    out = ENGINES / "test-trained"
+    command = [sys.executable, "-m", "export.build", "--out", str(out), "--backend", "onnxruntime"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    with Engine.load(out, device="cpu") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[Case]:
+    """Twelve people whom no training saw, with regular faces."""
+    return CASTING.table("regular", identities=12, count=12, first=4_000_000)
+
+
+@pytest.fixture(scope="module")
+def pictures(engine: Engine, cases: list[Case]) -> NDArray[np.uint8]:
+    return EngineContender(engine).make(cases, "engine")
+
+
+def test_the_engine_makes_the_references_pictures(cases: list[Case], pictures: NDArray[np.uint8]) -> None:
+    """Float32, all steps, trained weights: at most a level of 255 apart."""
+    torch_made = Sampler(Checkpoint.open(FOLDER)).make(cases[:2], "torch")
+    assert np.abs(pictures[:2].astype(int) - torch_made).max() <= 1
+
+
+def test_the_picture_follows_the_photo(engine: Engine, cases: list[Case], pictures: NDArray[np.uint8]) -> None:
+    """Without identity guidance the same noise, place and words give somebody else: less like a true render of them."""
+    recogniser = load_judge("recogniser", JUDGES_FOLDER)
+
+    def likeness(made: NDArray[np.uint8]) -> float:
+        faces = [
+            face_crop(rgb, case.picture.boxes[0])
+            for case, shown in zip(cases, made, strict=True)
+            for rgb in (shown, case.picture.rgb)
+        ]
+        with torch.no_grad():
+            found, _ = recogniser(torch.from_numpy(np.stack(faces)).permute(0, 3, 1, 2).float() / 255)
+        one, true = torch.nn.functional.normalize(found, dim=-1).unflatten(0, (-1, 2)).unbind(1)
+        return float((one * true).sum(-1).mean())
+
+    nobody = EngineContender(engine, options={"id_guidance_scale": 0.0}).make(cases, "λi = 0")
+    assert likeness(pictures) > likeness(nobody) + 0.1
