@@ -56,6 +56,6 @@ def generate(engine: Engine, scene: Scene, photos: Sequence[Picture], seed: int)
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except RealisIDError as error:
+    except (RealisIDError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+        sys.exit(getattr(error, "exit_status", 1))

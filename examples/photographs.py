@@ -61,6 +61,6 @@ def main() -> int:
 if __name__ == "__main__":
     try:
         sys.exit(main())
-    except RealisIDError as error:
+    except (RealisIDError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_status)
+        sys.exit(getattr(error, "exit_status", 1))

@@ -91,3 +91,12 @@ def test_the_engine_is_asked_for_the_boxes_of_the_scene(engine: Engine) -> None:
     photos = [draw(World(grid=32).reference(actor.identity), PHOTO_PX) for actor in scene.actors]
     result = generate(engine, scene, photos, seed=1)
     np.testing.assert_allclose([person.box for person in result.persons], draw(scene, 128).boxes)
+
+
+@pytest.mark.parametrize("program", ["demo", "photographs"])
+def test_a_folder_that_is_a_file(program: str, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("mine")
+    command = [sys.executable, "-m", f"examples.{program}", "--out", str(tmp_path / "out")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "File exists" in done.stderr and "Traceback" not in done.stderr
+    assert (tmp_path / "out").read_text() == "mine"
