@@ -15,7 +15,7 @@ FIRST_SCENE = 5_000_000  # of the evaluation: no stage was trained on scenes fro
 GALLERY_VIEWS = 4
 NUM_DISTRACTORS = 8
 PROMPTS = 35
-ELSEWHERE, NUM_OTHERS = 20_000_000, 500  # from a case to its like in another scene; from a person to another one
+ELSEWHERE, SOMEBODY_ELSE = 20_000_000, 500  # added to a scene's number, and to a person's
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +73,7 @@ class Casting:
 
     def somebody_else(self, case: Case) -> Picture:
         """Other people in other poses at the same boxes: what every measure must be better than."""
-        others = tuple((who + NUM_OTHERS) % 1000 for who in case.identities)
+        others = tuple((who + SOMEBODY_ELSE) % 1000 for who in case.identities)
         poses = [self.world.pose(case.seed * len(others) + person) for person in range(len(others))]
         return draw(self._scene(case.seed, others, case.scene.caption, case.face, case.layout, poses), self.size_px)
 
