@@ -12,7 +12,7 @@ GPU_VENV    := .venv-gpu
 .PHONY: demo test gpu-test lint clean
 
 demo: $(VENV)/.demo
-	$(RUN) -m export.build --out engines/miniature --backend onnxruntime
+	$(RUN) -m export.build --out engines/miniature
 	$(RUN) -m examples.demo --engine engines/miniature --out out
 	$(RUN) -m examples.photographs --engine engines/miniature --out out
 

@@ -339,7 +339,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m export.build",
         description="Build an engine from a RealisID checkpoint: export every network, verify it, publish it.",
         epilog="""examples:
-  python -m export.build --backend onnxruntime                      the miniature, into engines/miniature
+  python -m export.build                                            the miniature, into engines/miniature
   python -m export.build --checkpoint CKPT --out engines/NAME --fp16
   python -m export.build --checkpoint CKPT --fp16 --backend tensorrt-rtx --arch sm_86 sm_89 sm_120
   python -m export.build --checkpoint CKPT --only vae_decoder       one network now, the rest later

@@ -17,7 +17,7 @@ from export.checkpoint import Checkpoint
 from export.forms import Limits, OnnxForm
 from export.networks import Network, networks
 from export.to_onnx import to_onnx
-from export.verify import parity_shapes, rms_of, verify
+from export.verify import DRAWS, parity_shapes, rms_of, verify
 from export.verify_engine import Scene, verify_engine
 from export.verify_plans import limits_of, through_backend, verify_plans
 from export.widen import widened
@@ -101,6 +101,36 @@ def test_a_runner_is_asked_within_its_limits(known: dict[str, Network]) -> None:
     error = 1.001
     with pytest.raises(ParityError, match="local_time .* errs 1.00e-03 .* the plan does not: try another"):
         verify(known["local_time"], module, run, SINGLE, limits)
+
+
+class NearTies(torch.nn.Module):
+    """Exact where the timestep is a whole number; one rounding beside it, errs a thousand times the rounding."""
+
+    def forward(self, timestep: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        return timestep + 1000 * torch.frac(timestep + 0.5)
+
+
+def test_what_torch_errs_is_the_worst_of_several_draws(known: dict[str, Network]) -> None:
+    """A lucky draw of torch's rounding errors is no measure for another order of the same sums."""
+    limits, asked = Limits(rows=(1, 1), timesteps=(1, 2), side=(2, 2)), 0
+
+    class Counted(NearTies):
+        def forward(self, timestep: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+            nonlocal asked
+            asked += timestep.dtype == torch.float32
+            return super().forward(timestep, *others)
+
+    def run(feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        moved = torch.from_numpy(feed["timestep"]) * (1 - torch.finfo(torch.float32).eps)
+        return [(NearTies()(moved) * error).numpy()]
+
+    error = 1.0
+    parity = verify(known["local_time"], Counted(), run, SINGLE, limits)
+    assert 0.3 < parity.ratio < 4 and parity.rms_torch > 1e-5
+    assert 2 < asked <= 2 * (1 + DRAWS)  # the first draw of each of the two shapes, and those it took
+    error = 1.01
+    with pytest.raises(ParityError, match=r"errs 9\.\d+e-03 .* times what torch errs"):
+        verify(known["local_time"], Counted(), run, SINGLE, limits)
 
 
 def test_every_network_through_a_backend(engine_dir: Path, checkpoint: Checkpoint) -> None:
