@@ -71,6 +71,7 @@ def for_the_miniature(text: str) -> str:
         "--runs 3": "--runs 1 --warmup 0",
         "--steps 20000": "--steps 2",
         "engines/mid": "engines/NAME",
+        "--checkpoint checkpoints/miniature": "--checkpoint CKPT --experiment placement --pictures 2 --steps 1",
     }
     elsewhere = {"export.miniature --out CKPT": "export.miniature --out OWN", "--preset mid": "--preset miniature"}
     for written, instead in (shorter | elsewhere).items():
