@@ -3,7 +3,8 @@
 Builds the miniature in half precision, runs every test marked gpu, the kernels' tests under compute-sanitizer's
 memcheck and racecheck, then the kernel benchmark and the latency benchmark: first of the miniature, whose pictures in
 half precision are also judged beside those in float32, then of full-size SDXL at 1024², 30 steps, for 1, 2 and 4
-persons, every backend that can be opened here beside diffusers, eager and compiled. --only leaves parts out, or runs
+persons, every backend that can be opened here beside diffusers, eager and compiled; and a few steps of training one of
+that size. --only leaves parts out, or runs
 them one by one: what "checkpoint-sdxl" and "build-sdxl" made stays, and a build that was stopped goes on where it was.
 A part that fails is recorded with its output, and the next one runs all the same: a GPU is a rare guest.
 
@@ -64,6 +65,9 @@ PARTS = {
         "--out {engine}-tables --json"
     ),
     "checkpoint-sdxl": Part("{python} -m export.miniature --preset sdxl --out {sdxl}-checkpoint --force --json"),
+    "training-sdxl": Part(
+        "{python} -m benchmarks.training --checkpoint {sdxl}-checkpoint --batch-size 4 --checkpointing --json"
+    ),
     "build-sdxl": Part(
         "{python} -m export.build --checkpoint {sdxl}-checkpoint --out {sdxl} --fp16 --gpu-only --batch 1 "
         "--persons 4 --resolution 1024 --json",

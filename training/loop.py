@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -20,10 +21,10 @@ from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from export.files import disk_errors, exchange, target_folder, write_json
+from export.files import check_space, disk_errors, exchange, target_folder, write_json
 from realisid_trt.errors import DiskError, NumericsError, RequestError
-from realisid_trt.files import whole_or_not
 
+from .log import Log, draw_losses
 from .places import batches
 from .stages.stage import Stage
 
@@ -32,6 +33,8 @@ BETAS, WEIGHT_DECAY = (0.9, 0.99), 0.01
 LEAST_RATE = 0.02  # of the learning rate, at the end
 EVERY_STEP = 50  # steps whose losses are logged one by one, to compare a run with another
 LOG_STEPS = 50  # of one line of the log afterwards
+MAY_CHANGE = {"steps", "save_steps", "decay", "accumulate"}  # from one call to the next that goes on with a run
+MANY = 10**8  # parameters whose average is taken one by one: at once is quicker, and needs their size again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +44,10 @@ class Course:
     steps:         in all, those of an earlier run that is continued included.
     batch_size:    examples per step, of all processes together; learning_rate: of AdamW. None: the stage's own.
     accumulate:    parts in which a process works through its batch, one after the other: less memory, the same step.
+                   Only where the loss is a mean over examples (`Stage.whole_batch`).
     warmup_steps:  the learning rate rises to its value over these.
     decay:         share of the steps, the last ones, over which it falls to a fiftieth.
-    ema:           decay of the averaged weights, which are what is written in the end.
+    ema:           decay of the averaged weights, which are what is written in the end; 0: no average, less memory.
     save_steps:    between two states.
     seed:          of fresh weights, the examples' order, noise, timesteps and drops.
     precision:     "bf16" (autocast, weights in float32) or "no".
@@ -113,7 +117,10 @@ class Learner:
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def learn(self, batch: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
-        """One step on this process's part of a batch. Returns the losses, means over that part."""
+        """One step on this process's part of a batch.
+
+        Returns the losses, means over that part, and "gradient": its norm over the whole batch, before it is clipped.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = self.course.rate(step, self.learning_rate)
         device, parts = self.accelerator.device, self.course.accumulate
@@ -127,7 +134,7 @@ class Learner:
                 self.accelerator.backward(losses["loss"] / len(pieces))
             for name, value in losses.items():
                 totals[name] = totals.get(name, torch.zeros((), device=device)) + value.detach() / len(pieces)
-        self.accelerator.clip_grad_norm_(self.parameters, CLIP_NORM)
+        totals["gradient"] = self.accelerator.clip_grad_norm_(self.parameters, CLIP_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return totals
@@ -147,11 +154,17 @@ class _Progress:
 
 
 def claim(
-    accelerator: Accelerator, out: str | Path, stage: type[Stage], course: Course, origin: dict[str, Any]
+    accelerator: Accelerator,
+    out: str | Path,
+    stage: type[Stage],
+    course: Course,
+    origin: dict[str, Any],
+    no_further: bool = False,
 ) -> Path:
     """The folder of a run, its run.json written or found to say the same. Cheap: to be called before all work.
 
-    origin: what else decides the outcome (checkpoint, examples, options), as JSON values.
+    origin:     what else decides the outcome (checkpoint, examples, options), as JSON values.
+    no_further: a run that was saved is only looked at: run.json stays as it is.
     Raises RequestError if the folder holds another training, or the batch cannot be shared out; DiskError.
     """
     folder, processes = target_folder(out), accelerator.num_processes
@@ -160,14 +173,21 @@ def claim(
         raise RequestError(
             f"batch-size {course.batch_size} is not divisible by {processes} processes × {course.accumulate} parts."
         )
+    if course.accumulate > 1 and not stage.whole_batch:
+        raise RequestError(
+            f"accumulate is {course.accumulate}, but {stage.name} compares the examples of a batch with each other. "
+            "Leave --accumulate out, or choose a smaller --batch-size."
+        )
     said = json.loads(json.dumps({"stage": stage.name, **origin, **asdict(course)}))
     if not stage.whole_batch:
         said["processes"] = processes
-    free = {"steps", "save_steps", "decay", "accumulate"}  # these may change from one call to the next
-    path = folder / "run.json"
+    path, saved = folder / "run.json", (folder / "state").is_dir() or (folder / "state.old").is_dir()
+    if no_further and not saved:
+        raise RequestError(f"{folder} holds no saved state. Train first, or leave --no-further out.")
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
-        other = sorted(key for key in {*before, *said} - free if before.get(key) != said.get(key))
+        # of a training that ended before its first state nothing is left that could be mixed up
+        other = sorted(key for key in {*before, *said} - MAY_CHANGE if before.get(key) != said.get(key) and saved)
         if other:
             told = ", ".join(f"{key} was {before.get(key)!r} and is now {said.get(key)!r}" for key in other)
             raise RequestError(f"{folder} holds another training: {told}. Choose another --out.")
@@ -177,24 +197,33 @@ def claim(
     if accelerator.is_main_process:
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, said)
+            if not no_further:
+                write_json(path, said)
+            if not (folder / "state").exists() and saved:  # a kill between the two renames of a save
+                os.rename(folder / "state.old", folder / "state")
     accelerator.wait_for_everyone()
     return folder
 
 
 class Run:
-    """One training in its folder: state/, log.jsonl, run.json, and in the end checkpoint/ and loss.png beside them."""
+    """One training in its folder: state/, log.jsonl, loss.png, run.json, and in the end checkpoint/ beside them."""
 
     def __init__(self, accelerator: Accelerator, stage: Stage, course: Course, out: Path) -> None:
-        """out: as `claim` returned it; a state that lies there is gone on from."""
+        """out: as `claim` returned it; a state that lies there is gone on from. Raises DiskError."""
         self.accelerator, self.stage, self.course, self.out = accelerator, stage, course, out
         self.learner = Learner(accelerator, stage, course)
-        self.ema = EMAModel(self.learner.parameters, decay=course.ema, foreach=True)
+        size = sum(parameter.numel() for parameter in self.learner.parameters)
+        self.ema = EMAModel(self.learner.parameters, decay=course.ema, foreach=size < MANY) if course.ema else None
         self.progress = _Progress()
-        accelerator.register_for_checkpointing(self.ema, self.progress)
-        if (out / "state").is_dir():
+        accelerator.register_for_checkpointing(*([self.ema] if self.ema else []), self.progress)
+        saved = (out / "state").is_dir()
+        # float32 weights, AdamW's two moments and the average; while a state is saved, the one before is still there
+        states = 1 if saved or course.steps <= course.save_steps else 2
+        check_space(out, states * 4 * size * (4 if self.ema else 3), "the state of this training")
+        if saved:
             accelerator.load_state(str(out / "state"))
-            self.ema.to(accelerator.device)
+            if self.ema:
+                self.ema.to(accelerator.device)
 
     @property
     def step(self) -> int:
@@ -211,7 +240,7 @@ class Run:
             self.stage, course.seed, self.step, course.steps, course.batch_size,
             self.accelerator.process_index, self.accelerator.num_processes, workers,
         )  # fmt: skip
-        log = _Log(self.out / "log.jsonl", self.step) if main else None
+        log = Log(self.out / "log.jsonl", self.step) if main else None
         bar = tqdm(initial=self.step, total=course.steps, desc=self.stage.name, disable=not (show and main),
                    file=sys.stderr, mininterval=1.0)  # fmt: skip
         collected: list[dict[str, torch.Tensor]] = []
@@ -219,7 +248,8 @@ class Run:
         try:
             for batch in loader:
                 collected.append(self.learner.learn(batch, self.step))
-                self.ema.step(self.learner.parameters)
+                if self.ema:
+                    self.ema.step(self.learner.parameters)
                 self.progress.step += 1
                 bar.update()
                 saving = self.step % course.save_steps == 0 and self.step < course.steps
@@ -238,20 +268,23 @@ class Run:
         self.save()
 
     def _means(self, collected: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-        """Over the steps since the last line of the log, and over the processes. Raises NumericsError."""
+        """Over the steps since the last line of the log, and over the processes.
+
+        Raises NumericsError before a state is saved that holds what is no number.
+        """
         names = list(collected[0])
         means = torch.stack([torch.stack([losses[name] for losses in collected]).mean() for name in names])
         means = self.accelerator.reduce(means, reduction="mean")
         values = {name: float(value) for name, value in zip(names, means, strict=True)}
-        if not math.isfinite(values["loss"]):
+        if bad := [name for name, value in values.items() if not math.isfinite(value)]:
             raise NumericsError(
-                f"the loss at step {self.step} is {values['loss']}. The state of the last save is whole; train again "
-                "with a smaller --learning-rate in another --out, or with --precision no."
+                f"the {bad[0]} at step {self.step} is {values[bad[0]]}. The state of the last save is whole; train "
+                "again with a smaller --learning-rate in another --out, or with --precision no."
             )
         return values
 
     def save(self) -> None:
-        """The whole state, in the place of the last one: whole or not at all."""
+        """The whole state, in the place of the last one: whole or not at all. Beside it, the losses as a picture."""
         partial = self.out / "state.part"
         with disk_errors(self.out):
             if self.accelerator.is_main_process:
@@ -259,44 +292,22 @@ class Run:
             self.accelerator.wait_for_everyone()
             try:
                 self.accelerator.save_state(str(partial))
-            except SafetensorError as error:  # which says nothing of what the system said
+            except (SafetensorError, RuntimeError) as error:  # torch's own writer knows no OSError either
+                if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+                    raise
                 raise DiskError(f"{partial} could not be written: {error}. Free some space and go on.") from error
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
                 exchange(partial, self.out / "state")
+                draw_losses(self.out / "log.jsonl", self.out / "loss.png", self.stage.name)
         self.accelerator.wait_for_everyone()
 
     def finish(self, write: Callable[[dict[str, torch.nn.Module]], None]) -> None:
         """Gives the averaged weights to the stage's modules, ends the stage and has them written, by one process."""
-        self.ema.copy_to(self.learner.parameters)
+        if self.ema:
+            self.ema.copy_to(self.learner.parameters)
         if self.accelerator.is_main_process:
             self.stage.eval()
             self.stage.finish()
             write({name: module.to("cpu") for name, module in self.stage.trained().items()})
         self.accelerator.wait_for_everyone()
-
-
-class _Log:
-    """log.jsonl: one JSON object per line. Lines after the step that is gone on from are dropped."""
-
-    def __init__(self, path: Path, step: int) -> None:
-        self.path = path
-        lines = read_log(path) if path.is_file() else []
-        kept = "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step)
-        with whole_or_not(path) as partial:
-            partial.write_text(kept, encoding="utf-8")
-
-    def add(self, values: dict[str, Any]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(values) + "\n")
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log.jsonl; a last line that a kill cut off is left out."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            break
-    return found

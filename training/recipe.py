@@ -23,7 +23,8 @@ from realisid_trt.command_line import Outcome, run
 from realisid_trt.errors import RequestError
 
 from .examples import WorldFaces, WorldScenes
-from .loop import EVERY_STEP, Course, Learner, accelerator_of, read_log
+from .log import read_log
+from .loop import EVERY_STEP, Course, Learner, accelerator_of
 from .places import batches
 from .stages import STAGES
 from .store import Examples, Unmade, store_of

@@ -1,4 +1,4 @@
-"""What a training leaves: a checkpoint in the layout it began with, and its losses as a picture."""
+"""What a training leaves: a checkpoint in the layout it began with, and how its weights came about."""
 
 from __future__ import annotations
 
@@ -16,18 +16,19 @@ from torch import nn
 from export.checkpoint import Checkpoint
 from export.checkpoint.classes import Component, quiet
 from export.checkpoint.files import STEMS, read_header
-from export.files import disk_errors, exchange
-from realisid_trt.files import whole_or_not
+from export.files import disk_errors, exchange, write_json
+from realisid_trt.files import file_sha256, whole_or_not
 
-from .loop import read_log
+ORIGIN = "origin.json"
 
 
 def write_checkpoint(
     start: Checkpoint, trained: Mapping[str, nn.Module], out: Path, dtype: torch.dtype = torch.float32
-) -> Path:
-    """The checkpoint `start` with these parts in the place of its own; it appears whole or not at all. Returns `out`.
+) -> dict[str, Path]:
+    """The checkpoint `start` with these parts in the place of its own; it appears whole or not at all.
 
-    What `start` takes from a base model stays there, unless it was trained. Raises DiskError.
+    What `start` takes from a base model stays there, unless it was trained. Returns the files of the trained weights
+    by part. Raises DiskError.
     """
     partial = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
@@ -42,7 +43,7 @@ def write_checkpoint(
         exchange(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return out
+    return {name: out / name / f"{STEMS[start.components[name].name]}.safetensors" for name in trained}
 
 
 def _skipped(folder: Path, names: list[str], start: Checkpoint, trained: Mapping[str, nn.Module]) -> list[str]:
@@ -89,34 +90,33 @@ def _write_component(folder: Path, module: Any, before: Component, dtype: torch.
     file.chmod(folder.stat().st_mode & 0o666)  # safetensors writes files that only their owner may read
 
 
-def write_apart(trained: Mapping[str, nn.Module], folder: Path) -> None:
-    """Weights of what is no part of a checkpoint (judges, other designs), in half precision: NAME.safetensors each."""
+def write_apart(trained: Mapping[str, nn.Module], folder: Path) -> dict[str, Path]:
+    """Weights of what is no part of a checkpoint (judges, other designs), in half precision: NAME.safetensors each.
+
+    Returns the files by name. Raises DiskError.
+    """
+    files = {name: folder / f"{name}.safetensors" for name in trained}
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         for name, module in trained.items():
             tensors = {key: value.half().contiguous() for key, value in module.state_dict().items()}
-            with whole_or_not(folder / f"{name}.safetensors") as partial:
+            with whole_or_not(files[name]) as partial:
                 save_file(tensors, partial, metadata={"format": "pt"})
+    return files
 
 
-def draw_losses(log: Path, out: Path, title: str) -> None:
-    """Every column of a log.jsonl over the steps, as a PNG."""
-    import matplotlib
+def write_origin(run: Path, step: int, written: Mapping[str, Path]) -> None:
+    """origin.json of a run: its run.json, the step that its weights stand at, and the sha256 of their files by part."""
+    with disk_errors(run):
+        asked = json.loads((run / "run.json").read_text(encoding="utf-8"))
+        keys = {name: file_sha256(file) for name, file in written.items()}
+        write_json(run / ORIGIN, {**asked, "steps": step, "written": keys})
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    lines = read_log(log)
-    names = [name for name in lines[-1] if name not in ("step", "examples_per_s")] if lines else []
-    if not names:
-        return
-    figure, axes = pyplot.subplots(1, len(names), figsize=(4.6 * len(names), 3.4), squeeze=False)
-    for axis, name in zip(axes[0], names, strict=True):
-        axis.plot([line["step"] for line in lines], [line[name] for line in lines], linewidth=1)
-        axis.set_xlabel("step")
-        axis.set_title(name)
-        axis.grid(alpha=0.3)
-    figure.suptitle(title)
-    figure.tight_layout()
-    figure.savefig(out, dpi=100)
-    pyplot.close(figure)
+def origin_of(run: Path, weights: Mapping[str, Path]) -> dict[str, Any] | None:
+    """How a run made these weights, the files by part: its settings, and the steps done. None if it did not."""
+    path = run / ORIGIN
+    if not path.is_file() or not all(file.is_file() for file in weights.values()):
+        return None
+    said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return said if said["written"] == {name: file_sha256(file) for name, file in weights.items()} else None

@@ -9,7 +9,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ import torch
 
 from export.checkpoint import Checkpoint
 from realisid_trt.command_line import Outcome, run
+from realisid_trt.errors import RequestError
 
 from .loop import Course, Run, accelerator_of, claim
-from .result import draw_losses, write_apart, write_checkpoint
+from .result import write_apart, write_checkpoint, write_origin
 from .stages import STAGES
 from .store import Store
 
@@ -43,6 +45,7 @@ def _train(
     threads: int | None,
     workers: int,
     checkpointing: bool,
+    no_further: bool,
     base_model: str | None,
     variant: str | None,
     **course: Any,
@@ -62,25 +65,41 @@ def _train(
         "examples": store.description,
         "new": new,
     }
-    folder = claim(accelerator, out, kind, planned, origin)
-    made = kind(start, store, accelerator, new=new, seed=planned.seed)
-    if checkpointing:
-        made.save_memory()
-    training = Run(accelerator, made, planned, folder)
-    training.train(workers)
+    folder = claim(accelerator, out, kind, planned, origin, no_further)
     dtype = torch.float16 if half else torch.float32
-    training.finish(lambda trained: _leave(start, trained, folder, stage, dtype))
+    with memory_errors(planned, checkpointing):
+        made = kind(start, store, accelerator, new=new, seed=planned.seed)
+        if checkpointing:
+            made.save_memory()
+        training = Run(accelerator, made, planned, folder)
+        if not no_further:
+            training.train(workers)
+        training.finish(lambda trained: _leave(start, trained, folder, training.step, dtype))
     values = {"out": str(folder), "stage": stage, "steps": training.step, "batch_size": planned.batch_size}
     lines = [f"{folder}: {training.step} steps of {planned.batch_size}"]
     return Outcome(values, lines if accelerator.is_main_process else [])
 
 
-def _leave(start: Checkpoint, trained: dict[str, torch.nn.Module], out: Path, stage: str, dtype: torch.dtype) -> None:
+@contextmanager
+def memory_errors(course: Course, checkpointing: bool) -> Iterator[None]:
+    """Turns a GPU's lack of memory into a RequestError that says what needs less."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        less = [] if checkpointing else ["--checkpointing"]
+        less += [f"--accumulate {2 * course.accumulate}", "a smaller --batch-size"] + ["--ema 0"] * (course.ema > 0)
+        raise RequestError(
+            f"the GPU has too little memory for this training: {str(error).splitlines()[0]} Try {', '.join(less)}; "
+            "nothing that was saved is lost."
+        ) from error
+
+
+def _leave(start: Checkpoint, trained: dict[str, torch.nn.Module], out: Path, step: int, dtype: torch.dtype) -> None:
     if set(trained) <= set(start.components):
-        write_checkpoint(start, trained, out / "checkpoint", dtype)
+        written = write_checkpoint(start, trained, out / "checkpoint", dtype)
     else:
-        write_apart(trained, out / "weights")
-    draw_losses(out / "log.jsonl", out / "loss.png", stage)
+        written = write_apart(trained, out / "weights")
+    write_origin(out, step, written)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -109,10 +128,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--warmup-steps", type=int, default=default.warmup_steps, help="default %(default)s")
     add("--decay", type=float, default=default.decay, help="last share of the steps, with a falling learning rate "
         "(default %(default)s)")  # fmt: skip
-    add("--ema", type=float, default=default.ema, help="decay of the averaged weights (default %(default)s)")
+    add("--ema", type=float, default=default.ema, help="decay of the averaged weights, 0: none (default %(default)s)")
     add("--save-steps", type=int, default=default.save_steps, help="default %(default)s")
     add("--seed", type=int, default=default.seed, help="default %(default)s")
     add("--precision", choices=("bf16", "no"), default=default.precision, help="default %(default)s")
+    add("--no-further", action="store_true", help="only write the checkpoint of the state that was saved last")
     add("--half", action="store_true", help="write the trained parts in half precision")
     add("--cpu", action="store_true", help="on the CPU, even where there is a GPU")
     add("--threads", type=int, help="of a process on the CPU (default: its share of the cores)")

@@ -36,6 +36,8 @@ from training.evaluation.sampler import Sampler
 from training.evaluation.studio import Asked, Studio
 from training.judges import JUDGES
 from training.judges.nets import POINTS, Detector, overlap
+from training.result import write_origin
+from training.stages.branches import BranchesStage
 from training.world import POSE, describe, landmarks
 
 CASTING = Casting()
@@ -269,22 +271,36 @@ def test_only_designs_that_were_trained_alike_are_compared(built, tmp_path: Path
     asked = Asked(engine=built["x4"].engine, checkpoint=checkpoint, device="cpu", runs=tmp_path, cache=tmp_path)
     studio, row = Studio(asked, CASTING), Row("uncropped")
     assert "uncropped.safetensors is missing" in studio.cannot(row)
-    own = tmp_path / "branches-uncropped"
+    own, full = tmp_path / "branches-uncropped", tmp_path / "branches"
+    full.mkdir()
     (own / "weights").mkdir(parents=True)
-    (own / "weights" / "uncropped.safetensors").write_bytes(b"")
-    run = {"stage": "branches-uncropped", "steps": 9, "seed": 0, "weights": {"vae": checkpoint.weights_key("vae")}}
+    files = {"uncropped": own / "weights" / "uncropped.safetensors"}
+    files["uncropped"].write_bytes(b"")
+    parts = {name: checkpoint.components[name].files[0] for name in BranchesStage.writes}
+    run = {"batch_size": 4, "seed": 0, "weights": {"vae": checkpoint.weights_key("vae")}}
+
+    def trained(folder: Path, step: int, written: dict[str, Path], **other: Any) -> None:
+        """As a run of 12 steps leaves it that was stopped, looked at, or prolonged."""
+        (folder / "run.json").write_text(json.dumps({"stage": folder.name, "steps": 12, **run, **other}))
+        write_origin(folder, step, written)
+
     (own / "run.json").write_text(json.dumps(run))
-    assert "nothing says that both were trained alike" in studio.cannot(row)
-    (tmp_path / "branches").mkdir()
-    for full, why in (
-        ({**run, "stage": "branches"}, ""),
-        ({**run, "steps": 10}, "trained otherwise than the full model (steps)"),
-        ({**run, "weights": {"vae": "0"}}, "trained otherwise than the full model (weights)"),
+    assert f"{own} does not say that these weights are its own" in studio.cannot(row)
+    trained(own, 9, files)
+    assert f"{full} does not say that these weights are its own" in studio.cannot(row)
+    for step, other, why in (
+        (9, {}, ""),
+        (10, {}, "trained otherwise than the full model (steps)"),
+        (9, {"weights": {"vae": "0"}}, "trained otherwise than the full model (weights)"),
     ):
-        (tmp_path / "branches" / "run.json").write_text(json.dumps(full))
+        trained(full, step, parts, **other)
         assert why in studio.cannot(row) and bool(why) == bool(studio.cannot(row))
-    for name in ("branches", "branches-uncropped"):
-        (tmp_path / name / "run.json").write_text(json.dumps({**run, "weights": {"vae": "0"}}))
+    trained(full, 9, parts)
+    assert Studio(asked, CASTING).made["training"] == {"steps": 9, "batch_size": 4, "seed": 0}
+    trained(full, 9, {**parts, "id_projection": files["uncropped"]})  # of a run that went on since
+    assert f"{full} does not say" in studio.cannot(row) and Studio(asked, CASTING).made["training"] is None
+    for folder, written in ((own, files), (full, parts)):
+        trained(folder, 9, written, weights={"vae": "0"})
     assert "trained on another vae" in studio.cannot(row)
     with pytest.raises(CheckpointError, match="is not of this checkpoint"):
         studio.pictures([CASTING.case(2, (2,))], row, "test")

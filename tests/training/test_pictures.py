@@ -13,7 +13,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from export.miniature import make_checkpoint
 from realisid_trt.errors import RequestError
 from tests.conftest import Photos
-from training.loop import read_log
+from training.log import read_log
 from training.pictures import PictureFolder, framed
 from training.prepare import main as prepare
 from training.store import Store

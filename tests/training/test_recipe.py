@@ -18,7 +18,7 @@ from realisid_trt.config import RealisIDConfig
 from realisid_trt.ddim import initial_noise
 from tests.conftest import ROOT
 from training.examples import WorldScenes
-from training.loop import read_log
+from training.log import read_log
 from training.recipe import DATA, LOSSES, RECIPE, START, main, prepared
 from training.start import start_checkpoint
 from training.store import Unmade, store_of

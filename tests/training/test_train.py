@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
@@ -21,9 +22,11 @@ from export.checkpoint import Checkpoint
 from export.miniature import make_checkpoint
 from training.examples import WorldFaces, WorldScenes
 from training.judges import JUDGES, load_judge
-from training.loop import Course, read_log
+from training.log import read_log
+from training.loop import Course, Learner
 from training.places import _order
 from training.recipe import START
+from training.result import origin_of
 from training.stages import STAGES
 from training.store import Store, store_of
 from training.train import main
@@ -130,9 +133,10 @@ def test_two_processes_are_one_with_twice_the_batch(start: Path, data: Path, tmp
               "training.train"]  # fmt: skip
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
     # Its loss is a mean over examples, so the mean of two halves is the whole's; a contrast's is not.
-    both = [*launch, *command("face-points", start, data, pair, *more)]
-    subprocess.run(both, check=True, env=environment, timeout=300, stderr=subprocess.DEVNULL)
-    assert main(command("face-points", start, data, alone, *more)) == 0
+    for steps in ("3", "6"):  # stopped and gone on with
+        both = [*launch, *command("branches", start, data, pair, *more[2:], "--steps", steps, "--decay", "0")]
+        subprocess.run([*both, "--workers", "1"], check=True, env=environment, timeout=300, stderr=subprocess.DEVNULL)
+    assert main(command("branches", start, data, alone, *more, "--decay", "0")) == 0
     ones, twos = (read_log(run / "log.jsonl") for run in (alone, pair))
     for one, two in zip(ones, twos, strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), one["step"]
@@ -158,6 +162,95 @@ def test_a_folder_that_trains_something_else_is_left_alone(
     faces[faces.index(str(data / "scenes"))] = str(data / "faces")
     assert main(faces) == 2
     assert "no rgb: these examples are for another stage" in capsys.readouterr().err
+
+
+def stopped(step: int, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    """Lets every training end with an error in the place of this step, counted from 0."""
+    learn = Learner.learn
+
+    def until(self: Learner, batch: dict[str, torch.Tensor], number: int) -> dict[str, torch.Tensor]:
+        if number == step:
+            raise error
+        return learn(self, batch, number)
+
+    monkeypatch.setattr(Learner, "learn", until)
+
+
+def test_what_a_stopped_run_has_learned_can_be_looked_at(
+    start: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The checkpoint of the last state, which says its steps; and the run goes on as if nobody had looked."""
+    run, short = tmp_path / "run", tmp_path / "short"
+    told = command("branches", start, data, run, "--steps", "8", "--save-steps", "3", "--decay", "0")
+    assert main([*told, "--no-further"]) == 2
+    assert "holds no saved state" in capsys.readouterr().err and not run.exists()
+    with monkeypatch.context() as patched:
+        stopped(4, patched, KeyboardInterrupt())
+        assert main(told) == 1
+    assert (run / "loss.png").is_file() and not (run / "checkpoint").exists()
+    assert main([*command("branches", start, data, run, "--decay", "0"), "--no-further"]) == 0
+    assert main(command("branches", start, data, short, "--steps", "3", "--decay", "0")) == 0
+    seen, same = weights(run / "checkpoint"), weights(short / "checkpoint")
+    assert all(torch.equal(value, same[key]) for key, value in seen.items())
+    assert json.loads((run / "run.json").read_text())["steps"] == 8
+    parts = ("controlnet_local", "controlnet_global", "id_projection")
+    files = {name: next((run / "checkpoint" / name).glob("*.safetensors")) for name in parts}
+    origin = origin_of(run, files)
+    assert origin is not None and origin["steps"] == 3 and origin["seed"] == 0
+    assert main(told) == 0
+    assert [line["step"] for line in read_log(run / "log.jsonl")] == list(range(1, 9))
+    origin = origin_of(run, files)
+    assert origin is not None and origin["steps"] == 8
+    assert origin_of(run, {name: next((start / name).glob("*.safetensors")) for name in parts}) is None
+
+
+def test_a_gpu_without_memory_says_what_needs_less(
+    start: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the folder takes the smaller training that follows."""
+    told = command("branches", start, data, tmp_path / "run", "--steps", "2")
+    with monkeypatch.context() as patched:
+        stopped(0, patched, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+        assert main(told) == 2
+    said = capsys.readouterr().err
+    assert "Tried to allocate 2.00 GiB. Try --checkpointing, --accumulate 2, a smaller --batch-size, --ema 0" in said
+    assert main([*told, "--batch-size", "4"]) == 0
+
+
+def test_a_disk_that_is_full(
+    start: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The state before is whole, and the run goes on from it."""
+    run = tmp_path / "run"
+    told = command("face-points", start, data, run, "--steps", "4", "--save-steps", "2")
+    with monkeypatch.context() as patched:
+        patched.setattr("export.files.shutil.disk_usage", lambda folder: SimpleNamespace(free=10_000))
+        assert main(told) == 1
+        assert "the state of this training needs about" in capsys.readouterr().err
+    save = torch.save
+    with monkeypatch.context() as patched:
+        full = Path("/dev/full") if Path("/dev/full").exists() else None
+
+        def filled(value: object, file: object, **more: object) -> None:
+            save(value, full if full and (run / "state").exists() else file, **more)
+
+        patched.setattr(torch, "save", filled)
+        assert main(told) == 1 if full else 0
+        assert not full or "could not be written" in capsys.readouterr().err
+    os.rename(run / "state", run / "state.old")  # as a kill between two renames leaves it
+    assert main(told) == 0
+    assert [line["step"] for line in read_log(run / "log.jsonl")] == [1, 2, 3, 4]
+
+
+def test_without_an_average_the_last_weights_are_written(start: Path, data: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    for steps in ("2", "3"):
+        assert main(command("face-points", start, data, run, "--steps", steps, "--ema", "0", "--decay", "0")) == 0
+    state = load_file(run / "state" / "model.safetensors")
+    written = load_file(run / "weights" / "face-points.safetensors")
+    assert len(state) == len(written)
+    for key, value in state.items():
+        assert torch.equal(value.half(), written[key.partition(".")[2]]), key
 
 
 def test_a_batch_in_parts_is_the_same_step(start: Path, data: Path, tmp_path: Path) -> None:
@@ -193,6 +286,13 @@ def test_numbers_that_cannot_be_meant_are_refused_at_once(
     assert said in capsys.readouterr().err and not (tmp_path / "run").exists()
 
 
+def test_a_contrast_is_not_worked_through_in_parts(
+    start: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command("id-encoder", start, data, tmp_path / "run", "--accumulate", "2")) == 2
+    assert "id-encoder compares the examples of a batch with each other" in capsys.readouterr().err
+
+
 def test_examples_for_another_checkpoint_are_refused(
     start: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -211,7 +311,8 @@ def test_examples_for_another_checkpoint_are_refused(
         arguments[arguments.index(str(data / "portraits"))] = str(tmp_path / name)
         assert main(arguments) == 2
         assert said in capsys.readouterr().err
-        shutil.rmtree(tmp_path / "run")
+    # nothing was trained, so the folder is still free for the right examples
+    assert main(command("branches", start, data, tmp_path / "run", "--steps", "1")) == 0
 
 
 def test_a_run_may_be_prolonged(start: Path, data: Path, tmp_path: Path) -> None:
@@ -227,6 +328,16 @@ def test_a_loss_that_is_no_number_ends_the_run(
     assert main(command("vae", start, data, tmp_path / "run", "--steps", "60", "--learning-rate", "1e30")) == 1
     assert "smaller --learning-rate" in capsys.readouterr().err
     assert not (tmp_path / "run" / "checkpoint").exists()
+
+
+def test_weights_that_are_no_numbers_are_not_saved(
+    start: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A finite loss with a gradient that is not, at the last step."""
+    monkeypatch.setattr(Accelerator, "clip_grad_norm_", lambda *given: torch.tensor(float("inf")))
+    assert main(command("vae", start, data, tmp_path / "run", "--steps", "1")) == 1
+    assert "the gradient at step 1 is inf" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "state").exists()
 
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:

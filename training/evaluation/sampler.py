@@ -43,8 +43,6 @@ class Sampler:
         device: torch.device | None = None,
         batch: int = 16,
         steps: int | None = None,
-        guidance: tuple[float, float] | None = None,
-        ratio: float | None | str = "default",
     ) -> None:
         c, config = checkpoint, checkpoint.config
         self.checkpoint, self.device, self.batch = checkpoint, device or torch.device("cpu"), batch
@@ -56,8 +54,8 @@ class Sampler:
         self.encoders = [c.load_text_encoder(name).to(self.device) for name in c.text_encoder_names]
         plain_attention_on(self.device, self.unet, *self.branches.children())
         self.steps = steps or config.num_inference_steps
-        self.guidance = guidance or (config.guidance_scale, config.id_guidance_scale)
-        self.ratio = config.subject_conditioning_ratio if isinstance(ratio, str) else ratio
+        self.guidance = (config.guidance_scale, config.id_guidance_scale)
+        self.ratio = config.subject_conditioning_ratio
         self.ddim = ddim_of(c)
         side = c.sample_size * c.vae_scale_factor
         self.grid = Grid(side, side, c.vae_scale_factor, c.levels, c.config.box_snap or c.vae_scale_factor)

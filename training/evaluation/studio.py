@@ -22,6 +22,8 @@ from realisid_trt.errors import RequestError
 from realisid_trt.files import sha256, whole_or_not
 from realisid_trt.manifest import Manifest
 
+from ..result import origin_of
+from ..stages.branches import BranchesStage
 from .cases import Case, Casting
 from .contenders import Contender, EngineContender, SomebodyElse, Truth, load_engine
 from .experiments import Row
@@ -30,7 +32,7 @@ from .sampler import Sampler, ddim_of
 Rgb = NDArray[np.uint8]
 SHARD = 100  # pictures of a file: what a run that is stopped loses at most
 NO_DESIGN = ("engine", "truth", "ceiling", "floor")
-MAY_DIFFER = {"stage", "save_steps", "accumulate"}  # of two trainings that are compared
+MAY_DIFFER = {"stage", "save_steps", "accumulate", "written"}  # of two trainings that are compared
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "torch", "diffusers", "transformers", "numpy")
 
 
@@ -62,7 +64,7 @@ class Studio:
             ran = {name: getattr(engine.backend, name) for name in ("name", "device", "precision")}
         self.on_gpu = str(ran["device"]).startswith("cuda")
         self.torch_device = torch.device("cuda" if self.on_gpu and torch.cuda.is_available() else "cpu")
-        config, full = self.checkpoint.config, _run(asked.runs / "branches")
+        config, full = self.checkpoint.config, self._origin()
         self.made: dict[str, Any] = {
             "steps": asked.steps or config.num_inference_steps,
             "guidance_scale": config.guidance_scale,
@@ -85,14 +87,14 @@ class Studio:
         if row.maker in NO_DESIGN:
             return ""
         weights = self._weights(row.maker)
-        full, own = _run(self.asked.runs / "branches"), _run(weights.parents[1])
-        if not weights.is_file() or own is None:
+        full, own = self._origin(), origin_of(weights.parents[1], {row.maker: weights})
+        if not weights.is_file():
             return f"{weights} is missing"
-        if full is None:
-            return f"{self.asked.runs / 'branches'} is missing, so nothing says that both were trained alike"
-        if other := sorted(
-            key for key in {*full, *own} - {"stage", "save_steps", "accumulate"} if full.get(key) != own.get(key)
-        ):
+        for folder, origin in ((weights.parents[1], own), (self.asked.runs / "branches", full)):
+            if origin is None:
+                return f"{folder} does not say that these weights are its own, so nobody knows how they were trained"
+        assert full is not None and own is not None
+        if other := sorted(key for key in {*full, *own} - MAY_DIFFER if full.get(key) != own.get(key)):
             return f"it was trained otherwise than the full model ({', '.join(other)})"
         bases = {
             name: self.checkpoint.weights_key(name) for name in own["weights"] if name in self.checkpoint.components
@@ -158,6 +160,13 @@ class Studio:
                 **row.options,
             )
 
+    def _origin(self) -> dict[str, Any] | None:
+        """How the checkpoint's branches were trained, None if not by the run that lies here."""
+        parts = {name: self.checkpoint.components[name].files for name in BranchesStage.writes}
+        if any(len(files) != 1 for files in parts.values()):
+            return None
+        return origin_of(self.asked.runs / "branches", {name: files[0] for name, files in parts.items()})
+
     def _weights(self, design: str) -> Path:
         return self.asked.runs / f"branches-{design}" / "weights" / f"{design}.safetensors"
 
@@ -178,12 +187,6 @@ def _check_same(engine: Path, checkpoint: Checkpoint) -> None:
             f"{engine} was built from another checkpoint than {checkpoint.path}: {', '.join(sorted(other))}. Build it "
             f"again: python -m export.build --checkpoint {checkpoint.path} --out {engine}."
         )
-
-
-def _run(folder: Path) -> dict[str, Any] | None:
-    """How a training was run, None if there is none."""
-    path = folder / "run.json"
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
 
 
 def _kept(path: Path) -> Rgb | None:

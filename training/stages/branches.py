@@ -57,7 +57,7 @@ class BranchesStage(Stage):
         self.branches = self.design(c, new=new, seed=seed)
         self.id_projection = fresh(c, "id_projection", seed) if new else c.load_id_projection()
         self.requires_grad_(True).train()
-        self.null_id_tokens = c.null_id_tokens()  # for other checkpoints than those of a zero image
+        self.null_id_tokens = None if c.config.null_id == "zero_image" else c.null_id_tokens()
         unet = c.load_unet()
         self.frozen = [unet, c.load_image_encoder(), *map(c.load_text_encoder, c.text_encoder_names)]
         plain_attention_on(accelerator.device, *self.frozen, *self.branches.children())
@@ -119,14 +119,13 @@ class BranchesStage(Stage):
 
     def _id_tokens(self, batch: Item) -> Tensor:
         """(B, T, D): the projection of the image encoder's features, the null ID's where the ID is dropped."""
-        drop, kind = batch["drop_id"][:, None, None], self.checkpoint.config.null_id
-        pixels = batch["id_pixels"]
-        if kind == "zero_image":
+        drop, pixels = batch["drop_id"][:, None, None], batch["id_pixels"]
+        if self.null_id_tokens is None:
             pixels = pixels * ~batch["drop_id"][:, None, None, None]
         with torch.no_grad():
             features = self.frozen[1](pixels, output_hidden_states=True).hidden_states[-2]
         tokens: Tensor = self.id_projection(features)
-        if kind == "zero_image":
+        if self.null_id_tokens is None:
             return tokens
         return torch.where(drop, self.null_id_tokens.to(tokens), tokens)
 
