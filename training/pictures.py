@@ -19,7 +19,7 @@ from realisid_trt.files import sha256
 from realisid_trt.mesh import NUM_LANDMARKS
 from realisid_trt.photo import WORKING_SIDE_PX, load_photo
 
-from .store import LeftOut
+from .store import LeftOut, check_least
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 METADATA = "metadata.jsonl"  # {"file_name": …, "text": …} per line, the layout of Hugging Face's image folders
@@ -53,6 +53,9 @@ class PictureFolder:
     margin: float = 1.0
     least_face: float = 1 / 16
     least_px: int = 0
+
+    def __post_init__(self) -> None:
+        check_least(self, size_px=1, crop_px=1, margin=0.5, least_face=0, least_px=0)
 
     def shapes(self) -> Mapping[str, tuple[tuple[int, ...], DTypeLike]]:
         return {

@@ -88,7 +88,10 @@ def _parser() -> argparse.ArgumentParser:
 def _number(text: str) -> float:
     """A number or a fraction, such as 1/8."""
     above, _, below = text.partition("/")
-    return float(above) / float(below or 1)
+    try:
+        return float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number, and no fraction such as 1/8") from None
 
 
 if __name__ == "__main__":

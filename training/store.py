@@ -50,6 +50,13 @@ class Examples(Protocol):
     def describe(self) -> dict[str, Any]: ...
 
 
+def check_least(examples: object, **least: float) -> None:
+    """Raises RequestError for the first of these fields that is less than its least, NaN or infinite."""
+    for name, bound in least.items():
+        if not bound <= (value := getattr(examples, name)) < math.inf:
+            raise RequestError(f"{name} is {value}, expected at least {bound}.")
+
+
 class Store:
     """An opened folder of examples: NAME.npy (N, …) for every array, store.json with description and captions."""
 
