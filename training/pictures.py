@@ -30,14 +30,15 @@ ROOM = 0.15  # of the face square, kept between it and the edge of the picture w
 class PictureFolder:
     """Photos of single persons with captions.
 
-    folder:      of the photos, sub-folders and all but for what is hidden; NAME.txt beside NAME.jpg says what it shows,
-                 or a metadata.jsonl for all photos in and below its folder.
+    folder:      of the photos, with its sub-folders, without what is hidden; NAME.txt beside NAME.jpg says what it
+                 shows, or a metadata.jsonl says so for the photos in and below its own folder.
     face_models: folder with the face models: the faces/ of an engine.
     size_px:     side S of the pictures: `sample_size` times the VAE's factor of the checkpoint that is trained. A photo
                  is cut to a square about its middle, moved as far as the face needs, and scaled.
     crop_px:     side s of the ID crops: the image encoder's. margin: `face_margin` of the checkpoint.
     least_face:  least side of a face over the picture's; a checkpoint's own least is f·2^(L-1) px.
-    least_px:    least side of that square in the photo: what is smaller would be enlarged and teach blur. 0: S / 2.
+    least_px:    least side, in the photo, of the square that is cut: a smaller one would be enlarged, and teach blur.
+                 0: half of S.
 
     An example is as `WorldScenes` has it, for one person. The ID crop is of the picture itself, as in the paper. Photos
     that are too small, without a face, with several similar ones, or with a face that is too small are left out, and

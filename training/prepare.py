@@ -54,7 +54,7 @@ def _prepare(kind: str, out: str, checkpoint: str | None = None, **options: Any)
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training.prepare",
-        description="Make the examples that a training walks along; what is there already is kept.",
+        description="Make the examples that a training walks along; what is there is kept, what was stopped goes on.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""examples:
   python -m training.prepare scenes --pictures 80000 --out out/training/scenes
