@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from realisid_trt.errors import DiskError
+from realisid_trt.errors import DiskError, RealisIDError
 from realisid_trt.files import FULL, whole_or_not
 
 REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.EBUSY)
@@ -58,6 +58,32 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sweep(out: Path) -> None:
+    """Deletes what killed runs left beside `out`, as `.NAME.PID.part`: 13 GB at full size."""
+    for leftover in out.parent.glob(f".{out.name}.*.part"):
+        owner = leftover.name.split(".")[-2]
+        if owner.isdigit() and not Path("/proc", owner).exists() and Path("/proc").exists():
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: RealisIDError) -> Iterator[None]:
+    """Raises `busy` while another process holds the lock that the file `path` stands for. The empty file stays."""
+    try:
+        import fcntl
+    except ImportError:  # no advisory locks on this system: two processes at once are the caller's to avoid
+        yield
+        return
+    with disk_errors(path.parent):
+        file = open(path, "w")  # noqa: SIM115 - it must outlive this block's errors
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise busy from None
+        yield
 
 
 def write_json(path: Path, value: object) -> None:

@@ -21,7 +21,7 @@ from realisid_trt.errors import BuildError, EngineError
 from realisid_trt.files import VerifiedFiles, file_sha256
 from realisid_trt.manifest import MANIFEST, Manifest
 
-from .files import disk_errors, exchange, sync, write_json
+from .files import disk_errors, exchange, locked, sync, write_json
 
 RECORDS, WORK = "build.json", ".work"
 
@@ -152,7 +152,8 @@ def open_staging(out: Path) -> Iterator[Staging]:
     staging = Staging(out)
     with disk_errors(out.parent):
         staging.folder.mkdir(exist_ok=True)
-    with _lock(out.with_name(f".{out.name}.lock"), out):
+    busy = BuildError(f"another build of {out} is running. Wait for it, or choose another --out.")
+    with locked(out.with_name(f".{out.name}.lock"), busy):
         _recover(out)
         shutil.rmtree(staging.folder / WORK, ignore_errors=True)  # of a build that was killed
         staging.artifacts = _read_records(staging.folder)
@@ -170,23 +171,6 @@ def _read_records(folder: Path) -> dict[str, Artifact]:
         return {name: Artifact(**record) for name, record in records.items()}
     except (OSError, ValueError, TypeError):
         return {}
-
-
-@contextlib.contextmanager
-def _lock(path: Path, out: Path) -> Iterator[None]:
-    try:
-        import fcntl
-    except ImportError:  # no advisory locks on this system: two builds of one engine are the caller's to avoid
-        yield
-        return
-    with disk_errors(path.parent):
-        file = open(path, "w")  # noqa: SIM115 - it must outlive this block's errors
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BuildError(f"another build of {out} is running. Wait for it, or choose another --out.") from None
-        yield
 
 
 def _recover(out: Path) -> None:

@@ -12,9 +12,11 @@ from numpy.typing import DTypeLike
 from realisid_trt.faces.squares import as_box, crop_square, grown
 from realisid_trt.mesh import NUM_LANDMARKS
 
+from .store import check_least
 from .world import FACTORS, Scene, World, draw, id_crop
 
 MOST_PERSONS = 3
+LEAST_MARGIN = 0.5  # as a checkpoint's face_margin
 HULLS = 3  # one of so many ID crops keeps the face alone, as photos without a face parser do; the others the head
 
 
@@ -32,6 +34,8 @@ class WorldScenes:
     An example, for P persons at most, zeros after the last:
     rgb (S, S, 3) uint8, num_persons () uint8, boxes (P, 4) float32 px, landmarks (P, 478, 2) float32 in [0, 1] of the
     box, crops (P, s, s, 3) uint8, caption.
+
+    Raises RequestError for numbers that the world does not have.
     """
 
     pictures: int
@@ -43,6 +47,10 @@ class WorldScenes:
     face: tuple[float, float] = (1 / 8, 1 / 2)
     crop_px: int = 0
     margin: float = 1.5
+
+    def __post_init__(self) -> None:
+        check_least(self, pictures=1, first=0, grid_px=1, crop_px=0, margin=LEAST_MARGIN)
+        self._scene(0)
 
     def shapes(self) -> Mapping[str, tuple[tuple[int, ...], DTypeLike]]:
         persons, size, crop = self.persons or MOST_PERSONS, self.size_px, self.crop_px
@@ -95,6 +103,8 @@ class WorldFaces:
               size in the picture; 0 makes none.
 
     An example: photos (2, V, s, s, 3) uint8, scenes (2, V, t, t, 3) uint8, factors (2, 27) float32 of the identities.
+
+    Raises RequestError for numbers that the world does not have.
     """
 
     pairs: int
@@ -108,6 +118,11 @@ class WorldFaces:
     scene_px: int = 0
     scene_margin: float = 1.25
     face: tuple[float, float] = (1 / 8, 1 / 2)
+
+    def __post_init__(self) -> None:
+        check_least(self, pairs=1, first=0, grid_px=1, views=1, photo_px=0, margin=LEAST_MARGIN,
+                    scene_px=0, scene_margin=LEAST_MARGIN)  # fmt: skip
+        World(self.seed, self.size_px // self.grid_px).scene(0, persons=1, face=self.face)
 
     def shapes(self) -> Mapping[str, tuple[tuple[int, ...], DTypeLike]]:
         photo, scene = self.photo_px, self.scene_px

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from export.checkpoint import Checkpoint
-from export.files import check_space, disk_errors
+from export.files import check_space, disk_errors, locked
+from realisid_trt.errors import RealisIDError, RequestError
 
 from .store import Array, Store, Unmade
 
@@ -25,27 +27,35 @@ BATCH_PIXELS = 2**20  # encoded together
 def latents_of(checkpoint: Checkpoint, store: Store, accelerator: Accelerator) -> Array:
     """(N, C, h, w) half precision: the mean of the VAE's posterior of every picture, times its scaling factor.
 
-    Kept in the store, in a file named by the VAE's hash and the precision; it appears whole or not at all. Every
-    process does its part. The mean, not a draw: the posteriors of SDXL's VAE, and of ours, are far narrower than the
-    noise of the first timestep.
+    Kept in the store, in a file named by the VAE's hash and the precision; it appears whole or not at all. What a
+    stopped run had encoded is kept for the next, NaN standing for the rest; what was begun with another VAE is removed.
+    Every process does its part. The mean, not a draw: the posteriors of SDXL's VAE, and of ours, are far narrower than
+    the noise of the first timestep.
+
+    Raises RequestError if another run is encoding this store's pictures, DiskError.
     """
     if isinstance(store, Unmade):
         return cast(Array, _Encoded(checkpoint, store, accelerator))
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
     path = store.path / f".latents-{checkpoint.weights_key('vae')[:16]}-{precision}.npy"
-    [writer] = broadcast_object_list([os.getpid()])  # of the main process: two runs on one store write two files
-    partial = path.with_name(f"{path.name}.{writer}.part")
+    partial = path.with_name(f"{path.name}.part")
     rgb = store["rgb"]
     height, width = (side // checkpoint.vae_scale_factor for side in rgb.shape[1:3])
-    shape = (len(rgb), checkpoint.latent_channels, height, width)
     missing = not path.is_file()
     accelerator.wait_for_everyone()  # all have looked before one of them writes
     if missing:
-        with disk_errors(store.path):
+        with contextlib.ExitStack() as held, disk_errors(store.path):
+            refusal = None
             if accelerator.is_main_process:
-                check_space(store.path, math.prod(shape) * 2, "the latents of all pictures")
-                open_memmap(partial, mode="w+", dtype=np.float16, shape=shape).flush()
-            accelerator.wait_for_everyone()
+                busy = RequestError(f"another run is encoding the pictures of {store.path}. Wait until it trains.")
+                try:
+                    held.enter_context(locked(store.path / ".latents.lock", busy))
+                    _begin(partial, (len(rgb), checkpoint.latent_channels, height, width))
+                except RealisIDError as error:
+                    refusal = error
+            [refusal] = broadcast_object_list([refusal])  # of the main process: nobody waits for one that has ended
+            if refusal is not None:
+                raise refusal
             latents = np.load(partial, mmap_mode="r+")
             _encode(checkpoint, rgb, latents, accelerator)
             latents.flush()
@@ -55,6 +65,23 @@ def latents_of(checkpoint: Checkpoint, store: Store, accelerator: Accelerator) -
             accelerator.wait_for_everyone()
     found: Array = np.load(path, mmap_mode="r")
     return found
+
+
+def _begin(partial: Path, shape: tuple[int, ...]) -> None:
+    """Latents that are all NaN, unless some were begun already. Raises DiskError."""
+    for stale in set(partial.parent.glob(".latents-*.part")) - {partial}:
+        stale.unlink()
+    with contextlib.suppress(OSError, ValueError):  # a file that is shorter than its header says is none
+        if np.load(partial, mmap_mode="r").shape == shape:
+            return
+    with disk_errors(partial.parent):
+        check_space(partial.parent, math.prod(shape) * 2, "the latents of all pictures")
+        one = np.full(shape[1:], np.nan, np.float16)
+        with partial.open("wb") as file:  # not mapped: if the disk is full, that is an error here
+            header = {"descr": np.lib.format.dtype_to_descr(one.dtype), "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            for _ in range(shape[0]):
+                file.write(one.tobytes())
 
 
 class _Encoded:
@@ -84,10 +111,11 @@ def _latents(vae: Any, rgb: Array, accelerator: Accelerator) -> NDArray[np.float
 
 
 def _encode(checkpoint: Checkpoint, rgb: Array, latents: Array, accelerator: Accelerator) -> None:
-    """This process's part of the pictures."""
+    """This process's part of the pictures, where that is not done yet."""
     device, number = accelerator.device, accelerator.process_index
     vae: Any = checkpoint.load_vae().to(device)
     each = max(1, BATCH_PIXELS // (rgb.shape[1] * rgb.shape[2]))
     starts = range(number * each, len(rgb), accelerator.num_processes * each)
     for first in tqdm(starts, "latents", disable=not accelerator.is_main_process):
-        latents[first : first + each] = _latents(vae, rgb[first : first + each], accelerator)
+        if np.isnan(latents[first : first + each]).any():
+            latents[first : first + each] = _latents(vae, rgb[first : first + each], accelerator)

@@ -7,10 +7,11 @@ linear head on CLIP's image embedding. All weights come from paths that the user
 from __future__ import annotations
 
 import argparse
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -24,45 +25,54 @@ from realisid_trt.command_line import Outcome, run
 from realisid_trt.errors import CheckpointError, PhotoError, RequestError
 from realisid_trt.faces import FaceFinder
 from realisid_trt.faces.squares import as_box, crop_square
+from realisid_trt.files import file_sha256
 from realisid_trt.photo import load_photo
 
 from .evaluation.statistics import Sample, estimate
 from .pictures import SUFFIXES, captions_of
 
 Floats = NDArray[np.float64]
+Names = NDArray[np.str_]
+Item = TypeVar("Item")
 BATCH = 16
+CPU = torch.device("cpu")
 
 
 class Clip:
     """CLIP of a folder in transformers' layout (the paper does not say which; ViT-L/14 is the aesthetic head's)."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: torch.device = CPU) -> None:
         """Raises CheckpointError if the folder is no CLIP model in safetensors."""
         from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
         try:
             with quiet():
-                self.model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+                model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
                 self.tokenizer: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
                 self.processor: Any = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # whatever a library makes of a folder that it cannot use
             raise CheckpointError(f"{folder} is no CLIP model: {error}. Copy its folder, with safetensors.") from error
 
+        self.model, self.device = model.to(device), device
+
     @torch.no_grad()
-    def images(self, pictures: Sequence[Image.Image]) -> Floats:
-        """(N, D), of length 1."""
+    def images(self, pictures: Sequence[Path]) -> Floats:
+        """(N, D), of length 1; a few are in memory at a time. Raises PhotoError."""
         found = []
-        for first in range(0, len(pictures), BATCH):
-            pixels = self.processor(list(pictures[first : first + BATCH]), return_tensors="pt").pixel_values
-            found.append(self.model.visual_projection(self.model.vision_model(pixels).pooler_output))
+        for several in _batches(pictures):
+            opened = [Image.fromarray(load_photo(path).rgb) for path in several]
+            pixels = self.processor(opened, return_tensors="pt").pixel_values.to(self.device)
+            found.append(self.model.visual_projection(self.model.vision_model(pixels).pooler_output).cpu())
         return _unit(torch.cat(found).double().numpy())
 
     @torch.no_grad()
     def texts(self, texts: Sequence[str]) -> Floats:
         """(N, D), of length 1."""
-        ids = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
-        found = self.model.text_projection(self.model.text_model(**ids).pooler_output)
-        return _unit(found.double().numpy())
+        found = []
+        for several in _batches(texts):
+            ids = self.tokenizer(list(several), padding=True, truncation=True, return_tensors="pt").to(self.device)
+            found.append(self.model.text_projection(self.model.text_model(**ids).pooler_output).cpu())
+        return _unit(torch.cat(found).double().numpy())
 
 
 class Aesthetic(nn.Module):
@@ -135,25 +145,30 @@ class Faces:
 
 def measure(
     pictures: Path, references: Path, clip: Clip | None, aesthetic: Aesthetic | None, faces: Faces | None
-) -> dict[str, Floats]:
-    """Metric → one number per picture of the folder, in the order of names.
+) -> tuple[dict[str, Floats], Names]:
+    """Metric → one number per picture of the folder, in the order of names; and of every picture, who is in it.
 
     pictures:   NAME.png with its prompt in NAME.txt (or a metadata.jsonl). references: the ID photo of each, by NAME.
     clip_t: cosine of picture and prompt. clip_i, facenet: cosine of picture and ID photo. aesthetic: 1 to 10.
+
+    Who: the hash of the ID photo, since the same photo under several names is one person.
     """
     told = captions_of(str(pictures))
     made = [pictures / name for name, _ in told]
-    photos = [_reference(references, Path(name).stem) for name, _ in told]
+    photos = [_reference(references, name) for name, _ in told]
+    who = np.array([file_sha256(photo) for photo in photos])
+    _, first, whose = np.unique(who, return_index=True, return_inverse=True)
+    persons = [photos[index] for index in first]
     found: dict[str, Floats] = {}
     if clip is not None:
-        embedded = clip.images([_opened(path) for path in made])
+        embedded = clip.images(made)
         found["clip_t"] = (embedded * clip.texts([text for _, text in told])).sum(1)
-        found["clip_i"] = (embedded * clip.images([_opened(path) for path in photos])).sum(1)
+        found["clip_i"] = (embedded * clip.images(persons)[whose]).sum(1)
         if aesthetic is not None:
             found["aesthetic"] = aesthetic.marks(embedded)
     if faces is not None:
-        found["facenet"] = (faces.embeddings(made) * faces.embeddings(photos)).sum(1)
-    return found
+        found["facenet"] = (faces.embeddings(made) * faces.embeddings(persons)[whose]).sum(1)
+    return found, who
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -169,10 +184,11 @@ def _measured(given: argparse.Namespace) -> Outcome:
         raise RequestError("--aesthetic reads CLIP's embedding. Give --clip (ViT-L/14) too.")
     if given.facenet is not None and given.face_models is None:
         raise RequestError("--facenet looks at faces, which must be found. Give --face-models engines/NAME/faces too.")
-    clip = None if given.clip is None else Clip(given.clip)
+    device = _device(given.device)
+    clip = None if given.clip is None else Clip(given.clip, device)
     aesthetic = None if given.aesthetic is None else Aesthetic(given.aesthetic)
     faces = None if given.facenet is None else Faces(given.facenet, given.face_models)
-    found = measure(given.pictures, given.references, clip, aesthetic, faces)
+    found, who = measure(given.pictures, given.references, clip, aesthetic, faces)
     values: dict[str, Any] = {}
     lines = []
     for name, numbers in found.items():
@@ -180,8 +196,7 @@ def _measured(given: argparse.Namespace) -> Outcome:
         missing = int((~usable).sum())
         values[name] = {"values": [float(n) if ok else None for n, ok in zip(numbers, usable, strict=True)]}
         if usable.any():
-            each = np.arange(len(numbers))
-            mean = estimate(Sample(numbers, each, each))
+            mean = estimate(Sample(numbers, who, np.arange(len(numbers))))
             values[name] |= {"mean": mean.mean, "interval95": [mean.low, mean.high]}
             lines.append(f"{name:10} {mean}" + (f", {missing} of {len(numbers)} without a face" if missing else ""))
         else:
@@ -189,15 +204,30 @@ def _measured(given: argparse.Namespace) -> Outcome:
     return Outcome(values, lines)
 
 
-def _reference(folder: Path, stem: str) -> Path:
+def _reference(folder: Path, name: str) -> Path:
+    """The ID photo of a picture: its name, perhaps with another ending. Raises RequestError."""
+    stem = str(Path(name).with_suffix(""))
     for suffix in SUFFIXES:
         if (folder / (stem + suffix)).is_file():
             return folder / (stem + suffix)
     raise RequestError(f"{folder} holds no ID photo {stem} ({', '.join(SUFFIXES)}).")
 
 
-def _opened(path: Path) -> Image.Image:
-    return Image.fromarray(load_photo(path).rgb)
+def _device(asked: str | None) -> torch.device:
+    """cpu, cuda or cuda:N; a GPU if there is one and nothing is asked. Raises RequestError if this torch lacks it."""
+    device = asked or ("cuda" if torch.cuda.is_available() else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise RequestError(f"device {device!r} is unknown, expected cpu, cuda or cuda:N.")
+    if device != "cpu" and int(device.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise RequestError(
+            f"torch {torch.__version__} finds {torch.cuda.device_count()} GPUs here, and --device is {device}. "
+            "Install a CUDA build of torch, or give --device cpu."
+        )
+    return torch.device(device)
+
+
+def _batches(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    return (items[first : first + BATCH] for first in range(0, len(items), BATCH))
 
 
 def _unit(rows: Floats) -> Floats:
@@ -221,6 +251,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--aesthetic", type=Path, metavar="FILE", help="LAION's linear head, as safetensors")
     add("--facenet", type=Path, metavar="FILE", help="a face recogniser as ONNX")
     add("--face-models", type=Path, metavar="DIR", help="the faces/ of an engine")
+    add("--device", help="of CLIP: cpu, cuda, cuda:1 (default: a GPU if there is one); faces are found on the CPU")
     add("--json", action="store_true", help="the last line of stdout is one JSON object")
     return parser
 

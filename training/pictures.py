@@ -17,9 +17,9 @@ from realisid_trt.errors import PhotoError, RequestError
 from realisid_trt.faces import Face, FaceFinder
 from realisid_trt.files import sha256
 from realisid_trt.mesh import NUM_LANDMARKS
-from realisid_trt.photo import load_photo
+from realisid_trt.photo import WORKING_SIDE_PX, load_photo
 
-from .store import LeftOut
+from .store import LeftOut, check_least
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 METADATA = "metadata.jsonl"  # {"file_name": …, "text": …} per line, the layout of Hugging Face's image folders
@@ -30,17 +30,21 @@ ROOM = 0.15  # of the face square, kept between it and the edge of the picture w
 class PictureFolder:
     """Photos of single persons with captions.
 
-    folder:      of the photos; NAME.txt beside NAME.jpg says what it shows, or a metadata.jsonl for all of them.
+    folder:      of the photos, with its sub-folders, without what is hidden; NAME.txt beside NAME.jpg says what it
+                 shows, or a metadata.jsonl says so for the photos in and below its own folder.
     face_models: folder with the face models: the faces/ of an engine.
     size_px:     side S of the pictures: `sample_size` times the VAE's factor of the checkpoint that is trained. A photo
                  is cut to a square about its middle, moved as far as the face needs, and scaled.
     crop_px:     side s of the ID crops: the image encoder's. margin: `face_margin` of the checkpoint.
     least_face:  least side of a face over the picture's; a checkpoint's own least is f·2^(L-1) px.
+    least_px:    least side, in the photo, of the square that is cut: a smaller one would be enlarged, and teach blur.
+                 0: half of S.
 
     An example is as `WorldScenes` has it, for one person. The ID crop is of the picture itself, as in the paper. Photos
-    without a face, with several similar ones, or with a face that is too small are left out, and the store says why.
+    that are too small, without a face, with several similar ones, or with a face that is too small are left out, and
+    the store says why.
 
-    Raises RequestError for a folder without pictures and for a picture without a caption.
+    Raises RequestError for a folder without pictures, for a picture without a caption and for wrong numbers.
     """
 
     folder: str
@@ -49,6 +53,10 @@ class PictureFolder:
     crop_px: int = 224
     margin: float = 1.0
     least_face: float = 1 / 16
+    least_px: int = 0
+
+    def __post_init__(self) -> None:
+        check_least(self, size_px=1, crop_px=1, margin=0.5, least_face=0, least_px=0)
 
     def shapes(self) -> Mapping[str, tuple[tuple[int, ...], DTypeLike]]:
         return {
@@ -66,7 +74,11 @@ class PictureFolder:
         name, caption = captions_of(self.folder)[index]
         finder = _finder(self.face_models)
         try:
-            photo = load_photo(Path(self.folder, name))
+            photo = load_photo(Path(self.folder, name), name)
+            if (side := min(photo.rgb.shape[:2])) < self._least_px:
+                reduced = f", once reduced to {WORKING_SIDE_PX} px" if photo.scale > 1 else ""
+                least = f"expected at least {self._least_px} px"
+                return LeftOut(name, f"{name}: the shorter side is {side} px{reduced}, {least}.")
             face = finder.find(photo, name)
         except PhotoError as error:
             return LeftOut(name, str(error))
@@ -81,6 +93,10 @@ class PictureFolder:
             "landmarks": face.landmarks[None].astype(np.float32), "crops": crop[None], "caption": caption,
         }  # fmt: skip
 
+    @property
+    def _least_px(self) -> int:
+        return self.least_px or (self.size_px + 1) // 2
+
     def describe(self) -> dict[str, Any]:
         """Hashes in the place of names: the same pictures elsewhere are the same examples."""
         photos = [(sha256(Path(self.folder, name).read_bytes()), text) for name, text in captions_of(self.folder)]
@@ -88,7 +104,7 @@ class PictureFolder:
         found = sha256(json.dumps(photos).encode())
         return {
             "source": "pictures", "pictures": found, "faces": _finder(self.face_models).model_id,
-            "least_face": self.least_face, **options,
+            "least_face": self.least_face, "least_px": self._least_px, **options,
         }  # fmt: skip
 
 
@@ -122,16 +138,24 @@ def _finder(folder: str) -> FaceFinder:
 
 @cache
 def captions_of(folder: str) -> list[tuple[str, str]]:
-    """(file name, caption) of every picture, in the order of names."""
+    """(name, caption) of every picture in a folder and below, in the order of names, which count from the folder."""
     path = Path(folder)
     if not path.is_dir():
         raise RequestError(f"{folder} is no folder. Give one with pictures and captions.")
-    names = sorted(file.name for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    below = (file.relative_to(path) for file in path.rglob("*"))
+    files = sorted(f for f in below if not any(part.startswith(".") for part in f.parts) and (path / f).is_file())
+    names = [file.as_posix() for file in files if file.suffix.lower() in SUFFIXES]
     if not names:
         raise RequestError(f"{folder} holds no pictures ({', '.join(SUFFIXES)}).")
     told: dict[str, str] = {}
     try:
-        _read_captions(path, names, told)
+        for file in sorted(files, key=lambda file: len(file.parts)):  # the nearest has the last word
+            if file.name == METADATA:
+                told |= _metadata(path, file)
+        for name in names:
+            text = (path / name).with_suffix(".txt")
+            if name not in told and text.is_file():
+                told[name] = text.read_text(encoding="utf-8").strip()
     except UnicodeDecodeError as error:
         raise RequestError(f"a caption in {folder} is not UTF-8: {error}. Write it again as UTF-8.") from error
     if missing := [name for name in names if not told.get(name)]:
@@ -142,20 +166,17 @@ def captions_of(folder: str) -> list[tuple[str, str]]:
     return [(name, told[name]) for name in names]
 
 
-def _read_captions(path: Path, names: list[str], told: dict[str, str]) -> None:
-    """From metadata.jsonl, then from the texts beside the pictures."""
-    if (path / METADATA).is_file():
-        for number, line in enumerate((path / METADATA).read_text(encoding="utf-8").splitlines(), 1):
-            if not line.strip():
-                continue
-            try:
-                values = json.loads(line)
-                told[str(values["file_name"])] = str(values["text"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise RequestError(
-                    f'{path / METADATA}, line {number}: {error}; expected {{"file_name": …, "text": …}}.'
-                ) from error
-    for name in names:
-        text = (path / name).with_suffix(".txt")
-        if name not in told and text.is_file():
-            told[name] = text.read_text(encoding="utf-8").strip()
+def _metadata(folder: Path, file: Path) -> dict[str, str]:
+    """Name → caption of a metadata.jsonl: its own names count from where it lies, those returned from `folder`."""
+    told = {}
+    for number, line in enumerate((folder / file).read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+            told[(file.parent / str(values["file_name"])).as_posix()] = str(values["text"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise RequestError(
+                f'{folder / file}, line {number}: {error}; expected {{"file_name": …, "text": …}}.'
+            ) from error
+    return told

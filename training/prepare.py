@@ -54,7 +54,7 @@ def _prepare(kind: str, out: str, checkpoint: str | None = None, **options: Any)
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training.prepare",
-        description="Make the examples that a training walks along; what is there already is kept.",
+        description="Make the examples that a training walks along; what is there is kept, what was stopped goes on.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""examples:
   python -m training.prepare scenes --pictures 80000 --out out/training/scenes
@@ -88,7 +88,10 @@ def _parser() -> argparse.ArgumentParser:
 def _number(text: str) -> float:
     """A number or a fraction, such as 1/8."""
     above, _, below = text.partition("/")
-    return float(above) / float(below or 1)
+    try:
+        return float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number, and no fraction such as 1/8") from None
 
 
 if __name__ == "__main__":

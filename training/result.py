@@ -16,7 +16,7 @@ from torch import nn
 from export.checkpoint import Checkpoint
 from export.checkpoint.classes import Component, quiet
 from export.checkpoint.files import STEMS, read_header
-from export.files import disk_errors, exchange, write_json
+from export.files import disk_errors, exchange, sweep, write_json
 from realisid_trt.files import file_sha256, whole_or_not
 
 ORIGIN = "origin.json"
@@ -33,6 +33,7 @@ def write_checkpoint(
     partial = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         with disk_errors(out.parent):
+            sweep(out)
             shutil.rmtree(partial, ignore_errors=True)
             shutil.copytree(
                 start.path, partial, ignore=lambda folder, names: _skipped(Path(folder), names, start, trained)

@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,18 @@ import torch
 from safetensors.torch import save_file
 
 from export.checkpoint import Checkpoint
-from export.checkpoint.classes import component_of, module_class, quiet
+from export.checkpoint.classes import component_of, full_config, module_class, quiet
 from export.checkpoint.files import read_header, read_json
 from export.checkpoint.folders import FROM_BASE, base_folder
 from export.checkpoint.id_projection import build_projection
-from export.files import disk_errors, exchange, target_folder
+from export.files import disk_errors, exchange, sweep, target_folder
+from export.miniature.presets import preprocessor_config
 from realisid_trt.command_line import Outcome, run
 from realisid_trt.config import RealisIDConfig
-from realisid_trt.errors import CheckpointError, RequestError
+from realisid_trt.errors import CheckpointError, RealisIDWarning, RequestError
 
-FROM_ENCODER = ("image_encoder", "feature_extractor")
+ENCODER, EXTRACTOR = "image_encoder", "feature_extractor"
+PREPROCESSOR = "preprocessor_config.json"
 ZEROS = "force_zeros_for_empty_prompt"
 CONDITION_WIDTHS = (16, 32, 96, 256)  # ControlNet's
 CONDITIONS = {"local": 3, "global": 1}  # channels of the pose drawing and of the location mask
@@ -61,30 +64,31 @@ def start_checkpoint(
     """A checkpoint at `out` that takes everything but branches, image encoder and ID projection from `base`.
 
     base:          folder of an SDXL or SD 1.5 model in diffusers' layout, or a hub id; it is referred to, not copied.
-    image_encoder: folder that holds image_encoder/ and feature_extractor/ (IP-Adapter's layout), which are copied.
+    image_encoder: folder of a CLIP vision model, or the folder that holds it as image_encoder/ (IP-Adapter's
+                   sdxl_models/, or a model in diffusers' layout); its JSON and safetensors are copied. Photos are
+                   normalised as the preprocessor_config.json in it, or in feature_extractor/ beside it, has it; as
+                   CLIP does, with a warning, if there is neither.
     config:        realisid_config.json, but for what the base says of an absent prompt.
     projection:    "linear" or "resampler" (16 tokens). seed: of its weights.
 
     Raises CheckpointError for what the folders lack, RequestError if `out` is taken, DiskError.
     """
-    out, source = target_folder(out), Path(image_encoder)
+    out = target_folder(out)
     if out.exists() and any(out.iterdir()):
         raise RequestError(f"{out} exists. Choose another --out.")
     local = (given := Path(os.path.expanduser(base))).is_dir()
-    parts = [name for name in FROM_BASE if name not in FROM_ENCODER]
+    parts = [name for name in FROM_BASE if name not in (ENCODER, EXTRACTOR)]
     folder = base_folder(str(given.absolute()) if local else str(base), out, parts, None, local)
-    for name in FROM_ENCODER:
-        if not (source / name).is_dir():
-            raise CheckpointError(f"{source / name} is missing; expected the folder that holds it and its brother.")
+    encoder = _encoder_folder(Path(os.path.expanduser(image_encoder)))
+    encoder_config = full_config(component_of(ENCODER, encoder, None))
     partial = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         with disk_errors(out.parent):
+            sweep(out)
             partial.mkdir(parents=True)
             width = _write_branches(folder, partial)
-            for name in FROM_ENCODER:
-                shutil.copytree(source / name, partial / name)
-            encoder = read_json(source / "image_encoder" / "config.json", "it describes the image encoder")
-            _write_projection(partial / "id_projection", projection, encoder, width, seed)
+            _copy_encoder(encoder, partial, encoder_config)
+            _write_projection(partial / "id_projection", projection, encoder_config, width, seed)
             # SDXL says that zeros stand for an absent prompt; SD 1.5 says nothing, and means the empty text
             zeros = read_json(folder / "model_index.json", "it lists the model's parts").get(ZEROS, False)
             _write_json(partial / "realisid_config.json", {**config.to_dict(), ZEROS: bool(zeros)})
@@ -97,6 +101,38 @@ def start_checkpoint(
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return out
+
+
+def _encoder_folder(given: Path) -> Path:
+    for folder in (given / ENCODER, given):
+        if (folder / "config.json").is_file():
+            return folder
+    raise CheckpointError(
+        f"{given} holds no config.json, and no {ENCODER}/ with one. Give the folder of a CLIP vision model "
+        "(config.json and model.safetensors), or the one that holds it."
+    )
+
+
+def _copy_encoder(encoder: Path, out: Path, config: Mapping[str, Any]) -> None:
+    """image_encoder/, without what may be a pickle, and feature_extractor/."""
+    (out / ENCODER).mkdir()
+    for file in sorted(encoder.iterdir()):
+        if file.suffix in (".json", ".safetensors") and file.name != PREPROCESSOR:
+            shutil.copy2(file, out / ENCODER / file.name)
+    (out / EXTRACTOR).mkdir()
+    brothers = [encoder.with_name(EXTRACTOR) / PREPROCESSOR] if encoder.name == ENCODER else []
+    for file in (encoder / PREPROCESSOR, *brothers):
+        if file.is_file():
+            shutil.copy2(file, out / EXTRACTOR / PREPROCESSOR)
+            return
+    size = config["image_size"]
+    _write_json(out / EXTRACTOR / PREPROCESSOR, preprocessor_config(size))
+    warnings.warn(
+        f"{encoder} comes without a {PREPROCESSOR}, so photos are normalised as CLIP does: its mean and deviation, "
+        f"{size} px.",
+        RealisIDWarning,
+        stacklevel=2,
+    )
 
 
 def _write_branches(base: Path, out: Path) -> int:
@@ -116,7 +152,7 @@ def _write_branches(base: Path, out: Path) -> int:
     return int(component.config["cross_attention_dim"])
 
 
-def _write_projection(folder: Path, kind: str, encoder: dict[str, Any], width: int, seed: int) -> None:
+def _write_projection(folder: Path, kind: str, encoder: Mapping[str, Any], width: int, seed: int) -> None:
     hidden = int(encoder["hidden_size"])
     if kind == "linear":
         tokens = (encoder["image_size"] // encoder["patch_size"]) ** 2 + 1
@@ -150,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--base", required=True, metavar="MODEL", help="folder of the base model, or a hub id")
-    add("--image-encoder", required=True, metavar="DIR", help="folder with image_encoder/ and feature_extractor/")
+    add("--image-encoder", required=True, metavar="DIR", help="folder of a CLIP vision model, or of its image_encoder/")
     add("--out", required=True, metavar="DIR", help="folder to make")
     add("--projection", choices=PROJECTIONS, default="linear", help="default %(default)s")
     add(

@@ -18,11 +18,13 @@ from numpy.lib.format import open_memmap
 from numpy.typing import DTypeLike, NDArray
 from tqdm import tqdm
 
-from export.files import check_space, disk_errors, exchange, target_folder, write_json
+from export.files import check_space, disk_errors, exchange, locked, target_folder, write_json
 from realisid_trt.errors import RequestError
 
 FORMAT = 1
 WORTH_A_POOL = 256  # examples
+TOGETHER = 64  # examples that are brought to the disk, and then recorded, at once
+RECORD = "made.jsonl"  # of a store in the making: what it will be, then a line for every example that is made
 CAPTION = "caption"  # the one entry of an example that is no array
 Array = NDArray[Any]
 
@@ -46,6 +48,13 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
     def __getitem__(self, index: int) -> Mapping[str, Any] | LeftOut: ...
     def describe(self) -> dict[str, Any]: ...
+
+
+def check_least(examples: object, **least: float) -> None:
+    """Raises RequestError for the first of these fields that is less than its least, NaN or infinite."""
+    for name, bound in least.items():
+        if not bound <= (value := getattr(examples, name)) < math.inf:
+            raise RequestError(f"{name} is {value}, expected at least {bound}.")
 
 
 class Store:
@@ -112,72 +121,130 @@ class _Column:
 def store_of(examples: Examples, path: str | Path, progress: bool = False) -> Store:
     """The store at `path`, made from `examples` unless it is there already; it appears whole or not at all.
 
-    Raises RequestError if `path` holds something else, DiskError.
+    It is made in `.NAME.making` beside it, where the next call for the same examples goes on if this one is stopped;
+    what was begun of others is removed. Raises RequestError if `path` holds something else or another process is
+    making it, DiskError.
     """
     path = target_folder(path)
     description = json.loads(json.dumps(examples.describe()))
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        store = Store(path)
-        had = store.description
-        if changed := sorted(key for key in {*had, *description} if had.get(key) != description.get(key)):
-            raise RequestError(f"{path} holds other examples ({', '.join(changed)}). Choose another folder.")
-        return store
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with disk_errors(path.parent):
-            partial.mkdir(parents=True)
-            _write(examples, partial, description, progress)
-        exchange(partial, path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    if _stands(path, description):
+        return Store(path)
+    partial = path.with_name(f".{path.name}.making")
+    with disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    busy = RequestError(f"another process is making {path}. Wait for it, or choose another folder.")
+    with locked(path.with_name(f".{path.name}.lock"), busy):
+        if not _stands(path, description):  # made meanwhile
+            try:
+                with disk_errors(path.parent):
+                    _write(examples, partial, description, progress)
+            except RequestError:  # however often it is begun again
+                shutil.rmtree(partial)
+                raise
+            exchange(partial, path)
     return Store(path)
 
 
+def _stands(path: Path, description: dict[str, Any]) -> bool:
+    """Whether the store is there. Raises RequestError if something else is."""
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return False
+    had = Store(path).description
+    if changed := sorted(key for key in {*had, *description} if had.get(key) != description.get(key)):
+        raise RequestError(f"{path} holds other examples ({', '.join(changed)}). Choose another folder.")
+    return True
+
+
 def _write(examples: Examples, folder: Path, description: dict[str, Any], progress: bool) -> None:
-    shapes = {name: ((len(examples), *shape), np.dtype(dtype)) for name, (shape, dtype) in examples.shapes().items()}
-    # what is mapped takes its place on the disk only when it is written, and a full disk is then a dead process
-    check_space(folder, sum(math.prod(shape) * dtype.itemsize for shape, dtype in shapes.values()), "all examples")
-    arrays = {
-        name: open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=shape)
-        for name, (shape, dtype) in shapes.items()
-    }
-    captions, left_out, count = [], {}, 0
-    for example in tqdm(_made(examples), "examples", len(examples), disable=not progress):
-        if isinstance(example, LeftOut):
-            left_out[example.name] = example.reason
-            continue
-        for name, array in arrays.items():
-            array[count] = example[name]
-        if CAPTION in example:
-            captions.append(example[CAPTION])
-        count += 1
+    told = _recorded(folder, description)
+    if told is None:
+        told = _begin(examples, folder, description)
+    else:
+        _check_space(examples, folder, len(examples) - len(told))
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in examples.shapes()}
+    count = sum("left_out" not in one for one in told)
+    with (folder / RECORD).open("a", encoding="utf-8") as record:
+        written = len(told)
+        for example in tqdm(_made(examples, written), "examples", len(examples), initial=written, disable=not progress):
+            if isinstance(example, LeftOut):
+                told.append({"left_out": [example.name, example.reason]})
+            else:
+                for name, array in arrays.items():
+                    array[count] = example[name]
+                told.append({CAPTION: example[CAPTION]} if CAPTION in example else {})
+                count += 1
+            if len(told) - written == TOGETHER or len(told) == len(examples):
+                for array in arrays.values():
+                    array.flush()  # first they, then the word that they are there
+                record.writelines(json.dumps(one) + "\n" for one in told[written:])
+                record.flush()
+                os.fsync(record.fileno())
+                written = len(told)
+    left_out = dict(one["left_out"] for one in told if "left_out" in one)
     if not count:
         name, reason = next(iter(left_out.items()))
         raise RequestError(f"none of {len(examples)} examples can be used. {name}: {reason}")
-    for name, array in arrays.items():
-        array.flush()
-        if left_out:
-            _shorten(folder / f"{name}.npy", array[:count])
+    if left_out:
+        for name in arrays:
+            _shorten(folder / f"{name}.npy", count)
+    captions = [one[CAPTION] for one in told if CAPTION in one]
     header = {"format": FORMAT, "examples": description, "captions": captions, "left_out": left_out}
     write_json(folder / "store.json", header)
+    (folder / RECORD).unlink()
 
 
-def _made(examples: Examples) -> Iterator[Mapping[str, Any] | LeftOut]:
-    """All examples in order; many of them by several processes."""
-    if len(examples) < WORTH_A_POOL:
-        yield from map(examples.__getitem__, range(len(examples)))
+def _begin(examples: Examples, folder: Path, description: dict[str, Any]) -> list[dict[str, Any]]:
+    """An empty part: arrays of their full length, and a record of nothing yet, which is returned."""
+    shutil.rmtree(folder, ignore_errors=True)
+    _check_space(examples, folder, len(examples))
+    folder.mkdir()
+    for name, (shape, dtype) in examples.shapes().items():
+        open_memmap(folder / f"{name}.npy", mode="w+", dtype=dtype, shape=(len(examples), *shape))
+    (folder / RECORD).write_text(json.dumps([FORMAT, description]) + "\n", encoding="utf-8")
+    return []
+
+
+def _check_space(examples: Examples, folder: Path, missing: int) -> None:
+    """What is mapped takes its place on the disk only when it is written, and a full disk is then a dead process."""
+    each = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in examples.shapes().values())
+    check_space(folder, missing * each, "all examples" if missing == len(examples) else f"{missing} more examples")
+
+
+def _recorded(folder: Path, description: dict[str, Any]) -> list[dict[str, Any]] | None:
+    """What a stopped call recorded, if it was making the same; a line that it did not finish is cut off."""
+    try:
+        content = (folder / RECORD).read_bytes()
+        *lines, unfinished = content.split(b"\n")
+        begun, *told = (json.loads(line) for line in lines)
+        os.truncate(folder / RECORD, len(content) - len(unfinished))
+    except (OSError, ValueError):
+        return None
+    return told if begun == [FORMAT, description] else None
+
+
+def _made(examples: Examples, first: int) -> Iterator[Mapping[str, Any] | LeftOut]:
+    """All examples from `first` on, in order; many of them by several processes."""
+    numbers = range(first, len(examples))
+    if len(numbers) < WORTH_A_POOL:
+        yield from map(examples.__getitem__, numbers)
         return
     # "spawn": a fork of a process whose libraries have threads of their own may wait for one that it does not have
     with multiprocessing.get_context("spawn").Pool(os.cpu_count(), _one_thread) as pool:
-        yield from pool.imap(examples.__getitem__, range(len(examples)), chunksize=16)
+        yield from pool.imap(examples.__getitem__, numbers, chunksize=16)
 
 
-def _shorten(path: Path, kept: Array) -> None:
-    partial = path.with_suffix(".part")
-    short = open_memmap(partial, mode="w+", dtype=kept.dtype, shape=kept.shape)
-    short[:] = kept
-    short.flush()
-    os.replace(partial, path)
+def _shorten(path: Path, count: int) -> None:
+    """Cuts an array to its first rows where it lies: numpy leaves room in the header for any number of rows."""
+    with path.open("r+b") as file:
+        np.lib.format.read_magic(file)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        start, shape = file.tell(), (count, *shape[1:])
+        file.seek(0)
+        np.lib.format.write_array_header_1_0(
+            file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        )
+        assert file.tell() == start
+        file.truncate(start + math.prod(shape) * dtype.itemsize)
 
 
 def _one_thread() -> None:

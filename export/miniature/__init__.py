@@ -29,7 +29,7 @@ from realisid_trt.errors import CheckpointError, DiskError, RequestError
 from ..checkpoint import tokenizer_of
 from ..checkpoint.classes import DIFFUSERS_CLASSES, Component, class_name, meta_module, quiet
 from ..checkpoint.files import STEMS
-from ..files import check_space, disk_errors, exchange, sync, target_folder
+from ..files import check_space, disk_errors, exchange, sweep, sync, target_folder
 from .presets import Recipe, component_configs, preprocessor_config, scheduler_config
 from .tokenizer import END, vocabulary_and_merges, write_tokenizer
 from .weights import carry_noise, draw, write_weights
@@ -59,7 +59,7 @@ def make_checkpoint(out: str | Path, *, force: bool = False, progress: bool = Fa
             modules = modules_of(recipe, temporary)
             check_space(out.parent, _weights_bytes(recipe, modules) + RESERVE_BYTES, f"preset {recipe.preset}")
             out.parent.mkdir(parents=True, exist_ok=True)
-            _sweep(out)
+            sweep(out)
             temporary.mkdir()
             _write_small_files(temporary, recipe, modules)
             _write_components(recipe, modules, progress)
@@ -208,11 +208,3 @@ def _check_target(out: Path, force: bool) -> None:
         )
     if not force:
         raise RequestError(f"{out} exists. Replace it with --force, or choose another --out.")
-
-
-def _sweep(out: Path) -> None:
-    """Deletes what killed runs left beside `out`: 13 GB at full size."""
-    for leftover in out.parent.glob(f".{out.name}.*.part"):
-        owner = leftover.name.split(".")[-2]
-        if owner.isdigit() and not Path("/proc", owner).exists() and Path("/proc").exists():
-            shutil.rmtree(leftover, ignore_errors=True)

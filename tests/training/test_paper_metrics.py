@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from export.miniature.tokenizer import write_tokenizer
+from realisid_trt.photo import LoadedPhoto, load_photo
 from tests.conftest import Photos
-from training.paper_metrics import Aesthetic, Clip, main
+from training import paper_metrics
+from training.evaluation.statistics import Sample, estimate
+from training.paper_metrics import Aesthetic, Clip, Faces, main, measure
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +112,63 @@ def test_every_metric_compares_what_it_says(
     with torch.no_grad():
         logits = model.model(**inputs).logits_per_image / model.model.logit_scale.exp()
     assert found["clip_t"] == pytest.approx(logits.diag().tolist(), abs=1e-5)
-    embedded = model.images(pictures)
+    embedded = model.images([made / f"{name}.png" for name in names])
     assert found["aesthetic"] == pytest.approx((5 + 32 * embedded[:, 0]).tolist(), abs=1e-4)
+
+
+def test_pictures_of_one_person_are_not_so_many_persons(
+    folders: tuple[Path, Path], clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three pictures each of two ID photos, in sub-folders: the interval is that of two persons."""
+    made, references = tmp_path / "made", tmp_path / "references"
+    for number, name in enumerate(("same", "wall") * 3):
+        for folder, source in ((made, folders[0]), (references, folders[1])):
+            (folder / f"{number % 2}").mkdir(parents=True, exist_ok=True)
+            shutil.copy(source / f"{name}.png", folder / f"{number % 2}" / f"{number}.png")
+        (made / f"{number % 2}" / f"{number}.txt").write_text(f"a photo called {name}")
+    arguments = ["--pictures", str(made), "--references", str(references), "--clip", str(clip), "--json"]
+    assert main(arguments) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])["clip_i"]
+    _, who = measure(made, references, Clip(clip), None, None)
+    assert len(set(who)) == 2 and len(set(who[:3])) == len(set(who[3:])) == 1
+    by_person, by_picture = (estimate(Sample(found["values"], whose, range(6))) for whose in (who, range(6)))
+    assert found["interval95"] == [by_person.low, by_person.high]
+    assert by_person.high - by_person.low > by_picture.high - by_picture.low
+
+
+def test_an_id_photo_is_looked_at_once_and_pictures_come_a_few_at_a_time(
+    folders: tuple[Path, Path], clip: Path, recogniser: Path, face_models: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+
+    def load(path: Path) -> LoadedPhoto:
+        read.append("photo" if path.parent == folders[1] else "picture")
+        return load_photo(path)
+
+    monkeypatch.setattr(paper_metrics, "load_photo", load)
+    monkeypatch.setattr(paper_metrics, "BATCH", 2)
+    model = Clip(clip)
+    processor = model.processor
+    monkeypatch.setattr(model, "processor", lambda *given, **more: read.append("batch") or processor(*given, **more))
+    measure(*folders, model, None, None)
+    assert read == ["picture", "picture", "batch", "picture", "batch", "photo", "photo", "batch"]
+    read.clear()
+    measure(*folders, None, None, Faces(recogniser, face_models))
+    assert read == ["picture"] * 3 + ["photo"] * 2
+
+
+def test_where_clip_computes(folders: tuple[Path, Path], clip: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["--pictures", str(folders[0]), "--references", str(folders[1]), "--clip", str(clip), "--json"]
+    found = []
+    for device in ["cpu", *(["cuda:0"] if torch.cuda.is_available() else [])]:
+        assert main([*base, "--device", device]) == 0
+        found.append(json.loads(capsys.readouterr().out.splitlines()[-1])["clip_i"]["values"])
+    assert found[-1] == pytest.approx(found[0], abs=1e-3)
+    assert main([*base, "--device", "abacus"]) == 2
+    assert "device 'abacus' is unknown, expected cpu, cuda or cuda:N" in capsys.readouterr().err
+    assert main([*base, "--device", "cuda:99"]) == 2
+    assert "and --device is cuda:99. Install a CUDA build of torch, or" in capsys.readouterr().err
+    assert Clip(clip, torch.device("meta")).model.device.type == "meta"  # the model goes where it is told
 
 
 def test_weights_that_are_something_else_are_refused(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ from export.miniature import make_checkpoint
 from realisid_trt.errors import RequestError
 from tests.conftest import Photos
 from training.log import read_log
-from training.pictures import PictureFolder, framed
+from training.pictures import PictureFolder, captions_of, framed
 from training.prepare import main as prepare
-from training.store import Store
+from training.store import LeftOut, Store
 from training.train import main as train
 
 
@@ -107,6 +108,38 @@ def test_what_is_wrong_with_a_folder_is_said(folder: Path, face_models: Path, tm
     assert len(examples(tmp_path / "told")) == 1
 
 
+def test_sub_folders_are_read_and_hidden_files_are_not(folder: Path, tmp_path: Path) -> None:
+    """Names count from the folder, those in a metadata.jsonl from where it lies; the nearest word counts."""
+    for name in ("b.png", "alice/one.png", "alice/deep/two.png", "bob/three.png", "._b.png", ".thumbs/b.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / "wall.png", tmp_path / name)
+    (tmp_path / "b.txt").write_text("b\n")
+    (tmp_path / "bob" / "three.txt").write_text("three")
+    with pytest.raises(
+        RequestError, match=r"2 of 4 .*, alice/deep/two\.png for one\. Write it into alice/deep/two\.txt"
+    ):
+        captions_of(f"{tmp_path}")
+    lines = {"": {"alice/one.png": "far", "alice/deep/two.png": "two"}, "alice": {"one.png": "near"}}
+    for where, told in lines.items():
+        text = "".join(json.dumps({"file_name": name, "text": text}) + "\n" for name, text in told.items())
+        (tmp_path / where / "metadata.jsonl").write_text(text)
+    told = [("alice/deep/two.png", "two"), ("alice/one.png", "near"), ("b.png", "b"), ("bob/three.png", "three")]
+    assert captions_of(f"{tmp_path}/") == told
+
+
+def test_photos_that_would_be_enlarged_are_left_out(folder: Path, face_models: Path) -> None:
+    def first(size_px: int, least_px: int = 0) -> Any:  # of astronaut-bright.png, 512 px wide
+        return PictureFolder(
+            folder=str(folder), face_models=str(face_models), size_px=size_px, crop_px=16, least_px=least_px
+        )[0]
+
+    left = first(1026)
+    assert isinstance(left, LeftOut) and left.name == "astronaut-bright.png"
+    assert left.reason == "astronaut-bright.png: the shorter side is 512 px, expected at least 513 px."
+    assert isinstance(first(128, 513), LeftOut) and not isinstance(first(1026, 512), LeftOut)
+    assert not isinstance(first(1024), LeftOut)  # half of it is enough, if nothing else is said
+
+
 def test_only_faceless_pictures_are_refused(
     face_models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,9 +147,9 @@ def test_only_faceless_pictures_are_refused(
     Image.fromarray(np.full((300, 400, 3), 180, np.uint8)).save(tmp_path / "walls" / "wall.png")
     (tmp_path / "walls" / "wall.txt").write_text("a wall")
     status = prepare(["pictures", "--folder", str(tmp_path / "walls"), "--face-models", str(face_models),
-                      "--out", str(tmp_path / "store")])  # fmt: skip
-    assert status == 2 and "none of 1 examples can be used" in capsys.readouterr().err
-    assert not (tmp_path / "store").exists() and not list(tmp_path.glob(".store*"))
+                      "--size-px", "128", "--out", str(tmp_path / "store")])  # fmt: skip
+    assert status == 2 and "none of 1 examples can be used. wall.png: wall.png: no face" in capsys.readouterr().err
+    assert not (tmp_path / "store").exists() and not (tmp_path / ".store.making").exists()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -40,12 +41,42 @@ def test_a_new_checkpoint_makes_the_bases_pictures(tmp_path: Path, options: dict
     assert torch.equal(*made)
 
 
+@pytest.mark.parametrize("inside", [False, True], ids=["around", "inside"])
+def test_an_image_encoder_as_ip_adapter_publishes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], inside: bool
+) -> None:
+    """config.json, model.safetensors and a pickle, no feature extractor: CLIP's own stands in, and that is said."""
+    base = make_checkpoint(tmp_path / "base", preset="world")
+    source = tmp_path / "sdxl_models"
+    encoder = source / "image_encoder"
+    encoder.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(base / "image_encoder" / name, encoder)
+    (encoder / "pytorch_model.bin").write_bytes(b"a pickle")
+    given, out = encoder if inside else source, tmp_path / "mine"
+    (tmp_path / ".mine.4194305.part").mkdir()  # of a killed run: no process has so high a number
+    assert main(["--base", str(base), "--image-encoder", str(given), "--out", str(out)]) == 0
+    assert "normalised as CLIP does" in capsys.readouterr().err
+    checkpoint = Checkpoint.open(out)
+    assert checkpoint.feature_extractor == Checkpoint.open(base).feature_extractor
+    assert sorted(file.name for file in (out / "image_encoder").iterdir()) == ["config.json", "model.safetensors"]
+    assert not list(tmp_path.glob(".mine*"))
+    # one that says for itself how photos are normalised is believed
+    (encoder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
+    assert main(["--base", str(base), "--image-encoder", str(given), "--out", str(tmp_path / "told")]) == 0
+    assert "CLIP does" not in capsys.readouterr().err
+    assert Checkpoint.open(tmp_path / "told").feature_extractor["image_mean"] == [0.5] * 3
+    (encoder / "model.safetensors").unlink()
+    assert main(["--base", str(base), "--image-encoder", str(given), "--out", str(tmp_path / "no")]) == 1
+    assert "Pickles are refused" in capsys.readouterr().err and not (tmp_path / "no").exists()
+
+
 def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = make_checkpoint(tmp_path / "base", preset="world")
     (tmp_path / "empty").mkdir()
     out = ["--out", str(tmp_path / "mine")]
     assert main(["--base", str(base), "--image-encoder", str(tmp_path / "empty"), *out]) == 1
-    assert "image_encoder is missing" in capsys.readouterr().err
+    assert "empty holds no config.json, and no image_encoder/ with one" in capsys.readouterr().err
     assert main(["--base", str(tmp_path / "empty"), "--image-encoder", str(base), *out]) == 1
     assert "config.json is missing" in capsys.readouterr().err
     assert not (tmp_path / "mine").exists() and not list(tmp_path.glob(".mine*"))
