@@ -252,6 +252,22 @@ def merged(per_person: list[dict[str, Residuals]]) -> Residuals:
     return total
 
 
+def merged_rows(residuals: dict[str, Residuals], picture: Tensor, num_persons: Tensor) -> Residuals:
+    """The same of pictures with different numbers of persons.
+
+    residuals: of one person per row; picture (R,): which picture each is in; num_persons (B,), of every picture.
+    """
+    total: Residuals | None = None
+    for part, found in residuals.items():
+        weight = torch.ones_like(picture, dtype=torch.float32) if part == "local" else 1 / num_persons[picture]
+        scaled = [one * weight[:, None, None, None] for one in found]
+        zeros = [one.new_zeros(len(num_persons), *one.shape[1:]) for one in scaled]
+        summed = [zero.index_add(0, picture, one) for zero, one in zip(zeros, scaled, strict=True)]
+        total = summed if total is None else [a + b for a, b in zip(total, summed, strict=True)]
+    assert total is not None
+    return total
+
+
 DESIGNS: dict[str, type[Branches]] = {
     design.name: design for design in (Branches, LocalOnly, GlobalOnly, Uncropped, FiveKeypoints)
 }

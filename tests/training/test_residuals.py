@@ -5,12 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
 from export.checkpoint import Checkpoint
 from export.reference import Reference, ReferencePerson
 from realisid_trt.boxes import Grid, snap_box
 from realisid_trt.conditions import location_mask
-from training.residuals import DESIGNS, KEYPOINTS, Branches, crop, merged, placement, relocate
+from training.examples import WorldScenes
+from training.residuals import DESIGNS, KEYPOINTS, Branches, crop, merged, merged_rows, placement, relocate
+from training.stages.branches import BranchesStage
+from training.store import Unmade
 from training.world import World, draw
 
 BOXES = [(8, 16, 40, 48), (0, 0, 128, 128), (92, 4, 128, 40), (30, 50, 49, 66)]
@@ -108,3 +112,43 @@ def test_a_pose_in_its_place_is_the_drawing_in_the_box(checkpoint: Checkpoint) -
         inside = drawn[:, 32:96, 64:128].sum()
         assert inside > 0.9 * drawn.sum() > 0, name
     assert len(KEYPOINTS) == 5
+
+
+def test_pictures_with_different_numbers_of_persons_are_merged_each_by_itself() -> None:
+    counts, generator = [1, 3, 2], torch.Generator().manual_seed(0)
+    picture = torch.repeat_interleave(torch.arange(3), torch.tensor(counts))
+    shapes = {"local": [(6, 4, 8, 8), (6, 8, 4, 4)], "global": [(6, 4, 8, 8), (6, 8, 4, 4)]}
+    found = {part: [torch.randn(shape, generator=generator) for shape in all_] for part, all_ in shapes.items()}
+    ours = merged_rows(found, picture, torch.tensor(counts))
+    for number, first in enumerate((0, 1, 4)):
+        people = range(first, first + counts[number])
+        alone = merged([{part: [one[[row]] for one in levels] for part, levels in found.items()} for row in people])
+        for one, other in zip(ours, alone, strict=True):
+            assert torch.allclose(one[[number]], other, atol=1e-6)
+
+
+def test_everybody_in_a_picture_is_conditioned_on_and_nobody_else(checkpoint: Checkpoint) -> None:
+    people = WorldScenes(pictures=40, crop_px=checkpoint.image_size, margin=checkpoint.config.face_margin)
+    accelerator = Accelerator(cpu=True, mixed_precision="no")
+    stage = BranchesStage(checkpoint, Unmade(people), accelerator, new=False, seed=0)
+    counts = [int(stage.store["num_persons"][index]) for index in range(40)]
+    items = [stage.item(counts.index(count), np.random.default_rng(count)) for count in (1, 3, 2)]
+    batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+    batch |= {"drop_id": torch.zeros(3, dtype=torch.bool), "drop_text": torch.zeros(3, dtype=torch.bool)}
+    assert batch["num_persons"].tolist() == [1, 3, 2] and batch["each.id_pixels"].shape[:2] == (3, 3)
+    faces = batch["each.face"].amax(1).flatten(1).sum(1)
+    assert (faces > batch["each.face"][:, 0].flatten(1).sum(1)).tolist() == [False, True, True]
+
+    def predicted(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        with torch.no_grad():
+            return stage._predict(batch["latents"], batch)
+
+    together = predicted(batch)
+    for row in range(3):
+        alone = predicted({name: value[row : row + 1] for name, value in batch.items()})
+        assert torch.allclose(together[row], alone[0], atol=1e-4)
+    for row, person, matters in ((0, 1, False), (2, 2, False), (1, 2, True), (2, 1, True)):
+        other = batch["each.id_pixels"].clone()
+        other[row, person] = torch.randn(other.shape[2:], generator=torch.Generator().manual_seed(1))
+        difference = (predicted({**batch, "each.id_pixels": other}) - together).abs().flatten(1).amax(1)
+        assert (difference > 1e-4).tolist() == [matters and row == one for one in range(3)]

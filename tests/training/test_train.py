@@ -32,7 +32,7 @@ from training.store import Store, store_of
 from training.train import main
 
 DATA = {
-    "vae": "scenes", "vae-faces": "scenes", "id-encoder": "faces", "text-to-image": "scenes", "branches": "portraits",
+    "vae": "scenes", "vae-faces": "scenes", "id-encoder": "faces", "text-to-image": "scenes", "branches": "groups",
     "recogniser": "faces",
     "face-points": "scenes", "attributes": "scenes", "detector": "scenes",
     **{f"branches-{design}": "portraits" for design in ("local-only", "global-only", "uncropped", "five-keypoints")},
@@ -56,6 +56,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     store_of(WorldScenes(pictures=48), folder / "scenes")
     store_of(WorldScenes(pictures=48, persons=1, crop_px=64), folder / "portraits")
+    store_of(WorldScenes(pictures=48, crop_px=64), folder / "groups")  # of one to three people
     store_of(WorldFaces(pairs=32, views=2, scene_px=48), folder / "faces")
     return folder
 
@@ -308,7 +309,7 @@ def test_examples_for_another_checkpoint_are_refused(
     ):
         store_of(examples, tmp_path / name)
         arguments = command("branches", start, data, tmp_path / "run")
-        arguments[arguments.index(str(data / "portraits"))] = str(tmp_path / name)
+        arguments[arguments.index(str(data / "groups"))] = str(tmp_path / name)
         assert main(arguments) == 2
         assert said in capsys.readouterr().err
     # nothing was trained, so the folder is still free for the right examples

@@ -18,21 +18,23 @@ from realisid_trt.errors import RequestError
 from ..diffusion import Diffusion, mean_square, plain_attention_on
 from ..fresh import fresh
 from ..latents import latents_of
-from ..residuals import Branches, FiveKeypoints, GlobalOnly, LocalOnly, Uncropped, merged
+from ..residuals import Branches, FiveKeypoints, GlobalOnly, LocalOnly, Uncropped, merged_rows
 from ..store import Store, Unmade
 from ..text import AbsentPrompt, encode_text, time_ids, token_ids
 from .stage import Item, Stage
 
 DROP_ID, DROP_TEXT, DROP_BOTH = 0.05, 0.05, 0.05  # the paper's
 FACE_WEIGHT = 1.0  # λ of Eq. (7)
+EACH = "each."  # before the names of what a batch holds of every person: (B, P, …), zeros after the last
 
 
 class BranchesStage(Stage):
     """L = mean (ε̂ − ε)² + λ·mean ((ε̂ − ε) ⊙ c_loc)², λ = 1; Eq. (7), with v in the place of ε under v-prediction.
 
     Both means are over all elements of the batch, so a face counts by its area; c_loc is the snapped box at latent
-    size. One person per example, drawn from those of the picture. The ID is dropped in 5 % of the examples, the text in
-    5 %, both in 5 %; pose and location never.
+    size. The paper's pictures are of single persons. Of a picture with several, all are conditioned on and merged as in
+    inference, and c_loc is where any of their faces is. The IDs are dropped in 5 % of the examples, the text in 5 %,
+    both in 5 %; pose and location never.
 
     New branches begin as copies of the UNet's encoder with zero convolutions, as ControlNet does. Rate, batch and
     weight decay are the paper's. What differs from it: AdamW with β₂ = 0.99, gradients clipped at 1, a warm-up and a
@@ -68,32 +70,40 @@ class BranchesStage(Stage):
         return {**dict(self.branches.named_children()), "id_projection": self.id_projection}
 
     def item(self, index: int, rng: np.random.Generator) -> Item:
-        c = self.checkpoint
-        person = int(rng.integers(self.store["num_persons"][index]))
-        square = self.store["boxes"][index, person].tolist()
-        box = snap_box(square, self.grid)
         latents = torch.from_numpy(self.latents[index].astype(np.float32))
+        count, most = int(self.store["num_persons"][index]), self.store["boxes"].shape[1]
+        people = [self._person(index, person) for person in range(count)]
         drop = rng.random()
-        mask = torch.zeros(1, *latents.shape[1:])
-        x0, y0, x1, y1 = box.cells(0)
-        mask[:, y0:y1, x0:x1] = 1
-        crop = np.asarray(self.store["crops"][index, person])
-        landmarks = of_snapped(self.store["landmarks"][index, person], square, box)
         return {
             "latents": latents,
             "ids": self.ids[index],
             "drop_id": torch.tensor(drop < DROP_ID + DROP_BOTH),
             "drop_text": torch.tensor(DROP_ID <= drop < DROP_ID + DROP_BOTH + DROP_TEXT),
-            "id_pixels": torch.from_numpy(id_pixels(crop, c.image_mean, c.image_std)),
-            "face": mask,
-            **self.branches.conditions(box, landmarks, c),
+            "num_persons": torch.tensor(count),
+            **{EACH + name: _padded([one[name] for one in people], most) for name in people[0]},
             **self.diffusion.draw(rng, tuple(latents.shape)),
+        }
+
+    def _person(self, index: int, person: int) -> Item:
+        """What is asked for of one person of a picture; "face" (1, h, w): 1 in the box, at latent size."""
+        c = self.checkpoint
+        square = self.store["boxes"][index, person].tolist()
+        box = snap_box(square, self.grid)
+        face = torch.zeros(1, *self.grid.size(0))
+        x0, y0, x1, y1 = box.cells(0)
+        face[:, y0:y1, x0:x1] = 1
+        crop = np.asarray(self.store["crops"][index, person])
+        landmarks = of_snapped(self.store["landmarks"][index, person], square, box)
+        return {
+            "face": face,
+            "id_pixels": torch.from_numpy(id_pixels(crop, c.image_mean, c.image_std)),
+            **self.branches.conditions(box, landmarks, c),
         }
 
     def forward(self, batch: Item) -> dict[str, Tensor]:
         noisy, target = self.diffusion.noisy(batch["latents"], batch["noise"], batch["timestep"])
         prediction = self._predict(noisy, batch)
-        error, face = mean_square(prediction, target), batch["face"]
+        error, face = mean_square(prediction, target), batch[EACH + "face"].amax(1)
         whole, at_face = error.mean(), (error * face).mean()
         original = self.diffusion.original(prediction.float(), noisy, batch["timestep"])
         face_x0 = (mean_square(original, batch["latents"]) * face).sum() / (face.sum() * error.shape[1])
@@ -110,24 +120,36 @@ class BranchesStage(Stage):
             added = {"text_embeds": pooled, "time_ids": time_ids(c, len(pooled), pooled.device)}
             zeros = c.config.branch_pooled_text == "zeros"
             branch_added = {**added, "text_embeds": torch.zeros_like(pooled) if zeros else pooled}
-        *down, mid = merged([self.branches(noisy, batch["timestep"], self._id_tokens(batch), branch_added, batch)])
+        # from here on a row is a person
+        there = torch.arange(batch[EACH + "face"].shape[1], device=noisy.device) < batch["num_persons"][:, None]
+        picture = there.nonzero()[:, 0]
+        people = {name.removeprefix(EACH): value[there] for name, value in batch.items() if name.startswith(EACH)}
+        tokens = self._id_tokens(people["id_pixels"], batch["drop_id"][picture])
+        if branch_added is not None:
+            branch_added = {name: value[picture] for name, value in branch_added.items()}
+        found = self.branches(noisy[picture], batch["timestep"][picture], tokens, branch_added, people)
+        *down, mid = merged_rows(found, picture, batch["num_persons"])
         predicted: Tensor = unet(
             noisy, batch["timestep"], prompt_embeds, added_cond_kwargs=added, return_dict=False,
             down_block_additional_residuals=down, mid_block_additional_residual=mid,
         )[0]  # fmt: skip
         return predicted
 
-    def _id_tokens(self, batch: Item) -> Tensor:
-        """(B, T, D): the projection of the image encoder's features, the null ID's where the ID is dropped."""
-        drop, pixels = batch["drop_id"][:, None, None], batch["id_pixels"]
+    def _id_tokens(self, pixels: Tensor, drop: Tensor) -> Tensor:
+        """(R, T, D): the projection of the image encoder's features, the null ID's where the ID is dropped."""
         if self.null_id_tokens is None:
-            pixels = pixels * ~batch["drop_id"][:, None, None, None]
+            pixels = pixels * ~drop[:, None, None, None]
         with torch.no_grad():
             features = self.frozen[1](pixels, output_hidden_states=True).hidden_states[-2]
         tokens: Tensor = self.id_projection(features)
         if self.null_id_tokens is None:
             return tokens
-        return torch.where(drop, self.null_id_tokens.to(tokens), tokens)
+        return torch.where(drop[:, None, None], self.null_id_tokens.to(tokens), tokens)
+
+
+def _padded(tensors: Sequence[Tensor], most: int) -> Tensor:
+    """(most, …): these, then zeros."""
+    return torch.stack([*tensors, *[torch.zeros_like(tensors[0])] * (most - len(tensors))])
 
 
 def of_snapped(landmarks: NDArray[np.float32], square: Sequence[float], box: FaceBox) -> NDArray[np.float32]:
