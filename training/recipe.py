@@ -67,7 +67,7 @@ RECIPE: dict[str, Step] = {
         Step(name="face-points", stage="face-points", after=None, data="scenes",
              course=Course(steps=5000, seed=2, save_steps=500)),
         Step(name="attributes", stage="attributes", after=None, data="scenes",
-             course=Course(steps=1500, seed=3, save_steps=250)),
+             course=Course(steps=4000, seed=3, save_steps=500)),
         Step(name="detector", stage="detector", after=None, data="scenes",
              course=Course(steps=1500, seed=4, save_steps=250)),
         # the full model first, then what it is compared with: the same examples, seeds and steps

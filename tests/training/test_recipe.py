@@ -24,7 +24,16 @@ from training.start import start_checkpoint
 from training.store import Unmade, store_of
 
 MINIATURE = ROOT / "checkpoints" / "miniature"
-STEPS = {"vae": 6, "base": 3, "id-encoder": 2, "recogniser": 2, "branches": 3}  # as many as take a few seconds
+STEPS = {  # as many as take a few seconds
+    "vae": 6,
+    "base": 3,
+    "id-encoder": 2,
+    "recogniser": 2,
+    "branches": 3,
+    "face-points": 3,
+    "attributes": 2,
+    "detector": 2,
+}
 TOLERANCE = 0.01  # bf16 on other processors rounds otherwise; seen here: 5e-5
 
 
