@@ -21,13 +21,12 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from diffusers.training_utils import EMAModel
 
 from export.checkpoint import Checkpoint
 from realisid_trt.command_line import Outcome, run
 from realisid_trt.errors import RequestError
 from training.examples import WorldScenes
-from training.loop import MANY, Course, Learner, accelerator_of
+from training.loop import Course, Learner, accelerator_of, average_of
 from training.places import batches
 from training.stages.branches import BranchesStage
 from training.store import Unmade
@@ -59,12 +58,8 @@ def _outcome(checkpoint: str, checkpointing: bool, cpu: bool, **course: Any) -> 
 def measure(checkpoint: Checkpoint, course: Course, checkpointing: bool, cpu: bool) -> dict[str, Any]:
     """See the module. course: with batch size and learning rate, see `Course.of`."""
     c, accelerator = checkpoint, accelerator_of(course, cpu)
+    course.check_shared(accelerator.num_processes)
     assert course.batch_size is not None
-    if course.batch_size % (accelerator.num_processes * course.accumulate):
-        raise RequestError(
-            f"--batch-size {course.batch_size} is not divisible by {accelerator.num_processes} processes × "
-            f"{course.accumulate} parts."
-        )
     on_gpu = accelerator.device.type == "cuda"
     side = c.sample_size * c.vae_scale_factor
     people = WorldScenes(
@@ -75,8 +70,7 @@ def measure(checkpoint: Checkpoint, course: Course, checkpointing: bool, cpu: bo
     if checkpointing:
         stage.save_memory()
     learner = Learner(accelerator, stage, course)
-    size = sum(parameter.numel() for parameter in learner.parameters)
-    ema = EMAModel(learner.parameters, decay=course.ema, foreach=size < MANY) if course.ema else None
+    ema = average_of(learner)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     rows = batches(
@@ -102,7 +96,7 @@ def measure(checkpoint: Checkpoint, course: Course, checkpointing: bool, cpu: bo
         "processes": accelerator.num_processes,
         "device": str(accelerator.device),
         "side_px": side,
-        "parameters": size,
+        "parameters": learner.size,
         "course": asdict(course),
         "checkpointing": checkpointing,
         "step_s": steps,

@@ -84,6 +84,14 @@ class Course:
         left = (self.steps - step) / max(self.decay * self.steps, 1)
         return learning_rate * rising * (LEAST_RATE + (1 - LEAST_RATE) * min(1.0, left))
 
+    def check_shared(self, processes: int) -> None:
+        """Raises RequestError unless every process can work through its share of a batch in equal parts."""
+        assert self.batch_size is not None
+        if self.batch_size % (processes * self.accumulate):
+            raise RequestError(
+                f"--batch-size {self.batch_size} is not divisible by {processes} processes × {self.accumulate} parts."
+            )
+
     def of(self, stage: type[Stage]) -> Course:
         """With the stage's own batch size and learning rate where none are given."""
         return replace(
@@ -115,6 +123,7 @@ class Learner:
             module.to(accelerator.device, torch.bfloat16 if half else None)
         self.model, self.optimizer = accelerator.prepare(stage, optimizer)
         self.parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.size = sum(parameter.numel() for parameter in self.parameters)
 
     def learn(self, batch: dict[str, torch.Tensor], step: int) -> dict[str, torch.Tensor]:
         """One step on this process's part of a batch.
@@ -138,6 +147,12 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return totals
+
+
+def average_of(learner: Learner) -> EMAModel | None:
+    """What follows the learner's parameters as the course says, None if it wants no average."""
+    decay = learner.course.ema
+    return EMAModel(learner.parameters, decay=decay, foreach=learner.size < MANY) if decay else None
 
 
 class _Progress:
@@ -168,11 +183,7 @@ def claim(
     Raises RequestError if the folder holds another training, or the batch cannot be shared out; DiskError.
     """
     folder, processes = target_folder(out), accelerator.num_processes
-    assert course.batch_size is not None
-    if course.batch_size % (processes * course.accumulate):
-        raise RequestError(
-            f"batch-size {course.batch_size} is not divisible by {processes} processes × {course.accumulate} parts."
-        )
+    course.check_shared(processes)
     if course.accumulate > 1 and not stage.whole_batch:
         raise RequestError(
             f"accumulate is {course.accumulate}, but {stage.name} compares the examples of a batch with each other. "
@@ -212,14 +223,13 @@ class Run:
         """out: as `claim` returned it; a state that lies there is gone on from. Raises DiskError."""
         self.accelerator, self.stage, self.course, self.out = accelerator, stage, course, out
         self.learner = Learner(accelerator, stage, course)
-        size = sum(parameter.numel() for parameter in self.learner.parameters)
-        self.ema = EMAModel(self.learner.parameters, decay=course.ema, foreach=size < MANY) if course.ema else None
+        self.ema = average_of(self.learner)
         self.progress = _Progress()
         accelerator.register_for_checkpointing(*([self.ema] if self.ema else []), self.progress)
         saved = (out / "state").is_dir()
         # float32 weights, AdamW's two moments and the average; while a state is saved, the one before is still there
         states = 1 if saved or course.steps <= course.save_steps else 2
-        check_space(out, states * 4 * size * (4 if self.ema else 3), "the state of this training")
+        check_space(out, states * 4 * self.learner.size * (4 if self.ema else 3), "the state of this training")
         if saved:
             accelerator.load_state(str(out / "state"))
             if self.ema:
