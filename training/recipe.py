@@ -1,7 +1,8 @@
 """python -m training.recipe: how the miniature got its weights, one command per step.
 
-    vae ─► vae-faces ─► base ─► id-encoder ─► branches       (the judges, which begin with nothing, beside them)
+    vae ─► vae-faces ─► base ─► id-encoder ─► branches ─► branches-together
 
+Beside them the judges, which begin with nothing, and what the branches are compared with, which begins as they do.
 A step takes the checkpoint of the one before it, makes its examples if they are not there, and leaves a checkpoint.
 """
 
@@ -49,6 +50,7 @@ class Step:
 DATA: dict[str, Examples] = {
     "scenes": WorldScenes(pictures=80_000),
     "portraits": WorldScenes(pictures=60_000, persons=1, crop_px=64, first=1_000_000),
+    "groups": WorldScenes(pictures=60_000, crop_px=64, first=2_000_000),
     "faces": WorldFaces(pairs=16_000),
     "views": WorldFaces(pairs=16_000, first=50_000, views=2, photo_px=0, scene_px=48),
 }
@@ -70,11 +72,16 @@ RECIPE: dict[str, Step] = {
              course=Course(steps=4000, seed=3, save_steps=500)),
         Step(name="detector", stage="detector", after=None, data="scenes",
              course=Course(steps=1500, seed=4, save_steps=250)),
-        # the full model first, then what it is compared with: the same examples, seeds and steps
-        *(Step(name=name, stage=name, after="id-encoder", data="portraits",
-               course=Course(steps=12_000, learning_rate=1e-3, batch_size=32, save_steps=500))
-          for name in ("branches", "branches-local-only", "branches-global-only", "branches-uncropped",
-                       "branches-five-keypoints")),
+        Step(name="branches", stage="branches", after="id-encoder", data="portraits",
+             course=Course(steps=12_000, learning_rate=1e-3, batch_size=32, save_steps=500)),
+        # pictures of several people, all trained at once, merged as in inference
+        Step(name="branches-together", stage="branches", after="branches", data="groups", new=False,
+             course=Course(steps=2200, decay=0.6, learning_rate=1e-3, batch_size=32, save_steps=200)),
+        # the full model and what it is compared with, all on the same examples, seeds and steps
+        *(Step(name=name, stage=stage, after="id-encoder", data="portraits",
+               course=Course(steps=4000, learning_rate=1e-3, batch_size=32, save_steps=250))
+          for name, stage in (("branches-compared", "branches"), *((name, name) for name in (
+              "branches-local-only", "branches-global-only", "branches-uncropped", "branches-five-keypoints")))),
     )
 }  # fmt: skip
 

@@ -22,7 +22,7 @@ from realisid_trt.errors import CheckpointError, RequestError
 from training.evaluate import main
 from training.evaluation.cases import SIZES, Casting, one_person_captions
 from training.evaluation.contenders import EngineContender, Truth
-from training.evaluation.experiments import CEILING, FLOOR, Row
+from training.evaluation.experiments import CEILING, EXPERIMENTS, FLOOR, Row
 from training.evaluation.measures import (
     MEASURES,
     Judges,
@@ -69,6 +69,18 @@ def test_every_person_meets_every_caption_equally_often() -> None:
     assert len(met) == 40 * 35 and set(met.values()) == {2}
     some = Counter(caption for _, caption in casting.table("regular", 40, 400))
     assert len(some) == 35
+
+
+def test_guidance_is_chosen_on_people_whom_no_table_judges() -> None:
+    casting = Casting()
+    object.__setattr__(casting, "case", lambda number, who, *more: (number, *who))
+    told = [dict.fromkeys(EXPERIMENTS[name].cases(casting, 400)) for name in ("guidance", *EXPERIMENTS)]
+    chosen, *tables = [
+        ({number for number, *_ in cases}, {who for _, *people in cases for who in people}) for cases in told
+    ]
+    others = [cases for name, cases in zip(EXPERIMENTS, tables, strict=True) if name != "guidance"]
+    assert len(chosen[0]) == 400 and chosen[1] == set(range(100, 140))
+    assert all(not chosen[0] & numbers and people <= set(range(40)) for numbers, people in others)
 
 
 def test_the_like_and_the_unlike_of_a_case() -> None:
@@ -277,7 +289,7 @@ def test_only_designs_that_were_trained_alike_are_compared(built, tmp_path: Path
     files = {"uncropped": own / "weights" / "uncropped.safetensors"}
     files["uncropped"].write_bytes(b"")
     parts = {name: checkpoint.components[name].files[0] for name in BranchesStage.writes}
-    run = {"batch_size": 4, "seed": 0, "weights": {"vae": checkpoint.weights_key("vae")}}
+    run = {"batch_size": 4, "seed": 0, "new": True, "weights": {"vae": checkpoint.weights_key("vae")}}
 
     def trained(folder: Path, step: int, written: dict[str, Path], **other: Any) -> None:
         """As a run of 12 steps leaves it that was stopped, looked at, or prolonged."""
@@ -285,9 +297,9 @@ def test_only_designs_that_were_trained_alike_are_compared(built, tmp_path: Path
         write_origin(folder, step, written)
 
     (own / "run.json").write_text(json.dumps(run))
-    assert f"{own} does not say that these weights are its own" in studio.cannot(row)
+    assert "says that it made these weights" in studio.cannot(row)
     trained(own, 9, files)
-    assert f"{full} does not say that these weights are its own" in studio.cannot(row)
+    assert "says that it made the full model's weights" in studio.cannot(row)
     for step, other, why in (
         (9, {}, ""),
         (10, {}, "trained otherwise than the full model (steps)"),
@@ -296,9 +308,9 @@ def test_only_designs_that_were_trained_alike_are_compared(built, tmp_path: Path
         trained(full, step, parts, **other)
         assert why in studio.cannot(row) and bool(why) == bool(studio.cannot(row))
     trained(full, 9, parts)
-    assert Studio(asked, CASTING).made["training"] == {"steps": 9, "batch_size": 4, "seed": 0}
+    assert Studio(asked, CASTING).made["training"] == {"steps": 9, "batch_size": 4, "seed": 0, "new": True}
     trained(full, 9, {**parts, "id_projection": files["uncropped"]})  # of a run that went on since
-    assert f"{full} does not say" in studio.cannot(row) and Studio(asked, CASTING).made["training"] is None
+    assert "the full model's weights" in studio.cannot(row) and Studio(asked, CASTING).made["training"] is None
     for folder, written in ((own, files), (full, parts)):
         trained(folder, 9, written, weights={"vae": "0"})
     assert "trained on another vae" in studio.cannot(row)

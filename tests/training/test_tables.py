@@ -140,7 +140,7 @@ def test_three_people_over_one() -> None:
 MADE = {
     "steps": 9, "guidance_scale": 3.0, "id_guidance_scale": 2.0, "subject_conditioning_ratio": 0.8,
     "backend": {"name": "onnxruntime", "device": "cpu", "precision": "fp32"},
-    "training": {"steps": 7, "batch_size": 5}, "versions": {"torch": "1"},
+    "training": {"steps": 7, "batch_size": 5, "new": False}, "versions": {"torch": "1"},
 }  # fmt: skip
 
 
@@ -158,7 +158,11 @@ def test_the_report_shows_every_table_and_what_is_certain(tmp_path: Path) -> Non
         )
     write_report(tmp_path)
     page = (tmp_path / "README.md").read_text()
-    assert page.count("9 steps of DDIM, λt 3.0") == 1 and "7 steps of 5" in page and "onnxruntime on cpu" in page
+    assert (
+        page.count("9 steps of DDIM, λt 3.0") == 1
+        and "7 steps of 5, after an earlier" in page
+        and "onnxruntime on cpu" in page
+    )
     assert page.count("| uncropped twin |") == 9 and page.count("Left out: a row, for a reason.") == 3
     assert "**-0.4" in page and "(sizes.png)" in page and "persons.png" not in page
     minus = [line for line in page.splitlines() if line.startswith("| uncropped twin | ") and "[" in line]

@@ -91,15 +91,16 @@ class Casting:
         photo = draw(self.world.reference(person, FIRST_SCENE + number), self.size_px)
         return id_crop(photo, 0, self.crop_px, self.margin)
 
-    def table(self, size: str, identities: int, count: int, first: int = 0) -> list[Case]:
+    def table(self, size: str, identities: int, count: int, first: int = 0, first_identity: int = 0) -> list[Case]:
         """`count` pictures of one person each, of `identities` unseen people in turn, every one with the next captions.
 
-        40 people, 35 captions and 2800 pictures are every person with every caption twice. size: of SIZES.
+        40 people, 35 captions and 2800 pictures are every person with every caption twice. size: of SIZES; first:
+        number of the first case.
         """
         captions = one_person_captions()
         return [
             self.case(
-                first + number, (number % identities,),
+                first + number, (first_identity + number % identities,),
                 captions[(number % identities + number // identities) % len(captions)], SIZES[size],
             )
             for number in range(count)

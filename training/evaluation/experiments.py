@@ -47,6 +47,16 @@ def _table(size: str) -> Callable[[Casting, int], list[Case]]:
     return lambda casting, pictures: casting.table(size, PEOPLE, pictures)
 
 
+def _others(casting: Casting, pictures: int) -> list[Case]:
+    """Regular and small faces, of 40 people of whom no other table tells: to choose by."""
+    half = pictures // 2
+    return [
+        case
+        for size, count, first in (("regular", pictures - half, 6_000_000), ("small", half, 7_000_000))
+        for case in casting.table(size, PEOPLE, count, first, first_identity=100)
+    ]
+
+
 def _at(cells: int) -> Callable[[Casting, int], list[Case]]:
     """One person each, faces of exactly so many cells."""
     side = cells / 32
@@ -95,6 +105,11 @@ EXPERIMENTS: dict[str, Experiment] = {
         )
         for persons, layout in ((1, "apart"), (2, "apart"), (3, "apart"), (2, "overlap"), (3, "overlap"))
     },
+    "guidance": Experiment(
+        "Guidance, on other people than in all other tables (regular and small faces)", _others,
+        {f"λt {text:g}, λi {identity:g}": Row(options={"guidance_scale": text, "id_guidance_scale": identity})
+         for text in (2.0, 3.0, 5.0) for identity in (3.0, 5.0, 8.0)},
+    ),
     "null-id": Experiment(
         "Identity guidance λi (λt as it is)", _table("regular"),
         {FULL: Row(), **{f"λi = {scale}": Row(options={"id_guidance_scale": scale})

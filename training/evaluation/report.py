@@ -95,7 +95,10 @@ def made_of(table: Table) -> str:
     """How its pictures were made, in one sentence."""
     made = table["made"]
     ran, training = made["backend"], made["training"]
-    trained = "" if training is None else f" The branches: {training['steps']} steps of {training['batch_size']}."
+    trained = ""
+    if training is not None:
+        before = "" if training["new"] else ", after an earlier training"
+        trained = f" The branches: {training['steps']} steps of {training['batch_size']}{before}."
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     return (
         f"{made['steps']} steps of DDIM, λt {made['guidance_scale']}, λi {made['id_guidance_scale']}, α "

@@ -22,7 +22,7 @@ from realisid_trt.errors import RequestError
 from realisid_trt.files import sha256, whole_or_not
 from realisid_trt.manifest import Manifest
 
-from ..result import origin_of
+from ..result import ORIGIN, origin_of
 from ..stages.branches import BranchesStage
 from .cases import Case, Casting
 from .contenders import Contender, EngineContender, SomebodyElse, Truth, load_engine
@@ -71,7 +71,7 @@ class Studio:
             "id_guidance_scale": config.id_guidance_scale,
             "subject_conditioning_ratio": config.subject_conditioning_ratio,
             "backend": ran,
-            "training": None if full is None else {key: full[key] for key in ("steps", "batch_size", "seed")},
+            "training": None if full is None else {key: full[key] for key in ("steps", "batch_size", "seed", "new")},
             "weights": {name: self.checkpoint.weights_key(name)[:16] for name in self.checkpoint.components},
             "versions": {
                 package.metadata["Name"]: package.version
@@ -90,9 +90,9 @@ class Studio:
         full, own = self._origin(), origin_of(weights.parents[1], {row.maker: weights})
         if not weights.is_file():
             return f"{weights} is missing"
-        for folder, origin in ((weights.parents[1], own), (self.asked.runs / "branches", full)):
+        for what, origin in (("these", own), ("the full model's", full)):
             if origin is None:
-                return f"{folder} does not say that these weights are its own, so nobody knows how they were trained"
+                return f"no run in {self.asked.runs} says that it made {what} weights"
         assert full is not None and own is not None
         if other := sorted(key for key in {*full, *own} - MAY_DIFFER if full.get(key) != own.get(key)):
             return f"it was trained otherwise than the full model ({', '.join(other)})"
@@ -161,11 +161,13 @@ class Studio:
             )
 
     def _origin(self) -> dict[str, Any] | None:
-        """How the checkpoint's branches were trained, None if not by the run that lies here."""
+        """How the checkpoint's branches were trained, None if not by a run that lies here."""
         parts = {name: self.checkpoint.components[name].files for name in BranchesStage.writes}
         if any(len(files) != 1 for files in parts.values()):
             return None
-        return origin_of(self.asked.runs / "branches", {name: files[0] for name, files in parts.items()})
+        weights = {name: files[0] for name, files in parts.items()}
+        found = (origin_of(path.parent, weights) for path in sorted(self.asked.runs.glob(f"*/{ORIGIN}")))
+        return next((origin for origin in found if origin is not None), None)
 
     def _weights(self, design: str) -> Path:
         return self.asked.runs / f"branches-{design}" / "weights" / f"{design}.safetensors"
