@@ -108,7 +108,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "guidance": Experiment(
         "Guidance, on other people than in all other tables (regular and small faces)", _others,
         {f"λt {text:g}, λi {identity:g}": Row(options={"guidance_scale": text, "id_guidance_scale": identity})
-         for text in (2.0, 3.0, 5.0) for identity in (3.0, 5.0, 8.0)},
+         for text in (2.0, 3.0, 5.0) for identity in (2.0, 3.0, 5.0)},
     ),
     "null-id": Experiment(
         "Identity guidance λi (λt as it is)", _table("regular"),
