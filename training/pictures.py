@@ -17,32 +17,35 @@ from realisid_trt.errors import PhotoError, RequestError
 from realisid_trt.faces import Face, FaceFinder
 from realisid_trt.files import sha256
 from realisid_trt.mesh import NUM_LANDMARKS
-from realisid_trt.photo import WORKING_SIDE_PX, load_photo
+from realisid_trt.photo import WORKING_SIDE_PX, LoadedPhoto, load_photo
 
 from .store import LeftOut, check_least
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 METADATA = "metadata.jsonl"  # {"file_name": …, "text": …} per line, the layout of Hugging Face's image folders
-ROOM = 0.15  # of the face square, kept between it and the edge of the picture where the photo has it
+ROOM = 0.15  # of a face square, kept between it and the edge of the picture where the photo has it
+BYSTANDER = 0.5  # a face narrower than this share of the widest one belongs to nobody whom the picture is of
 
 
 @dataclass(frozen=True, kw_only=True)
 class PictureFolder:
-    """Photos of single persons with captions.
+    """Photos of people with captions.
 
     folder:      of the photos, with its sub-folders, without what is hidden; NAME.txt beside NAME.jpg says what it
                  shows, or a metadata.jsonl says so for the photos in and below its own folder.
     face_models: folder with the face models: the faces/ of an engine.
     size_px:     side S of the pictures: `sample_size` times the VAE's factor of the checkpoint that is trained. A photo
-                 is cut to a square about its middle, moved as far as the face needs, and scaled.
+                 is cut to a square about its middle, moved as far as the faces need, and scaled.
     crop_px:     side s of the ID crops: the image encoder's. margin: `face_margin` of the checkpoint.
     least_face:  least side of a face over the picture's; a checkpoint's own least is f·2^(L-1) px.
+    persons:     1: photos of single persons, or of one in front of others; more: also of up to so many at once, all of
+                 whom are learned. A checkpoint that saw single persons alone mixes up the features of several.
     least_px:    least side, in the photo, of the square that is cut: a smaller one would be enlarged, and teach blur.
                  0: half of S.
 
-    An example is as `WorldScenes` has it, for one person. The ID crop is of the picture itself, as in the paper. Photos
-    that are too small, without a face, with several similar ones, or with a face that is too small are left out, and
-    the store says why.
+    An example is as `WorldScenes` has it, for `persons` at most. ID crops are of the picture itself, as in the paper.
+    Photos that are too small, without a face, with more similar ones than `persons`, with one that is too small or with
+    some that no square holds are left out, and the store says why.
 
     Raises RequestError for a folder without pictures, for a picture without a caption and for wrong numbers.
     """
@@ -53,18 +56,19 @@ class PictureFolder:
     crop_px: int = 224
     margin: float = 1.0
     least_face: float = 1 / 16
+    persons: int = 1
     least_px: int = 0
 
     def __post_init__(self) -> None:
-        check_least(self, size_px=1, crop_px=1, margin=0.5, least_face=0, least_px=0)
+        check_least(self, size_px=1, crop_px=1, margin=0.5, least_face=0, persons=1, least_px=0)
 
     def shapes(self) -> Mapping[str, tuple[tuple[int, ...], DTypeLike]]:
         return {
             "rgb": ((self.size_px, self.size_px, 3), np.uint8),
             "num_persons": ((), np.uint8),
-            "boxes": ((1, 4), np.float32),
-            "landmarks": ((1, NUM_LANDMARKS, 2), np.float32),
-            "crops": ((1, self.crop_px, self.crop_px, 3), np.uint8),
+            "boxes": ((self.persons, 4), np.float32),
+            "landmarks": ((self.persons, NUM_LANDMARKS, 2), np.float32),
+            "crops": ((self.persons, self.crop_px, self.crop_px, 3), np.uint8),
         }
 
     def __len__(self) -> int:
@@ -79,19 +83,35 @@ class PictureFolder:
                 reduced = f", once reduced to {WORKING_SIDE_PX} px" if photo.scale > 1 else ""
                 least = f"expected at least {self._least_px} px"
                 return LeftOut(name, f"{name}: the shorter side is {side} px{reduced}, {least}.")
-            face = finder.find(photo, name)
+            faces = self._faces(photo, name)
         except PhotoError as error:
             return LeftOut(name, str(error))
-        photo = photo.turned(face.turns)
-        rgb, box = framed(photo.rgb, tuple(value / photo.scale for value in face.square), self.size_px)
-        if box[2] - box[0] < self.least_face * self.size_px:
-            return LeftOut(name, f"{name}: the face is {box[2] - box[0]:.0f} px of {self.size_px} px wide.")
-        straight = Face(face.box, face.landmarks, face.num_found)
-        crop, _ = finder.crop(photo, straight, self.crop_px, self.margin)
-        return {
-            "rgb": rgb, "num_persons": 1, "boxes": np.array([box], np.float32),
-            "landmarks": face.landmarks[None].astype(np.float32), "crops": crop[None], "caption": caption,
-        }  # fmt: skip
+        photo = photo.turned(faces[0].turns)
+        squares = np.array([face.square for face in faces]) / photo.scale
+        rgb, boxes = framed(photo.rgb, squares, self.size_px)
+        centres, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2] - boxes[:, 0]
+        if len(faces) > 1 and (centres.min() < 0 or centres.max() > self.size_px):
+            return LeftOut(name, f"{name}: no square of the photo holds all of its {len(faces)} faces.")
+        if sides.min() < self.least_face * self.size_px:
+            return LeftOut(name, f"{name}: the face is {sides.min():.0f} px of {self.size_px} px wide.")
+        example: dict[str, Any] = {key: np.zeros(shape, dtype) for key, (shape, dtype) in self.shapes().items()}
+        example |= {"rgb": rgb, "num_persons": len(faces), "caption": caption}
+        for person, (face, box) in enumerate(zip(faces, boxes, strict=True)):
+            straight = Face(face.box, face.landmarks, face.num_found)
+            example["boxes"][person], example["landmarks"][person] = box, face.landmarks
+            example["crops"][person] = finder.crop(photo, straight, self.crop_px, self.margin)[0]
+        return example
+
+    def _faces(self, photo: LoadedPhoto, name: str) -> list[Face]:
+        """Whom a photo is of, from the left. Raises PhotoError."""
+        finder = _finder(self.face_models)
+        if self.persons == 1:
+            return [finder.find(photo, name)]
+        sides = np.ptp(finder.see(photo).boxes.reshape(-1, 2, 2), axis=1).max(axis=1)
+        shown = np.flatnonzero(sides >= BYSTANDER * sides.max(initial=0))
+        if not 1 < len(shown) <= self.persons:
+            return [finder.find(photo, name)]  # or why not
+        return [finder.find(photo, name, face=int(number)) for number in shown]
 
     @property
     def _least_px(self) -> int:
@@ -104,31 +124,31 @@ class PictureFolder:
         found = sha256(json.dumps(photos).encode())
         return {
             "source": "pictures", "pictures": found, "faces": _finder(self.face_models).model_id,
-            "least_face": self.least_face, "least_px": self._least_px, **options,
+            "least_face": self.least_face, "persons": self.persons, "least_px": self._least_px, **options,
         }  # fmt: skip
 
 
 def framed(
-    rgb: NDArray[np.uint8], square: tuple[float, ...], size_px: int
-) -> tuple[NDArray[np.uint8], tuple[float, float, float, float]]:
-    """The largest square of a photo, about its middle, moved so that the face and some room lie inside; scaled.
+    rgb: NDArray[np.uint8], squares: NDArray[np.float64], size_px: int
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """The largest square of a photo, about its middle, moved so that the faces and some room lie inside; scaled.
 
-    rgb: (H, W, 3); square: x0, y0, x1, y1 of the face, px of it.
+    rgb: (H, W, 3); squares: (n, 4) x0, y0, x1, y1 of the faces, px of it.
 
-    Returns (size_px, size_px, 3) uint8 and the face square in px of that; it may leave the picture where the face does.
+    Returns (size_px, size_px, 3) uint8 and the face squares in px of that; they may leave the picture where faces do,
+    and where no square holds all.
     """
     side, corner = min(rgb.shape[:2]), []
-    for length, low, high in ((rgb.shape[1], square[0], square[2]), (rgb.shape[0], square[1], square[3])):
-        room = ROOM * (high - low)
-        start = np.clip((length - side) / 2, high + room - side, low - room) if high - low + 2 * room < side else (
-            (low + high - side) / 2)  # fmt: skip
+    room = ROOM * (squares[:, 2] - squares[:, 0])
+    for axis, length in ((0, rgb.shape[1]), (1, rgb.shape[0])):
+        low, high = (squares[:, axis] - room).min(), (squares[:, axis + 2] + room).max()
+        start = np.clip((length - side) / 2, high - side, low) if high - low < side else (low + high - side) / 2
         corner.append(int(round(float(np.clip(start, 0, length - side)))))
     x, y = corner
     cut = np.ascontiguousarray(rgb[y : y + side, x : x + side])
     how = cv2.INTER_AREA if size_px < side else cv2.INTER_CUBIC
-    scale = size_px / side
-    x0, y0, x1, y1 = ((value - offset) * scale for value, offset in zip(square, (x, y, x, y), strict=True))
-    return np.asarray(cv2.resize(cut, (size_px, size_px), interpolation=how), np.uint8), (x0, y0, x1, y1)
+    boxes = (squares - (x, y, x, y)) * (size_px / side)
+    return np.asarray(cv2.resize(cut, (size_px, size_px), interpolation=how), np.uint8), boxes
 
 
 @cache

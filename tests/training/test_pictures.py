@@ -152,6 +152,51 @@ def test_only_faceless_pictures_are_refused(
     assert not (tmp_path / "store").exists() and not (tmp_path / ".store.making").exists()
 
 
+@pytest.fixture(scope="module")
+def company(photos: Photos, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A photo of both, one of both so far apart that no square holds them, and one of one of them."""
+    out = tmp_path_factory.mktemp("company")
+    astronaut, hopper = (Image.open(path).convert("RGB") for path in (photos.astronaut, photos.hopper))
+    face = astronaut.crop((100, 0, 356, 256)).resize((420, 420)), hopper.crop((20, 0, 500, 480)).resize((420, 420))
+    for name, gap in (("together", 0), ("apart", 700)):
+        both = Image.new("RGB", (840 + gap, 840), (90, 110, 130))
+        both.paste(face[0], (0, 200))
+        both.paste(face[1], (420 + gap, 200))
+        both.save(out / f"{name}.png")
+    hopper.save(out / "alone.png")
+    for name in ("together", "apart", "alone"):
+        (out / f"{name}.txt").write_text(name)
+    return out
+
+
+def test_pictures_of_several_people_are_learned_together(company: Path, face_models: Path, tmp_path: Path) -> None:
+    """Both faces of a photo are found, each in its place with its own crop; and the branches train on them."""
+
+    def prepared(persons: int) -> Store:
+        out = tmp_path / str(persons)
+        assert prepare(["pictures", "--folder", str(company), "--face-models", str(face_models), "--size-px", "128",
+                        "--crop-px", "64", "--persons", str(persons), "--out", str(out)]) == 0  # fmt: skip
+        return Store(out)
+
+    found, single = prepared(3), prepared(1)
+    assert found.captions == ["alone", "together"] and found["num_persons"].tolist() == [1, 2]
+    assert found.left_out == {"apart.png": "apart.png: no square of the photo holds all of its 2 faces."}
+    assert single.captions == ["alone"] and sorted(single.left_out) == ["apart.png", "together.png"]
+    boxes, crops = found["boxes"], found["crops"]
+    assert boxes.shape == (2, 3, 4) and not boxes[0, 1:].any() and not boxes[1, 2].any()
+    for name in ("boxes", "landmarks", "crops"):  # who is alone is found as ever
+        assert np.array_equal(found[name][0, 0], single[name][0, 0]), name
+    left, right = boxes[1, :2]
+    assert left[2] < 64 < right[0] and min(left[2] - left[0], right[2] - right[0]) > 15
+    assert all(crops[1, person].max() > 60 for person in (0, 1)) and not np.array_equal(crops[1, 0], crops[1, 1])
+    start = make_checkpoint(
+        tmp_path / "start", preset="world", prediction="epsilon", force_zeros_for_empty_prompt=False
+    )
+    status = train(["branches", "--checkpoint", str(start), "--data", str(found.path), "--out", str(tmp_path / "run"),
+                    "--new", "--cpu", "--steps", "2", "--batch-size", "2", "--threads", "1"])  # fmt: skip
+    assert status == 0 and len(read_log(tmp_path / "run" / "log.jsonl")) == 2
+
+
 @pytest.mark.parametrize(
     "square, left", [((100, 20, 140, 60), 50), ((2, 20, 42, 60), 0), ((150, 20, 190, 60), 96), ((0, 0, 100, 100), 0)]
 )
@@ -159,5 +204,14 @@ def test_a_photo_is_cut_about_its_middle_as_far_as_the_face_allows(square: tuple
     """A photo of 200 × 100 px: its square is 100 px wide."""
     rgb = np.zeros((100, 200, 3), np.uint8)
     rgb[:, :, 0] = np.arange(200)
-    cut, box = framed(rgb, square, 100)
-    assert cut[0, 0, 0] == left and box == (square[0] - left, square[1], square[2] - left, square[3])
+    cut, boxes = framed(rgb, np.array([square], float), 100)
+    assert cut[0, 0, 0] == left and boxes.tolist() == [[square[0] - left, square[1], square[2] - left, square[3]]]
+
+
+def test_a_photo_is_cut_so_that_all_faces_are_in_it() -> None:
+    rgb = np.zeros((100, 200, 3), np.uint8)
+    rgb[:, :, 0] = np.arange(200)
+    cut, boxes = framed(rgb, np.array([(60, 20, 80, 40), (125, 20, 145, 40)], float), 100)
+    assert cut[0, 0, 0] == 50 and boxes[:, 0].tolist() == [10, 75]
+    cut, boxes = framed(rgb, np.array([(90, 20, 110, 40), (150, 20, 170, 40)], float), 100)
+    assert cut[0, 0, 0] == 73 and boxes[:, 0].tolist() == [17, 77]
