@@ -39,7 +39,7 @@ class PictureFolder:
     crop_px:     side s of the ID crops: the image encoder's. margin: `face_margin` of the checkpoint.
     least_face:  least side of a face over the picture's; a checkpoint's own least is f·2^(L-1) px.
     persons:     1: photos of single persons, or of one in front of others; more: also of up to so many at once, all of
-                 whom are learned. A checkpoint that saw single persons alone mixes up the features of several.
+                 whom are learned, merged as in inference.
     least_px:    least side, in the photo, of the square that is cut: a smaller one would be enlarged, and teach blur.
                  0: half of S.
 
