@@ -63,7 +63,7 @@ def measure(checkpoint: Checkpoint, course: Course, checkpointing: bool, cpu: bo
     on_gpu = accelerator.device.type == "cuda"
     side = c.sample_size * c.vae_scale_factor
     people = WorldScenes(
-        pictures=2 * course.batch_size, persons=1, size_px=side, grid_px=c.config.box_snap or c.vae_scale_factor,
+        pictures=2 * course.batch_size, persons=(1,), size_px=side, grid_px=c.config.box_snap or c.vae_scale_factor,
         crop_px=c.image_size, margin=c.config.face_margin,
     )  # fmt: skip
     stage = BranchesStage(c, Unmade(people), accelerator, new=False, seed=course.seed)

@@ -26,7 +26,7 @@ class WorldScenes:
 
     pictures: how many; first: number of the first. seed: of the world.
     size_px:  side S of the pictures; grid_px: of the cells that face squares lie on (the checkpoint's box_snap).
-    persons:  1 to 3 in every picture; 0: as they come, 55, 30 and 15 of 100.
+    persons:  1 to 3 in a picture, taken in turn; none: as they come, 55, 30 and 15 of 100.
     face:     least and greatest side of a face over the picture's.
     crop_px:  side s of the ID crops; 0 makes none. They are of other photos of the same persons than the picture, in
               another pose and light, so that a network which copies the crop is not rewarded. margin: `face_margin`.
@@ -43,17 +43,18 @@ class WorldScenes:
     seed: int = 0
     size_px: int = 128
     grid_px: int = 4
-    persons: int = 0
+    persons: tuple[int, ...] = ()
     face: tuple[float, float] = (1 / 8, 1 / 2)
     crop_px: int = 0
     margin: float = 1.5
 
     def __post_init__(self) -> None:
         check_least(self, pictures=1, first=0, grid_px=1, crop_px=0, margin=LEAST_MARGIN)
-        self._scene(0)
+        for index in range(max(len(self.persons), 1)):
+            self._scene(index)
 
     def shapes(self) -> Mapping[str, tuple[tuple[int, ...], DTypeLike]]:
-        persons, size, crop = self.persons or MOST_PERSONS, self.size_px, self.crop_px
+        persons, size, crop = max(self.persons, default=MOST_PERSONS), self.size_px, self.crop_px
         return {
             "rgb": ((size, size, 3), np.uint8),
             "num_persons": ((), np.uint8),
@@ -67,7 +68,8 @@ class WorldScenes:
 
     def _scene(self, index: int) -> Scene:
         world = World(self.seed, self.size_px // self.grid_px)
-        return world.scene(self.first + index, persons=self.persons or None, face=self.face)
+        persons = self.persons[index % len(self.persons)] if self.persons else None
+        return world.scene(self.first + index, persons=persons, face=self.face)
 
     def told(self, index: int) -> str:
         """The caption alone."""

@@ -72,6 +72,8 @@ def _parser() -> argparse.ArgumentParser:
             flag = "--" + field.name.replace("_", "-")
             if field.default is dataclasses.MISSING:
                 one.add_argument(flag, type=types[field.name], required=True)
+            elif types[field.name] == tuple[int, ...]:
+                one.add_argument(flag, type=int, nargs="+", default=field.default, help="default: none")
             elif isinstance(field.default, tuple):
                 one.add_argument(flag, type=_number, nargs=2, default=field.default, metavar=("LEAST", "GREATEST"))
             else:

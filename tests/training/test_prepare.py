@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from training.prepare import main
+from training.store import Store
 
 SCENES, FACES = ["scenes", "--pictures", "2"], ["faces", "--pairs", "2"]
 PICTURES = ["pictures", "--folder", "PHOTOS", "--face-models", "FACES"]
@@ -19,6 +20,7 @@ WRONG = [
     ([*SCENES, "--first", "-1"], "first is -1"),
     ([*SCENES, "--seed", "-1"], "seed is -1"),
     ([*SCENES, "--persons", "4"], "persons is 4, expected a whole number from 1 to 3"),
+    ([*SCENES, "--persons", "1", "0"], "persons is 0, expected a whole number from 1 to 3"),
     ([*SCENES, "--crop-px", "-1"], "crop_px is -1"),
     ([*SCENES, "--margin", "nan"], "margin is nan, expected at least 0.5."),
     ([*SCENES, "--face", "1/2", "1/8"], "between 1/16 and 2/3"),
@@ -50,3 +52,11 @@ def test_a_fraction_that_is_none_is_bad_usage(face: str, capsys: pytest.CaptureF
         main([*SCENES, "--face", face, "1/2", "--out", "nowhere"])
     assert ended.value.code == 2
     assert f"argument --face: {face!r} is no number, and no fraction such as 1/8" in capsys.readouterr().err
+
+
+def test_the_numbers_of_persons_come_in_turn(tmp_path: Path) -> None:
+    assert main(["scenes", "--pictures", "5", "--persons", "1", "3", "2", "--out", str(tmp_path / "store")]) == 0
+    store = Store(tmp_path / "store")
+    assert store["num_persons"].tolist() == [1, 3, 2, 1, 3] and store["boxes"].shape == (5, 3, 4)
+    sides = store["boxes"][..., 2] - store["boxes"][..., 0]
+    assert ((sides > 0).sum(1) == store["num_persons"]).all()

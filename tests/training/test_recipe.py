@@ -116,7 +116,7 @@ def test_a_step_is_a_training_command(tmp_path: Path, start: Path, monkeypatch: 
 
 
 def test_unmade_examples_are_those_of_a_store(tmp_path: Path) -> None:
-    examples = WorldScenes(pictures=3, persons=1, crop_px=32)
+    examples = WorldScenes(pictures=3, persons=(1,), crop_px=32)
     made, unmade = store_of(examples, tmp_path / "store"), Unmade(examples)
     assert unmade.captions == made.captions and len(unmade) == 3 and unmade.description == made.description
     for name in made.arrays:

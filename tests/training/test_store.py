@@ -132,7 +132,7 @@ def test_latents_go_on_where_they_stood(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accelerator: Accelerator
 ) -> None:
     checkpoint = Checkpoint.open(make_checkpoint(tmp_path / "start", preset="world"))
-    pictures = store_of(WorldScenes(pictures=7, persons=1), tmp_path / "store")
+    pictures = store_of(WorldScenes(pictures=7, persons=(1,)), tmp_path / "store")
     other = Store(shutil.copytree(pictures.path, tmp_path / "other"))
     monkeypatch.setattr(latents, "BATCH_PIXELS", 2 * 128 * 128)
     whole = latents_of(checkpoint, pictures, accelerator)

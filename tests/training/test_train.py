@@ -55,7 +55,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     store_of(WorldScenes(pictures=48), folder / "scenes")
-    store_of(WorldScenes(pictures=48, persons=1, crop_px=64), folder / "portraits")
+    store_of(WorldScenes(pictures=48, persons=(1,), crop_px=64), folder / "portraits")
     store_of(WorldScenes(pictures=48, crop_px=64), folder / "groups")  # of one to three people
     store_of(WorldFaces(pairs=32, views=2, scene_px=48), folder / "faces")
     return folder
@@ -298,12 +298,16 @@ def test_examples_for_another_checkpoint_are_refused(
     start: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name, examples, said in (
-        ("mute", WorldScenes(pictures=3, persons=1), "ID crops are 0 px, the checkpoint's 64 px"),
-        ("large", WorldScenes(pictures=3, persons=1, size_px=256, grid_px=8, crop_px=64), "pictures are 256 px"),
-        ("wide", WorldScenes(pictures=3, persons=1, crop_px=64, margin=1.0), "1.0 face squares, the checkpoint's 1.5"),
+        ("mute", WorldScenes(pictures=3, persons=(1,)), "ID crops are 0 px, the checkpoint's 64 px"),
+        ("large", WorldScenes(pictures=3, persons=(1,), size_px=256, grid_px=8, crop_px=64), "pictures are 256 px"),
+        (
+            "wide",
+            WorldScenes(pictures=3, persons=(1,), crop_px=64, margin=1.0),
+            "1.0 face squares, the checkpoint's 1.5",
+        ),
         (
             "far",
-            WorldScenes(pictures=3, persons=1, crop_px=64, face=(1 / 12, 1 / 11)),
+            WorldScenes(pictures=3, persons=(1,), crop_px=64, face=(1 / 12, 1 / 11)),
             "3 faces are smaller than 16 px",
         ),
     ):
@@ -349,16 +353,16 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
 
 
 def test_a_store_is_made_once_and_is_what_it_says(tmp_path: Path) -> None:
-    store = store_of(WorldScenes(pictures=5, persons=2), tmp_path / "store")
+    store = store_of(WorldScenes(pictures=5, persons=(2,)), tmp_path / "store")
     written = (tmp_path / "store" / "rgb.npy").stat().st_mtime_ns
-    again = store_of(WorldScenes(pictures=5, persons=2), tmp_path / "store")
+    again = store_of(WorldScenes(pictures=5, persons=(2,)), tmp_path / "store")
     assert (tmp_path / "store" / "rgb.npy").stat().st_mtime_ns == written
     assert store.captions == again.captions and len(again) == 5
-    one = WorldScenes(pictures=5, persons=2)[3]
+    one = WorldScenes(pictures=5, persons=(2,))[3]
     assert np.array_equal(again["rgb"][3], one["rgb"]) and again.captions[3] == one["caption"]
     assert np.array_equal(again["landmarks"][3], one["landmarks"]) and one["num_persons"] == 2
     with pytest.raises(Exception, match=r"holds other examples \(seed\)"):
-        store_of(WorldScenes(pictures=5, persons=2, seed=1), tmp_path / "store")
+        store_of(WorldScenes(pictures=5, persons=(2,), seed=1), tmp_path / "store")
     (tmp_path / "store" / "store.json").write_text(json.dumps({"format": 99}))
     with pytest.raises(Exception, match="format 99"):
         Store(tmp_path / "store")
