@@ -1,6 +1,7 @@
 """python -m training.recipe: how the miniature got its weights, one command per step.
 
     vae ─► vae-faces ─► base ─► id-encoder ─► branches ─► branches-together
+    ─► branches-three ─► branches-three-again
 
 Beside them the judges, which begin with nothing, and what the branches are compared with, which begins as they do.
 A step takes the checkpoint of the one before it, makes its examples if they are not there, and leaves a checkpoint.
@@ -49,8 +50,9 @@ class Step:
 
 DATA: dict[str, Examples] = {
     "scenes": WorldScenes(pictures=80_000),
-    "portraits": WorldScenes(pictures=60_000, persons=1, crop_px=64, first=1_000_000),
+    "portraits": WorldScenes(pictures=60_000, persons=(1,), crop_px=64, first=1_000_000),
     "groups": WorldScenes(pictures=60_000, crop_px=64, first=2_000_000),
+    "companies": WorldScenes(pictures=32_000, persons=(1, 3, 2, 3), crop_px=64, first=3_000_000),
     "faces": WorldFaces(pairs=16_000),
     "views": WorldFaces(pairs=16_000, first=50_000, views=2, photo_px=0, scene_px=48),
 }
@@ -77,6 +79,11 @@ RECIPE: dict[str, Step] = {
         # pictures of several people, all trained at once, merged as in inference
         Step(name="branches-together", stage="branches", after="branches", data="groups", new=False,
              course=Course(steps=2200, decay=0.6, learning_rate=1e-3, batch_size=32, save_steps=200)),
+        # more of three, until the first is met as well with two others as alone
+        Step(name="branches-three", stage="branches", after="branches-together", data="companies", new=False,
+             course=Course(steps=1400, decay=0.6, learning_rate=1e-3, batch_size=32, save_steps=200)),
+        Step(name="branches-three-again", stage="branches", after="branches-three", data="companies", new=False,
+             course=Course(steps=900, decay=0.7, seed=1, learning_rate=1e-3, batch_size=32, save_steps=100)),
         # the full model and what it is compared with, all on the same examples, seeds and steps
         *(Step(name=name, stage=stage, after="id-encoder", data="portraits",
                course=Course(steps=4000, learning_rate=1e-3, batch_size=32, save_steps=250))
