@@ -79,7 +79,7 @@ RECIPE: dict[str, Step] = {
         # pictures of several people, all trained at once, merged as in inference
         Step(name="branches-together", stage="branches", after="branches", data="groups", new=False,
              course=Course(steps=2200, decay=0.6, learning_rate=1e-3, batch_size=32, save_steps=200)),
-        # more of three, until the first is met as well with two others as alone
+        # half of the pictures of three: company shall cost less
         Step(name="branches-three", stage="branches", after="branches-together", data="companies", new=False,
              course=Course(steps=1400, decay=0.6, learning_rate=1e-3, batch_size=32, save_steps=200)),
         Step(name="branches-three-again", stage="branches", after="branches-three", data="companies", new=False,
