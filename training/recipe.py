@@ -33,7 +33,12 @@ from .store import Examples, Unmade, store_of
 from .train import main as train
 
 LOSSES = Path(__file__).parent / "results" / "losses"  # of the runs that made the weights: the first steps, by name
-START: dict[str, Any] = {"preset": "world", "prediction": "v_prediction", "face_margin": 1.5}
+SHIPPED = "checkpoints/miniature"
+START: dict[str, Any] = {
+    "preset": "world", "prediction": "v_prediction", "face_margin": 1.5,
+    # what a request gets that asks for nothing else; no training reads it
+    "guidance_scale": 3.0, "id_guidance_scale": 3.0, "num_inference_steps": 16, "subject_conditioning_ratio": 1.0,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,19 +100,21 @@ RECIPE: dict[str, Step] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed, 2 bad usage."""
-    given = _parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    cut = words.index("--") if "--" in words else len(words)  # argparse takes no "--" behind an option
+    given, more = _parser().parse_args(words[:cut]), words[cut + 1 :]
     step, out = RECIPE[given.step], Path(given.out)
     if given.check is None:
         command: list[str] = []
 
         def prepare() -> Outcome:
             # one of the processes that a launcher started makes the examples, the others find them
-            with PartialState(cpu="--cpu" in given.more).main_process_first():
-                command.extend(prepared(step, out, given.more))
+            with PartialState(cpu="--cpu" in more).main_process_first():
+                command.extend(prepared(step, out, more))
             return Outcome({})
 
         return run(prepare, as_json=False) or train(command)
-    return run(lambda: _check(step, given.check, Path(given.checkpoint), given.tolerance), given.json)
+    return run(lambda: _check(step, given.check, given.checkpoint, out, given.tolerance), given.json)
 
 
 def prepared(step: Step, out: Path, more: Sequence[str] = ()) -> list[str]:
@@ -128,17 +135,20 @@ def prepared(step: Step, out: Path, more: Sequence[str] = ()) -> list[str]:
     return [step.stage, *data, *new, "--half", *flags, *more]
 
 
-def _check(step: Step, steps: int, checkpoint: Path, tolerance: float) -> Outcome:
+def _check(step: Step, steps: int, checkpoint: str | None, out: Path, tolerance: float) -> Outcome:
     """The first losses anew, beside those of the run that made the weights."""
     if steps < 1:
         raise RequestError(f"--check is {steps}, expected a number of steps.")
-    if not step.new:
-        raise RequestError(f"{step.name} begins with weights that no checkpoint keeps. Run the steps before it anew.")
     path = LOSSES / f"{step.name}.jsonl"
     if not path.is_file():
         raise RequestError(f"{path} is missing: no run of {step.name} is on record.")
+    if checkpoint is None and not step.new:
+        raise RequestError(
+            f"{step.name} begins with the weights of {step.after}, which {SHIPPED} holds no more. Do that step, and "
+            f"say --checkpoint {out / str(step.after) / 'checkpoint'}."
+        )
     known = [line for line in read_log(path) if line["step"] <= min(steps, EVERY_STEP)]
-    again = first_losses(step, checkpoint, len(known))
+    again = first_losses(step, Path(checkpoint or SHIPPED), len(known))
     worst = max(abs(new / old["loss"] - 1) for new, old in zip(again, known, strict=True))
     lines = [
         f"step {old['step']}: {old['loss']:.6f} then, {new:.6f} now" for new, old in zip(again, known, strict=True)
@@ -151,8 +161,8 @@ def _check(step: Step, steps: int, checkpoint: Path, tolerance: float) -> Outcom
 def first_losses(step: Step, checkpoint: Path, steps: int) -> list[float]:
     """The losses of the first steps, of a run that keeps nothing, on examples made when they are needed.
 
-    checkpoint: one that holds what the step begins with: the trained miniature holds what every step but vae-faces
-    does, since earlier parts are not changed by later steps.
+    checkpoint: one that holds what the step begins with: the trained miniature, for every step that begins with new
+    weights, since earlier parts are not changed by later steps; the checkpoint of the step before it for the others.
     """
     kind = STAGES[step.stage]
     course = step.course.of(kind)
@@ -167,6 +177,7 @@ def first_losses(step: Step, checkpoint: Path, steps: int) -> list[float]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training.recipe",
+        usage="%(prog)s STEP [options] [-- more flags for python -m training.train]",
         description="Do one step of the miniature's training, or check that its first losses come out again.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""examples:
@@ -188,10 +199,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="only compare the first N losses with those of the run behind the weights",
     )
-    add("--checkpoint", default="checkpoints/miniature", help="of --check: what holds the parts that the step reads")
+    add(
+        "--checkpoint", metavar="CKPT", help=f"of --check: what holds the parts that the step reads (default {SHIPPED})"
+    )
     add("--tolerance", type=float, default=0.01, help="of --check, relative (default %(default)s)")
     add("--json", action="store_true", help="of --check: the last line of stdout is one JSON object")
-    add("more", nargs="*", help="after --: more flags for python -m training.train")
     return parser
 
 

@@ -48,7 +48,9 @@ def write_checkpoint(
 
 
 def _skipped(folder: Path, names: list[str], start: Checkpoint, trained: Mapping[str, nn.Module]) -> list[str]:
-    return [name for name in names if name.startswith(".") or (folder == start.path and name in trained)]
+    """A model card is left behind too: it tells of the weights that were there before."""
+    here = {*trained, "README.md"} if folder == start.path else ()
+    return [name for name in names if name.startswith(".") or name in here]
 
 
 def _write_index(start: Path, partial: Path, out: Path) -> None:

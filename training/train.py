@@ -25,6 +25,9 @@ from .result import write_apart, write_checkpoint, write_origin
 from .stages import STAGES
 from .store import Store
 
+# of realisid_config.json: what a request gets that asks for nothing else, and no training reads
+ASKED = {"guidance_scale", "id_guidance_scale", "num_inference_steps", "subject_conditioning_ratio"}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed, 2 bad usage."""
@@ -61,7 +64,9 @@ def _train(
     read = {*kind.reads, *(() if new else kind.writes)} & {*start.components, "scheduler"}
     origin = {
         "weights": {name: start.weights_key(name) for name in sorted(read)},
-        "config": start.config.to_dict() if "unet" in kind.reads else None,
+        "config": {key: value for key, value in start.config.to_dict().items() if key not in ASKED}
+        if "unet" in kind.reads
+        else None,
         "examples": store.description,
         "new": new,
     }

@@ -30,6 +30,7 @@ from training.evaluation.measures import (
     face_crop,
     match,
     mouth_opening,
+    moved,
     right_color,
 )
 from training.evaluation.sampler import Sampler
@@ -96,7 +97,8 @@ def test_a_face_found_counts_for_one_box() -> None:
     asked = np.array([(0, 0, 10, 10), (4, 0, 14, 10), (50, 50, 60, 60)], float)
     first, second, third = match(asked, [(3.0, 0.0, 13.0, 10.0), (90.0, 90.0, 99.0, 99.0)])
     assert second[0] == pytest.approx(9 / 11) and second[1] == (3.0, 0.0, 13.0, 10.0)
-    assert first == third == (0.0, None)
+    assert first == (0.0, None)
+    assert third == (0.0, (90.0, 90.0, 99.0, 99.0))  # elsewhere, but of all faces the nearest
 
 
 def test_colours_under_the_face_are_checked_where_the_truth_shows_them() -> None:
@@ -106,6 +108,22 @@ def test_colours_under_the_face_are_checked_where_the_truth_shows_them() -> None
     bluish = rgb[..., ::-1].copy()
     assert right_color(case, 0, bluish, "shirt") == 0.0
     assert right_color(case, 0, np.roll(rgb, 64, axis=1), "shirt") == 0.0
+
+
+def test_a_person_who_stands_elsewhere_is_looked_at_there() -> None:
+    """The same person half as large in another corner: wrong where asked for, right under the face that was drawn."""
+    case = CASTING.case(3, (5,), "a person in a red shirt in the park", (1 / 3, 1 / 3))
+    elsewhere = np.zeros_like(case.picture.rgb)
+    elsewhere[:64, 64:] = case.picture.rgb[::2, ::2]
+    face = case.picture.boxes[0] / 2 + (64, 0, 64, 0)
+    for part in ("neck", "shirt"):
+        assert right_color(case, 0, elsewhere, part) == 0.0
+        assert right_color(case, 0, elsewhere, part, face) == 1.0
+    mask = np.zeros((12, 12), bool)
+    mask[2:4, 3:5] = True
+    there = np.zeros_like(mask)
+    there[4:8, 5:9] = True  # twice as large; x: 3 + 2 (x - 2), y: 4 + 2 (y - 2)
+    assert np.array_equal(moved(mask, (2, 2, 6, 6), (3, 4, 11, 12)), there)
 
 
 def test_readouts_follow_the_face() -> None:
@@ -155,6 +173,9 @@ def test_judges_see_truth_and_galleries(untrained: Path) -> None:
     assert (np.abs(told.values["similarity"]) <= 1 + 1e-6).all() and set(told.values["rank1"]) <= {0.0, 1.0}
     assert np.isfinite(told.values["text"]).tolist() == [True, True, False]
     assert np.isfinite(told.values["neighbour"]).tolist() == [False, True, True]
+    drawn = told.values["drawn"] == 1
+    for measure in ("drawn_similarity", "drawn_rank1"):
+        assert np.array_equal(np.isfinite(told.values[measure]), drawn)
     others = judges._distractors(0, (0,))
     assert len(others) == 8 and all(np.linalg.norm(other) == pytest.approx(1) for other in others)
     assert not any(np.allclose(other, judges._gallery(0)) for other in others)

@@ -95,6 +95,14 @@ def test_everybody_is_at_their_place_and_recognised(told: Judgement) -> None:
     assert told.values["rank1"].mean() >= 0.6  # of nine people; by chance 0.11
 
 
+def test_three_people_do_not_get_mixed_up(engine: Engine, judges: Judges) -> None:
+    cases = CASTING.groups(3, 4, (6 / 32, 6 / 32), "apart", identities=40)
+    told = judges.judge(cases, EngineContender(engine).make(cases, "three")).values
+    assert told["iou"].min() > 0.5 and told["iou"].mean() > 0.7 and told["number"][::3].mean() >= 0.75
+    assert told["neighbour"].mean() >= 0.7  # nearer to their own than to both others; by chance 0.33
+    assert told["rank1"].mean() >= 0.5
+
+
 def test_the_identity_comes_from_the_photo(engine: Engine, judges: Judges, cases: list[Case], told: Judgement) -> None:
     """Without identity guidance the same noise, place and words give somebody else."""
     nobody = EngineContender(engine, options={"id_guidance_scale": 0.0}).make(cases, "λi = 0")

@@ -17,7 +17,9 @@ from export.reference import Reference
 from realisid_trt.config import RealisIDConfig
 from realisid_trt.ddim import initial_noise
 from tests.conftest import ROOT
-from training.examples import WorldScenes
+from training.evaluation.cases import Casting
+from training.evaluation.sampler import Sampler
+from training.examples import WorldFaces, WorldScenes
 from training.log import read_log
 from training.recipe import DATA, LOSSES, RECIPE, START, main, prepared
 from training.start import start_checkpoint
@@ -34,6 +36,7 @@ STEPS = {  # as many as take a few seconds
     "attributes": 2,
     "detector": 2,
 }
+FURTHER = {"branches-together", "branches-three", "branches-three-again"}  # their beginnings are not shipped
 TOLERANCE = 0.01  # bf16 on other processors rounds otherwise; seen here: 5e-5
 
 
@@ -49,7 +52,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_runs_behind_the_weights_are_on_record() -> None:
-    assert set(STEPS) == {path.stem for path in LOSSES.glob("*.jsonl")} <= set(RECIPE)
+    assert {*STEPS, *FURTHER} == {path.stem for path in LOSSES.glob("*.jsonl")} <= set(RECIPE)
     for path in LOSSES.glob("*.jsonl"):
         assert [line["step"] for line in read_log(path)] == list(range(1, 51)), path
 
@@ -61,6 +64,14 @@ def test_the_first_losses_come_out_again(step: str, capsys: pytest.CaptureFixtur
     assert main([*arguments, "--json"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert len(told["losses"]) == STEPS[step] and told["worst"] < TOLERANCE
+
+
+def test_a_further_step_is_checked_from_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    """It goes on with what the checkpoint holds, and so sees that another one was not its beginning."""
+    arguments = ["branches-together", "--check", "1", "--checkpoint", str(MINIATURE), "--tolerance", "1e-6", "--json"]
+    assert main(arguments) == 1
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert 1e-6 < told["worst"] < 0.2  # trained weights, but later ones
 
 
 def test_losses_of_another_seed_are_others(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,8 +113,10 @@ def test_every_step_has_what_it_begins_with() -> None:
 def test_a_step_says_which_one_comes_before_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["branches", "--out", str(tmp_path)]) == 2
     assert "python -m training.recipe id-encoder" in capsys.readouterr().err
+    assert main(["branches-three", "--check", "3", "--out", str(tmp_path)]) == 2
+    assert f"--checkpoint {tmp_path / 'branches-together' / 'checkpoint'}" in capsys.readouterr().err
     assert main(["vae-faces", "--check", "3"]) == 2
-    assert "begins with weights that no checkpoint keeps" in capsys.readouterr().err
+    assert "no run of vae-faces is on record" in capsys.readouterr().err
     assert main(["vae", "--check", "0"]) == 2
 
 
@@ -113,6 +126,29 @@ def test_a_step_is_a_training_command(tmp_path: Path, start: Path, monkeypatch: 
     assert arguments[0] == "vae" and "--new" in arguments and arguments[-1] == "--cpu"
     assert "--steps=6500" in arguments and not any("None" in argument for argument in arguments)
     assert (tmp_path / "start").is_dir() and (tmp_path / "scenes" / "store.json").is_file()
+
+
+def test_every_step_takes_what_the_one_before_it_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of the weights in small, from nothing to a picture of two people."""
+    scenes = {"persons": (1,), "crop_px": 64}
+    small = {"scenes": {}, "portraits": scenes, "groups": {**scenes, "persons": ()}, "companies": scenes}
+    for name, options in small.items():
+        monkeypatch.setitem(DATA, name, WorldScenes(pictures=8, **options))
+    monkeypatch.setitem(DATA, "faces", WorldFaces(pairs=8))
+    way = [RECIPE["branches-three-again"]]
+    while (before := way[0].after) is not None:
+        way.insert(0, RECIPE[before])
+    for step in way:
+        course = dataclasses.replace(step.course, steps=2, batch_size=4)
+        monkeypatch.setitem(RECIPE, step.name, dataclasses.replace(step, course=course))
+        assert main([step.name, "--out", str(tmp_path), "--", "--cpu"]) == 0
+        AcceleratorState._reset_state(reset_partial_state=True)
+    steps = [tmp_path / step.name / "checkpoint" for step in way]
+    keys = [Checkpoint.open(path).weights_key for path in steps]
+    for name, changes in (("vae", 2), ("unet", 1), ("image_encoder", 1), ("controlnet_local", 4), ("id_projection", 4)):
+        assert len({key(name) for key in keys}) == changes + (name != "vae"), name  # each trained where it should be
+    [picture] = Sampler(Checkpoint.open(steps[-1]), steps=2).make([Casting().case(1, (0, 1))], "two people")
+    assert picture.shape == (128, 128, 3) and picture.std() > 5
 
 
 def test_unmade_examples_are_those_of_a_store(tmp_path: Path) -> None:

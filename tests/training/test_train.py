@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -318,6 +319,42 @@ def test_examples_for_another_checkpoint_are_refused(
         assert said in capsys.readouterr().err
     # nothing was trained, so the folder is still free for the right examples
     assert main(command("branches", start, data, tmp_path / "run", "--steps", "1")) == 0
+
+
+def with_config(start: Path, out: Path, **changes: object) -> Path:
+    """A copy of a checkpoint with other choices, and with a model card."""
+    shutil.copytree(start, out)
+    path = out / "realisid_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    (out / "README.md").write_text("Of other weights.")
+    return out
+
+
+def test_people_are_summed_where_they_meet_or_not_trained(
+    start: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A training knows no other overlap: pictures of one person alone can be trained for one."""
+    other = with_config(start, tmp_path / "start", overlap="average")
+    arguments = command("branches", other, data, tmp_path / "run", "--steps", "1")
+    assert main(arguments) == 2
+    assert "the checkpoint's overlap is 'average'" in capsys.readouterr().err
+    arguments[arguments.index(str(data / "groups"))] = str(data / "portraits")
+    assert main(arguments) == 0
+
+
+def test_a_run_goes_on_when_requests_shall_ask_for_something_else(
+    start: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """λ, α and the number of steps are of a request: no loss reads them. The old model card is not taken along."""
+    out = tmp_path / "run"
+    assert main(command("branches", start, data, out, "--steps", "1")) == 0
+    asked = with_config(start, tmp_path / "asked", id_guidance_scale=7.0, num_inference_steps=9)
+    assert main(command("branches", asked, data, out, "--steps", "2")) == 0
+    assert Checkpoint.open(out / "checkpoint").config.num_inference_steps == 9
+    assert not (out / "checkpoint" / "README.md").exists()
+    moved = with_config(start, tmp_path / "moved", relocate_mode="area")
+    assert main(command("branches", moved, data, out, "--steps", "3")) == 2
+    assert "config" in capsys.readouterr().err
 
 
 def test_a_run_may_be_prolonged(start: Path, data: Path, tmp_path: Path) -> None:

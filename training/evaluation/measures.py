@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -32,7 +34,7 @@ NUM_SIBLINGS = 3
 FOUND_IOU = 0.3  # from here on a face that was found is the one that was asked for
 MEASURES = (
     "similarity", "rank1", "sibling", "neighbour", "iou", "found", "number", "landmarks", "mouth", "brow", "harmony",
-    "neck", "shirt", "place", "text",
+    "neck", "shirt", "drawn", "drawn_similarity", "drawn_rank1", "drawn_harmony", "place", "text",
 )  # fmt: skip
 
 
@@ -57,6 +59,10 @@ class Judgement:
       neck, shirt: 1 where the median colour of what the truth shows as neck or shirt right under the face is right.
                   A neck has the colour of the face, so a face that hangs too low passes for one.
       harmony:    the mean of both, of those that are seen.
+      drawn:      1 where a face was drawn for the person, anywhere: of all faces found the one that overlaps the box
+                  most, or else lies nearest to it; no face counts for two.
+      drawn_similarity, drawn_rank1, drawn_harmony: the same as above of that face, and of what is under it; NaN where
+                  there is none. They say what a person who stands elsewhere looks like.
       place, text: 1 where the attribute classifier sees the place; and the place, the number of people and every colour
                   of shirts and hats that the caption names, no matter who wears which.
     features: (pictures, 128) of that classifier.
@@ -101,7 +107,7 @@ class Judges:
         embeddings = self._embed(np.stack(crops))
         found = [box for some in _batches(pictures) for box in self.detector.boxes(self._tensor(some), most=5)]
         said, features = self._attributes(pictures)
-        posed: list[tuple[int, Rgb, Floats]] = []  # row, crop of the face found, points asked for
+        faces: list[tuple[int, Case, int, Rgb]] = []  # that were drawn for a person: row, case, person, crop
         row = 0
         for number, (case, rgb) in enumerate(zip(cases, pictures, strict=True)):
             boxes = [box[1:] for box in found[number]]
@@ -114,39 +120,54 @@ class Judges:
                 self._recognise(values, row, embeddings[row], identity, case.identities)
                 iou, box = matched[person]
                 values["iou"][row], values["found"][row] = iou, float(iou >= FOUND_IOU)
-                if box is not None and iou >= FOUND_IOU:
-                    points = case.picture.landmarks[person][list(POINTS)]
-                    posed.append((row, face_crop(rgb, np.array(box)), points))
+                values["drawn"][row] = float(box is not None)
+                if box is not None:
+                    faces.append((row, case, person, face_crop(rgb, np.array(box))))
+                    under = [right_color(case, person, rgb, part, box) for part in ("neck", "shirt")]
+                    values["drawn_harmony"][row] = _harmony(under)
                 for part in ("neck", "shirt"):
                     values[part][row] = right_color(case, person, rgb, part)
                 row += 1
-        if posed:
-            told = self._points(np.stack([crop for _, crop, _ in posed]))
-            for (row, _, truth), points in zip(posed, told, strict=True):
-                values["landmarks"][row] = np.linalg.norm(points - truth, axis=1).mean()
-                for name, read in (("mouth", mouth_opening), ("brow", brow_height)):
-                    values[name][row] = abs(read(points) - read(truth))
-        pair = np.stack([values["neck"], values["shirt"]])
-        seen = np.isfinite(pair).sum(0)
-        values["harmony"] = np.where(seen > 0, np.nansum(pair, 0) / np.maximum(seen, 1), np.nan)
+        self._look_at(values, faces)
+        values["harmony"] = np.array([_harmony(pair) for pair in zip(values["neck"], values["shirt"], strict=True)])
         return Judgement(people, seeds, values, features)
 
     def features(self, pictures: Rgb) -> Floats:
         """(N, 128) of the attribute classifier."""
         return self._attributes(pictures)[1]
 
+    def _look_at(self, values: dict[str, Floats], faces: Sequence[tuple[int, Case, int, Rgb]]) -> None:
+        """Who the faces are that were drawn for a person, and in which pose, if they are where they should be."""
+        if not faces:
+            return
+        crops = np.stack([crop for *_, crop in faces])
+        for (row, case, person, _), face, points in zip(faces, self._embed(crops), self._points(crops), strict=True):
+            who = case.identities[person]
+            values["drawn_similarity"][row], values["drawn_rank1"][row] = self._likeness(face, who, case.identities)
+            if values["found"][row]:
+                truth = case.picture.landmarks[person][list(POINTS)]
+                values["landmarks"][row] = np.linalg.norm(points - truth, axis=1).mean()
+                for name, read in (("mouth", mouth_opening), ("brow", brow_height)):
+                    values[name][row] = abs(read(points) - read(truth))
+
     def _recognise(
         self, values: dict[str, Floats], row: int, face: Floats, identity: int, present: Sequence[int]
     ) -> None:
-        likeness = float(self._gallery(identity) @ face)
-        values["similarity"][row] = likeness
+        values["similarity"][row], values["rank1"][row] = self._likeness(face, identity, present)
         siblings = [self._gallery(identity, sibling) for sibling in range(NUM_SIBLINGS)]
         neighbours = [self._gallery(who) for who in present if who != identity]
-        for name, others in (
-            ("rank1", self._distractors(identity, present)), ("sibling", siblings), ("neighbour", neighbours),
-        ):  # fmt: skip
-            if others:
-                values[name][row] = float(all(likeness > float(other @ face) for other in others))
+        values["sibling"][row] = self._first(face, identity, siblings)
+        if neighbours:
+            values["neighbour"][row] = self._first(face, identity, neighbours)
+
+    def _likeness(self, face: Floats, identity: int, present: Sequence[int]) -> tuple[float, float]:
+        """similarity and rank1 of a face's embedding."""
+        first = self._first(face, identity, self._distractors(identity, present))
+        return float(self._gallery(identity) @ face), first
+
+    def _first(self, face: Floats, identity: int, others: Sequence[Floats]) -> float:
+        """1 if no other gallery is as near as the person's own."""
+        return float(all(self._gallery(identity) @ face > other @ face for other in others))
 
     def _distractors(self, identity: int, present: Sequence[int]) -> list[Floats]:
         """Galleries of eight random other people, the same for a person unless one of them is in the picture."""
@@ -191,19 +212,27 @@ class Judges:
 
 
 def match(asked: Floats, found: Sequence[tuple[float, ...]]) -> list[tuple[float, tuple[float, ...] | None]]:
-    """For every box asked for, the overlap with the face found there and that face's box; each face goes to one box."""
-    best: list[tuple[float, tuple[float, ...] | None]] = [(0.0, None)] * len(asked)
+    """For every box asked for, the face found that overlaps it most, or else lies nearest, behind its overlap.
+
+    Each face goes to one box; (0, None) where none is left.
+    """
     pairs = [
-        (overlap(tuple(box), face), person, number)
+        (-overlap(tuple(box), face), _apart(box, face), person, number)
         for person, box in enumerate(asked)
         for number, face in enumerate(found)
     ]
+    best: list[tuple[float, tuple[float, ...] | None]] = [(0.0, None)] * len(asked)
     taken: set[int] = set()
-    for iou, person, number in sorted(pairs, reverse=True):
-        if iou > 0 and best[person][1] is None and number not in taken:
-            best[person] = iou, tuple(found[number])
+    for minus_iou, _, person, number in sorted(pairs):
+        if best[person][1] is None and number not in taken:
+            best[person] = -minus_iou, tuple(found[number])
             taken.add(number)
     return best
+
+
+def _apart(box: Sequence[float], other: Sequence[float]) -> float:
+    """Twice the distance of their centres."""
+    return math.dist(*((x0 + x1, y0 + y1) for x0, y0, x1, y1 in (box, other)))
 
 
 def face_crop(rgb: Rgb, box: Floats) -> Rgb:
@@ -228,19 +257,38 @@ def brow_height(points: Floats) -> float:
     return float(np.mean([np.linalg.norm(points[_WHERE[b]] - points[_WHERE[e]]) for b, e in zip(_BROWS, _EYES)]))  # noqa: B905
 
 
-def right_color(case: Case, person: int, rgb: Rgb, part: str) -> float:
+def right_color(case: Case, person: int, rgb: Rgb, part: str, face: Sequence[float] | None = None) -> float:
     """Whether what the truth shows as `part` in the window under the face has its colour; NaN where there is none.
 
     The window is as wide as the face square and as high: body posture and gesture, which nobody asked for, lie outside.
+    face: (x0, y0, x1, y1) px, where the face is; the truth is moved and scaled to it. None: where it was asked for.
     """
     x0, y0, x1, y1 = case.picture.boxes[person]
     window = np.zeros(rgb.shape[:2], bool)
     window[int(y1 - 0.1 * (y1 - y0)) : int(y1 + (y1 - y0)), int(x0) : int(x1)] = True
     shown = case.picture.shows(part, person) & window
+    if face is not None:
+        shown = moved(shown, case.picture.boxes[person], face)
     if shown.sum() < 6:
         return float("nan")
     found = np.median(rgb[shown].astype(np.float64), axis=0) / 255
     return float(np.abs(found - case.picture.color(part, person) / 255).max() < NEAR_COLOR)
+
+
+def moved(mask: NDArray[np.bool_], box: Sequence[float], to: Sequence[float]) -> NDArray[np.bool_]:
+    """A mask (H, W) moved and scaled as `box` onto `to`, both (x0, y0, x1, y1) px; nothing comes in from outside."""
+    scale = [(to[axis + 2] - to[axis]) / (box[axis + 2] - box[axis]) for axis in (0, 1)]
+    # OpenCV counts from the middle of the first pixel, boxes from its edge
+    shift = [to[axis] - scale[axis] * box[axis] + (scale[axis] - 1) / 2 for axis in (0, 1)]
+    matrix = np.array([(scale[0], 0, shift[0]), (0, scale[1], shift[1])])
+    there = cv2.warpAffine(mask.astype(np.uint8), matrix, mask.shape[::-1], flags=cv2.INTER_NEAREST)
+    return np.asarray(there > 0)
+
+
+def _harmony(pair: Sequence[float]) -> float:
+    """The mean of neck and shirt, of those that are seen; NaN if neither is."""
+    seen = [value for value in pair if np.isfinite(value)]
+    return float(np.mean(seen)) if seen else float("nan")
 
 
 def _text_scores(case: Case, logits: dict[str, Floats]) -> tuple[float, float]:

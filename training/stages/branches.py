@@ -176,6 +176,13 @@ def _check(store: Store, checkpoint: Checkpoint, grid: Grid) -> None:
                 f"{store.path}: the {what} {has}, the checkpoint's {wants}. Make them again: python -m "
                 f"training.prepare … --size-px {grid.height} --crop-px {c.image_size} --margin {c.config.face_margin}."
             )
+    persons = store["boxes"].shape[1]
+    if persons > 1 and c.config.overlap != "sum":
+        raise RequestError(
+            f"{store.path}: pictures of up to {persons} persons, whose residuals a training sums where they meet, but "
+            f"the checkpoint's overlap is {c.config.overlap!r}. Say sum in its realisid_config.json, or make examples "
+            "of one person (--persons 1)."
+        )
     if isinstance(store, Unmade):
         return
     boxes = np.asarray(store["boxes"])

@@ -1,0 +1,102 @@
+"""The tables that are committed: of the weights that are shipped, and what the README tells of them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.checkpoint import Checkpoint
+from tests.conftest import ROOT
+from training.evaluation.experiments import EXPERIMENTS, FULL
+from training.evaluation.tables import BETWEEN
+
+TABLES = ROOT / "training" / "results" / "tables"
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FILES = sorted(TABLES.glob("*.json"))
+TOLD = ("rank1", "similarity", "iou", "landmarks", "harmony", "text")  # the columns of the README's table
+
+
+TOLD_OF = ("table2-regular", "table2-small", "persons-1-apart", "persons-3-apart")
+
+
+def table(name: str) -> Any:
+    return json.loads((TABLES / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+def test_a_table_is_of_the_weights_that_are_shipped(file: Path) -> None:
+    """The judges and the world may be older than a table, the model may not."""
+    assert file.stem in {*EXPERIMENTS, *BETWEEN}
+    shipped = Checkpoint.open(ROOT / "checkpoints" / "miniature")
+    made = json.loads(file.read_text(encoding="utf-8"))["made"]["weights"]
+    assert made == {name: shipped.weights_key(name)[:16] for name in shipped.components}
+
+
+def rows() -> list[tuple[str, str, list[str]]]:
+    """(experiment, row, cells) of the README's table: a line without a dash begins the next experiment."""
+    [lines] = re.findall(r"^\| \| right person of nine .*?\n\|[-|]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
+    sizes, found = iter(TOLD_OF), []
+    for line in lines.splitlines():
+        name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
+        if name.startswith("– "):
+            found.append((found[-1][0], name.removeprefix("– ").replace(" the ", " "), cells))
+        else:
+            found.append((next(sizes), FULL, cells))
+    return found
+
+
+def test_the_readme_has_the_figures_of_the_tables() -> None:
+    told = rows()
+    assert [row for _, row, _ in told] == [*2 * [FULL, "without local branch", "without global branch"], FULL, FULL]
+    for experiment, row, cells in told:
+        means = table(experiment)["rows"][row]["means"]
+        for measure, cell in zip(TOLD, cells, strict=True):
+            mean, low, high = means[measure]
+            number, _, width = cell.partition(" (±")
+            digits = len(number.partition(".")[2])
+            assert number == f"{mean:.{digits}f}", (experiment, row, measure)
+            assert not width or width == f"{(high - low) / 2:.{digits}f})", (experiment, row, measure)
+
+
+@pytest.mark.parametrize("size", ["regular", "small"])
+def test_the_orderings_of_table_2(size: str) -> None:
+    """As the README says: zero lies outside of these intervals."""
+    found = table(f"table2-{size}")["rows"]
+    for row, measures in (
+        ("without local branch", ("similarity", "rank1")),
+        ("without global branch", ("similarity", "rank1", "iou", "harmony")),
+    ):
+        for measure in measures:
+            _, _, high = found[row]["minus full"][measure]
+            assert high < 0, (row, measure)
+
+
+@pytest.mark.parametrize(("size", "share"), [("regular", 0.8), ("small", 0.65)])
+def test_people_are_recognised_and_where_they_should_be(size: str, share: float) -> None:
+    """Beside true renders that passed through the VAE; and more than half of the box is face."""
+    full = table(f"table2-{size}")["rows"][FULL]
+    assert full["of ceiling"]["rank1"][0] >= share
+    assert full["means"]["iou"][0] >= 0.7
+
+
+def test_the_readme_says_what_company_costs() -> None:
+    mean, low, high = table("persons-kept")["rows"][FULL]["rank1"]
+    assert f"{mean:.2f} [{low:.2f}, {high:.2f}]" in README
+
+
+def test_what_the_identity_guidance_and_the_delay_do() -> None:
+    """Identity rises with λi and with the share of steps that have the ID; text falls where λi is large."""
+    scales, ratios = table("null-id")["rows"], table("delay")["rows"]
+    for rows, names in (
+        (scales, [f"λi = {scale}" for scale in (0.0, 1.0, 2.0, 4.0)]),
+        (ratios, [f"α = {ratio}" for ratio in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)]),
+    ):
+        rising = [rows[name]["means"]["similarity"][0] for name in names]
+        assert rising == sorted(rising) and rising[-1] > 1.5 * rising[0]
+    _, _, text = scales["λi = 8.0"]["minus full"]["text"]
+    assert text < 0
+    assert scales["λi = 0.0"]["means"]["text"][0] == 1.0
