@@ -81,7 +81,12 @@ def test_guidance_is_chosen_on_people_whom_no_table_judges() -> None:
     ]
     others = [cases for name, cases in zip(EXPERIMENTS, tables, strict=True) if name != "guidance"]
     assert len(chosen[0]) == 400 and chosen[1] == set(range(100, 140))
-    assert all(not chosen[0] & numbers and people <= set(range(40)) for numbers, people in others)
+    judged = set(range(40)), set(range(200, 240))  # all tables but those of other people; those
+    assert all(not chosen[0] & numbers and any(people <= some for some in judged) for numbers, people in others)
+    by_name = dict(zip(EXPERIMENTS, tables, strict=True))
+    for persons in (1, 3):
+        (numbers, people), (more, others_people) = (by_name[f"persons-{persons}-{of}"] for of in ("apart", "others"))
+        assert len(numbers | more) == 800 and people == judged[0] and others_people == judged[1]
 
 
 def test_the_like_and_the_unlike_of_a_case() -> None:

@@ -84,8 +84,16 @@ def test_people_are_recognised_and_where_they_should_be(size: str, share: float)
 
 
 def test_the_readme_says_what_company_costs() -> None:
-    mean, low, high = table("persons-kept")["rows"][FULL]["rank1"]
-    assert f"{mean:.2f} [{low:.2f}, {high:.2f}]" in README
+    for name, measure in (
+        ("persons-kept", "rank1"),
+        ("persons-kept-others", "rank1"),
+        ("persons-kept-others", "similarity"),
+    ):
+        mean, low, high = table(name)["rows"][FULL][measure]
+        assert f"{mean:.2f} [{low:.2f}, {high:.2f}]" in README
+    for persons in (1, 3):
+        mean, low, high = table(f"persons-{persons}-others")["rows"][FULL]["means"]["rank1"]
+        assert f"{mean:.2f} (±{(high - low) / 2:.2f})" in README
 
 
 def test_what_the_identity_guidance_and_the_delay_do() -> None:

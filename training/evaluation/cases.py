@@ -106,13 +106,17 @@ class Casting:
             for number in range(count)
         ]  # fmt: skip
 
-    def groups(self, persons: int, count: int, face: tuple[float, float], layout: str, identities: int) -> list[Case]:
-        """`count` pictures of so many people each, drawn from the first `identities` unseen ones."""
-        rng = np.random.Generator(np.random.Philox(key=[self.world_seed, 77 + persons]))
+    def groups(
+        self, persons: int, count: int, face: tuple[float, float], layout: str, identities: int, first: int = 0,
+        first_identity: int = 0,
+    ) -> list[Case]:  # fmt: skip
+        """`count` pictures of so many people each, drawn from `identities` unseen ones. first: added to the cases'
+        numbers, less than a million."""
+        rng = np.random.Generator(np.random.Philox(key=[self.world_seed, 77 + persons + first]))
         return [
             self.case(
-                1_000_000 * persons + number,
-                tuple(int(who) for who in rng.choice(identities, persons, replace=False)),
+                1_000_000 * persons + first + number,
+                tuple(first_identity + int(who) for who in rng.choice(identities, persons, replace=False)),
                 hatless_caption(persons, rng), face, layout,
             )
             for number in range(count)

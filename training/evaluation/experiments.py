@@ -63,9 +63,13 @@ def _at(cells: int) -> Callable[[Casting, int], list[Case]]:
     return lambda casting, pictures: casting.groups(1, pictures, (side, side), "apart", PEOPLE)
 
 
-def _groups(persons: int, layout: str = "apart") -> Callable[[Casting, int], list[Case]]:
+def _groups(
+    persons: int, layout: str = "apart", first: int = 0, first_identity: int = 0
+) -> Callable[[Casting, int], list[Case]]:
     """Faces of 6 cells whatever the number of people, so that the rows differ in that alone."""
-    return lambda casting, pictures: casting.groups(persons, pictures, (6 / 32, 6 / 32), layout, PEOPLE)
+    return lambda casting, pictures: casting.groups(
+        persons, pictures, (6 / 32, 6 / 32), layout, PEOPLE, first, first_identity
+    )
 
 
 _SAID = {"regular": "1/4 to 1/2", "small": "5 cells of 32: of 1/7 to 1/6 the one size on this grid"}
@@ -104,6 +108,14 @@ EXPERIMENTS: dict[str, Experiment] = {
              **{mode: Row(config={"overlap": mode}) for mode in ("average", "priority")}},
         )
         for persons, layout in ((1, "apart"), (2, "apart"), (3, "apart"), (2, "overlap"), (3, "overlap"))
+    },
+    # the figures of the above had a say in the training: the same of other people
+    **{
+        f"persons-{persons}-others": Experiment(
+            f"{persons} person{'s' * (persons > 1)}, apart, faces of 6 cells, forty other people",
+            _groups(persons, first=500_000, first_identity=200), {**_BOUNDS, FULL: Row()},
+        )
+        for persons in (1, 3)
     },
     "guidance": Experiment(
         "Guidance, on other people than in all other tables (regular and small faces)", _others,

@@ -35,6 +35,7 @@ BETWEEN_WORDS = {
         ("similarity", "rank1", "sibling", "iou", "landmarks"),
     ),
     "persons-kept": ("What is left of identity with three people, over one", ("rank1", "similarity")),
+    "persons-kept-others": ("The same of forty other people", ("rank1", "similarity")),
 }
 WORDS = """\
 How the drawn people of `training/world` come out: people, poses, scenes and noise that no training saw (the captions
@@ -85,7 +86,12 @@ def write_report(folder: Path) -> None:
         lines += [""]
     for name, (title, head) in BETWEEN_WORDS.items():
         if name in found:
-            lines += [f"**{title}**", "", *_grid(head, found[name]["rows"], differences=name != "persons-kept"), ""]
+            lines += [
+                f"**{title}**",
+                "",
+                *_grid(head, found[name]["rows"], differences=not name.startswith("persons-kept")),
+                "",
+            ]
     with whole_or_not(folder / "README.md") as partial:
         partial.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 

@@ -73,6 +73,7 @@ def kept(one: Judged, three: Judged) -> dict[str, Any]:
 BETWEEN = {
     "table3-growth": (growth, "table3-8", "table3-4"),
     "persons-kept": (kept, "persons-1-apart", "persons-3-apart"),
+    "persons-kept-others": (kept, "persons-1-others", "persons-3-others"),
 }
 
 
