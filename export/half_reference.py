@@ -1,4 +1,4 @@
-"""The reference with its networks in half precision and all between them in float32, as a half build has it."""
+"""Plain torch with its networks in half precision and all between them in float32, as a half build has it."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def half_reference(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[Refer
         reference.id_projection,
         *reference.text_encoders,
     ):
-        _narrow(module, dtype)
-    with _QuickHalf():
+        narrow(module, dtype)
+    with QuickHalf():
         yield reference
 
 
-def _narrow(module: nn.Module, dtype: torch.dtype) -> None:
+def narrow(module: nn.Module, dtype: torch.dtype) -> None:
     """Weights in `dtype`; float32 goes in and comes out."""
     for parameter in module.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -52,7 +52,9 @@ def _cast(values: Any, of: torch.dtype, to: torch.dtype) -> Any:
     return tree_map(lambda value: value.to(to) if isinstance(value, Tensor) and value.dtype == of else value, values)
 
 
-class _QuickHalf(TorchDispatchMode):
+class QuickHalf(TorchDispatchMode):
+    """Half precision on a CPU, in seconds and not in minutes."""
+
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         half = next((a.dtype for a in args if isinstance(a, Tensor) and a.dtype in (torch.half, torch.bfloat16)), None)

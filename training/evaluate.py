@@ -23,7 +23,7 @@ from .evaluation.experiments import EXPERIMENTS
 from .evaluation.measures import Judges
 from .evaluation.report import markdown, write_report
 from .evaluation.studio import Asked, Studio
-from .evaluation.tables import BETWEEN, Judged, between, table
+from .evaluation.tables import BETWEEN, Judged, between, levels, table
 
 JUDGES_FOLDER = Path(__file__).parent / "judges" / "weights"
 LEAST_PICTURES = 2  # of which features have a covariance
@@ -56,13 +56,16 @@ def _evaluate(given: argparse.Namespace) -> Outcome:
     for name, left_out in plan.items():
         experiment = EXPERIMENTS[name]
         cases = experiment.cases(casting, given.pictures * experiment.times)
-        judged[name] = {
-            title: judges.judge(cases, studio.pictures(cases, row, f"{name}: {title}"))
+        pictures = {
+            title: studio.pictures(cases, row, f"{name}: {title}")
             for title, row in experiment.rows.items()
             if title not in left_out
         }
+        judged[name] = {title: judges.judge(cases, made) for title, made in pictures.items()}
         others = judges.features(np.stack([casting.again(case).rgb for case in cases]))
         tables[name] = table(experiment, judged[name], len(cases), others) | {"left_out": left_out}
+        if experiment.alike:
+            tables[name]["levels"] = levels(pictures, experiment.against)
         _write(out, name, tables[name] | {"made": studio.made})
     found = between(judged)
     for name in BETWEEN:  # those of tables made before say nothing of these
@@ -78,20 +81,12 @@ def _evaluate(given: argparse.Namespace) -> Outcome:
 
 
 def _plan(studio: Studio, names: Sequence[str] | None, report: Any) -> dict[str, dict[str, str]]:
-    """Experiment → its rows that cannot be made here, with the reason; without those that then compare nothing.
-
-    Raises RequestError if one was asked for by name and compares nothing.
-    """
+    """Experiment → its rows that cannot be made here, with the reason."""
     plan = {}
     for name in names or EXPERIMENTS:
-        rows = EXPERIMENTS[name].rows
-        left_out = {title: why for title, row in rows.items() if (why := studio.cannot(row))}
-        for title, why in left_out.items():
+        plan[name] = {title: why for title, row in EXPERIMENTS[name].rows.items() if (why := studio.cannot(row))}
+        for title, why in plan[name].items():
             report(f"{name}: {title} is left out, {why}.")
-        if len(rows) - len(left_out) > 1:
-            plan[name] = left_out
-        elif names:
-            raise RequestError(f"--experiment {name} compares nothing here: {'; '.join(left_out.values())}.")
     return plan
 
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from export.checkpoint import Checkpoint
+from export.half_reference import half_reference
 from export.reference import Reference, ReferencePerson
 from realisid_trt import Engine
 from realisid_trt.conditions import id_pixels, pose_image
 from realisid_trt.ddim import initial_noise
 from realisid_trt.errors import CheckpointError, RequestError
 from training.evaluate import main
-from training.evaluation.cases import SIZES, Casting, one_person_captions
+from training.evaluation.cases import SIZES, Case, Casting, one_person_captions
 from training.evaluation.contenders import EngineContender, Truth
 from training.evaluation.experiments import CEILING, EXPERIMENTS, FLOOR, Row
 from training.evaluation.measures import (
@@ -199,28 +202,47 @@ def test_what_the_judges_cannot_see_is_refused(untrained: Path, tmp_path: Path) 
         Judges(tmp_path, CASTING)
 
 
+def reference_picture(reference: Reference, case: Case, steps: int) -> NDArray[np.float32]:
+    """(128, 128, 3), of 255 levels, not rounded."""
+    c = reference.checkpoint
+    people = [
+        ReferencePerson(
+            torch.from_numpy(pose_image(points.astype(np.float32), 128)),
+            tuple(box),
+            torch.from_numpy(id_pixels(crop, c.image_mean, c.image_std)),
+        )
+        for points, box, crop in zip(case.picture.landmarks, case.picture.boxes, case.crops, strict=True)
+    ]
+    latents = reference.generate(
+        case.scene.caption, people, torch.from_numpy(initial_noise(case.seed, (4, 32, 32)))[None],
+        num_inference_steps=steps, subject_conditioning_ratio=c.config.subject_conditioning_ratio,
+    )  # fmt: skip
+    pixels = (reference.decode(latents)[0].clamp(-1, 1) + 1) * 127.5
+    return np.asarray(pixels.permute(1, 2, 0).numpy())
+
+
 @pytest.mark.parametrize("persons", [1, 2])
 def test_the_sampler_makes_the_references_pictures(built, persons: int) -> None:
     """Batched, with matrices, in float32: the reference's pictures of every case, to a level of 255."""
     checkpoint = Checkpoint.open(built["x4"].checkpoint)
-    reference, steps = Reference(checkpoint), 3
     cases = [CASTING.case(number, tuple(range(number, number + persons)), None, (1 / 6, 1 / 5)) for number in (4, 9)]
-    made = Sampler(checkpoint, steps=steps).make(cases, "test")
+    made = Sampler(checkpoint, steps=3).make(cases, "test")
     for case, picture in zip(cases, made, strict=True):
-        people = [
-            ReferencePerson(
-                torch.from_numpy(pose_image(points.astype(np.float32), 128)),
-                tuple(box),
-                torch.from_numpy(id_pixels(crop, checkpoint.image_mean, checkpoint.image_std)),
-            )
-            for points, box, crop in zip(case.picture.landmarks, case.picture.boxes, case.crops, strict=True)
-        ]
-        latents = reference.generate(
-            case.scene.caption, people, torch.from_numpy(initial_noise(case.seed, (4, 32, 32)))[None],
-            num_inference_steps=steps, subject_conditioning_ratio=checkpoint.config.subject_conditioning_ratio,
-        )  # fmt: skip
-        true = ((reference.decode(latents)[0].clamp(-1, 1) + 1) * 127.5).permute(1, 2, 0).numpy()
-        assert np.abs(picture - true).max() < 1.0
+        assert np.abs(picture - reference_picture(Reference(checkpoint), case, 3)).max() < 1.0
+
+
+def test_its_half_precision_is_that_of_a_half_build(built) -> None:
+    """As far from float32 as the half reference, and no farther from that than both are from it."""
+    checkpoint, case = Checkpoint.open(built["x4"].checkpoint), CASTING.case(4, (4,))
+    exact = reference_picture(Reference(checkpoint), case, 3)
+    [made] = Sampler(checkpoint, steps=3, half=True).make([case], "")
+    with half_reference(checkpoint, torch.float16) as reference:
+        half = reference_picture(reference, case, 3)
+    rounded = [picture.round() for picture in (exact, half)]
+    own, theirs, apart = (
+        np.abs(a - b).mean() for a, b in ((made, rounded[0]), (rounded[1], rounded[0]), (made, rounded[1]))
+    )
+    assert 0.5 < own / theirs < 2 and apart < own + theirs
 
 
 def test_an_engine_makes_the_samplers_pictures(built) -> None:
@@ -344,24 +366,32 @@ def test_only_designs_that_were_trained_alike_are_compared(built, tmp_path: Path
         studio.pictures([CASTING.case(2, (2,))], row, "test")
 
 
-def test_what_cannot_be_evaluated_is_said_first(
+@pytest.fixture
+def evaluate(
     built, untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def evaluate(*more: str, engine: str = "x4") -> tuple[int, str]:
-        arguments = [
-            "--engine",
-            str(built[engine].engine),
-            "--checkpoint",
-            str(built["x4"].checkpoint),
-            "--device",
-            "cpu",
-        ]
-        paths = ["--judges", str(untrained), "--cache", str(tmp_path), "--runs", str(tmp_path), "--out", str(tmp_path)]
-        return main([*arguments, *paths, *more]), capsys.readouterr().err
+) -> Callable[..., tuple[int, str]]:
+    """The command with everything in tmp_path: its exit status, and what it said."""
 
+    def evaluate(*more: str, engine: str = "x4") -> tuple[int, str]:
+        made = ["--engine", str(built[engine].engine), "--checkpoint", str(built["x4"].checkpoint), "--device", "cpu"]
+        paths = ["--judges", str(untrained), "--cache", str(tmp_path), "--runs", str(tmp_path), "--out", str(tmp_path)]
+        return main([*made, *paths, *more]), "".join(capsys.readouterr())
+
+    return evaluate
+
+
+def test_half_precision_and_plain_torch_draw_what_the_engine_draws(evaluate, tmp_path: Path) -> None:
+    status, said = evaluate("--experiment", "precision", "--pictures", "2", "--steps", "2")
+    assert status == 0 and "the engine in float32 is left out, no GPU runs the engine" in said
+    table = json.loads((tmp_path / "precision.json").read_text())
+    assert set(table["rows"]) == {"full", "plain torch, float32", "plain torch, float16"}
+    exact, half = table["levels"]["plain torch, float32"], table["levels"]["plain torch, float16"]
+    assert exact[1] < 0.02 < half[0] <= half[1] < 1
+    assert f"float16: {half[0]:.2f} of 255 levels away" in (tmp_path / "README.md").read_text()
+
+
+def test_what_cannot_be_evaluated_is_said_first(evaluate, tmp_path: Path) -> None:
     assert "was built from another checkpoint" in evaluate(engine="x8")[1]
-    status, said = evaluate("--experiment", "precision")
-    assert status == 2 and "precision compares nothing here: no GPU runs the engine" in said
     for flag in ("pictures", "steps", "batch"):
         status, said = evaluate(f"--{flag}", "0")
         assert status == 2 and f"--{flag} is 0, expected at least" in said

@@ -20,8 +20,10 @@ PERSONS = (1, 2, 3)
 class Row:
     """One line of a table.
 
-    maker:   "engine", "truth", "ceiling", "floor", or a design of training.residuals.
-    options: of every Request (engine) or of the Sampler (design). config: keys of realisid_config.json to change.
+    maker:   "engine", "truth", "ceiling", "floor", "torch" (the full model, of no engine), or a design of
+             training.residuals.
+    options: of every Request (engine) or of the Sampler (torch, a design).
+    config:  keys of realisid_config.json to change.
     device:  that the engine runs on for this row; None: the one that the command was given.
     """
 
@@ -33,13 +35,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A table: cases, rows by name, and the row that the others are compared with, pair by pair."""
+    """A table: cases, rows by name, and the row that the others are compared with, pair by pair.
+
+    alike: all rows shall draw the same pictures, so it is told by how much they do not.
+    """
 
     title: str
     cases: Callable[[Casting, int], list[Case]]
     rows: Mapping[str, Row]
     against: str = FULL
     times: int = 1  # as many pictures as the others
+    alike: bool = False
 
 
 def _table(size: str) -> Callable[[Casting, int], list[Case]]:
@@ -138,7 +144,9 @@ EXPERIMENTS: dict[str, Experiment] = {
          "box_snap 16 px": Row(config={"box_snap": 16})},
     ),
     "precision": Experiment(
-        "The engine on the GPU beside the same in float32 on the CPU", _table("regular"),
-        {FULL: Row(), "float32": Row(device="cpu")},
+        "Precision: the engine, and plain torch with its networks in float32 and in float16", _table("regular"),
+        {FULL: Row(), "the engine in float32": Row(device="cpu"), "plain torch, float32": Row("torch"),
+         "plain torch, float16": Row("torch", options={"half": True})},
+        alike=True,
     ),
 }  # fmt: skip

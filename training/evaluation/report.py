@@ -81,6 +81,10 @@ def write_report(folder: Path) -> None:
             (folder / f"{name}.png").unlink(missing_ok=True)
     for table in tables.values():
         lines += [*markdown(table), "", *_more(table), "", *_differences(table)]
+        lines += [
+            f"{name}: {mean:.2f} of 255 levels away from the full model's pictures, the farthest picture {worst:.2f}."
+            for name, (mean, worst) in table.get("levels", {}).items()
+        ]
         lines += [f"Left out: {name}, {why}." for name, why in table["left_out"].items()]
         lines += [made_of(table)] if len(made) > 1 else []
         lines += [""]

@@ -31,7 +31,7 @@ from .sampler import Sampler, ddim_of
 
 Rgb = NDArray[np.uint8]
 SHARD = 100  # pictures of a file: what a run that is stopped loses at most
-NO_DESIGN = ("engine", "truth", "ceiling", "floor")
+NO_DESIGN = ("engine", "truth", "ceiling", "floor", "torch")
 MAY_DIFFER = {"stage", "save_steps", "accumulate", "written"}  # of two trainings that are compared
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "torch", "diffusers", "transformers", "numpy")
 
@@ -132,7 +132,9 @@ class Studio:
             said["engine"] = sha256((self.asked.engine / "manifest.json").read_bytes())
             said["on"], said["device"] = self.made["backend"], row.device
         else:
-            said["on"], said["design"] = str(self.torch_device), sha256(self._weights(row.maker).read_bytes())
+            said["on"] = str(self.torch_device)
+            if row.maker not in NO_DESIGN:
+                said["design"] = sha256(self._weights(row.maker).read_bytes())
         return said
 
     def _path(self, decides: Mapping[str, Any], cases: Sequence[Case]) -> Path:
@@ -152,13 +154,11 @@ class Studio:
             with load_engine(self.asked.engine, self.asked.backend, device, row.config) as engine:
                 yield EngineContender(engine, self.made["steps"], self.asked.batch, row.options)
         else:
-            yield Sampler.of_run(
-                self.checkpoint,
-                self._weights(row.maker),
-                steps=self.made["steps"],
-                device=self.torch_device,
-                **row.options,
-            )
+            options = {"steps": self.made["steps"], "device": self.torch_device, **row.options}
+            if row.maker == "torch":
+                yield Sampler(self.checkpoint, **options)
+            else:
+                yield Sampler.of_run(self.checkpoint, self._weights(row.maker), **options)
 
     def _origin(self) -> dict[str, Any] | None:
         """How the checkpoint's branches were trained, None if not by a run that lies here."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .experiments import CEILING, FULL, TRUTH, Experiment
 from .measures import MEASURES, Floats, Judgement
@@ -37,6 +38,16 @@ def table(experiment: Experiment, rows: Judged, pictures: int, others: Floats) -
         else:
             told[name] = line
     return {"title": experiment.title, "pictures": pictures, "rows": told}
+
+
+def levels(pictures: Mapping[str, NDArray[np.uint8]], against: str) -> dict[str, list[float]]:
+    """How far a row's pictures are from those of `against`: {row: [mean, the farthest picture's]}, of 255 levels."""
+    told = {}
+    for name, made in pictures.items():
+        if name != against:
+            apart = np.abs(made.astype(np.int16) - pictures[against]).mean((1, 2, 3))
+            told[name] = [round(float(value), 4) for value in (apart.mean(), apart.max())]
+    return told
 
 
 def between(judged: Mapping[str, Judged]) -> dict[str, dict[str, Any]]:
