@@ -1,21 +1,15 @@
-"""Plain torch with its networks in half precision and all between them in float32, as a half build has it."""
+"""The reference with its networks in half precision and all between them in float32, as a half build has it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 from .checkpoint import Checkpoint
+from .half import narrow, quick_half
 from .reference import Reference
-
-# A CPU has no quick half kernels for these. In float32 and rounded behind it is what its slow ones compute.
-SLOW = frozenset({"convolution", "mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product_flash_attention_for_cpu"})
 
 
 @contextmanager
@@ -31,34 +25,5 @@ def half_reference(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[Refer
         *reference.text_encoders,
     ):
         narrow(module, dtype)
-    with QuickHalf():
+    with quick_half():
         yield reference
-
-
-def narrow(module: nn.Module, dtype: torch.dtype) -> None:
-    """Weights in `dtype`; float32 goes in and comes out."""
-    for parameter in module.parameters():
-        parameter.data = parameter.data.to(dtype)
-    module.register_forward_pre_hook(
-        lambda _, args, kwargs: (_cast(args, torch.float32, dtype), _cast(kwargs, torch.float32, dtype)),
-        with_kwargs=True,
-    )
-    module.register_forward_hook(lambda _, args, output: _cast(output, dtype, torch.float32))
-
-
-def _cast(values: Any, of: torch.dtype, to: torch.dtype) -> Any:
-    if type(values) is dict:  # half precision does not hold a picture's size
-        return {name: value if name == "time_ids" else _cast(value, of, to) for name, value in values.items()}
-    return tree_map(lambda value: value.to(to) if isinstance(value, Tensor) and value.dtype == of else value, values)
-
-
-class QuickHalf(TorchDispatchMode):
-    """Half precision on a CPU, in seconds and not in minutes."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        half = next((a.dtype for a in args if isinstance(a, Tensor) and a.dtype in (torch.half, torch.bfloat16)), None)
-        if half is None or func.overloadpacket.__name__ not in SLOW:
-            return func(*args, **kwargs)
-        wide_args, wide_kwargs = _cast(args, half, torch.float32), _cast(kwargs, half, torch.float32)
-        return _cast(func(*wide_args, **wide_kwargs), torch.float32, half)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from export.checkpoint import Checkpoint
-from export.half_reference import QuickHalf, narrow
+from export.half import narrow, quick_half
 from realisid_trt.boxes import Grid, snap_box
 from realisid_trt.conditions import id_pixels
 from realisid_trt.ddim import DDIM, initial_noise
@@ -91,7 +91,7 @@ class Sampler:
     def make(self, cases: Sequence[Case], name: str) -> NDArray[np.uint8]:
         """(N, S, S, 3) uint8; cases of different numbers of persons are made apart."""
         made: dict[int, NDArray[np.uint8]] = {}
-        quick = QuickHalf() if self.half and self.device.type == "cpu" else nullcontext()
+        quick = quick_half() if self.half and self.device.type == "cpu" else nullcontext()
         with tqdm(total=len(cases), desc=name) as bar, quick:
             for persons in sorted({len(case.identities) for case in cases}):
                 numbers = [number for number, case in enumerate(cases) if len(case.identities) == persons]
