@@ -108,3 +108,26 @@ def test_what_the_identity_guidance_and_the_delay_do() -> None:
     _, _, text = scales["λi = 8.0"]["minus full"]["text"]
     assert text < 0
     assert scales["λi = 0.0"]["means"]["text"][0] == 1.0
+
+
+@pytest.mark.parametrize("persons", [2, 3])
+def test_the_readme_says_what_overlapping_does(persons: int) -> None:
+    found = table(f"persons-{persons}-overlap")["rows"]
+    mean, low, high = found[FULL]["means"]["rank1"]
+    assert f"{mean:.2f} (±{(high - low) / 2:.2f})" in README
+    truth = found["true renders"]["means"]
+    assert f"{truth['rank1'][0]:.2f} with {truth['iou'][0]:.2f}" in README
+    assert f"{found[FULL]['means']['iou'][0]:.2f}" in README
+    for mode in ("average", "priority"):
+        for measure in ("similarity", "rank1", "iou"):
+            _, low, high = found[mode]["minus full"][measure]
+            assert low < 0 < high, (mode, measure)
+
+
+def test_plain_torch_and_half_precision_draw_the_same() -> None:
+    told = table("precision")
+    exact, half = (told["levels"][f"plain torch, {dtype}"][1] for dtype in ("float32", "float16"))
+    assert exact < 0.01 and f"{exact:.3f} of 255 levels" in README
+    assert half < 0.1 and f"the farthest is {half:.2f} away" in README
+    full, *others = (told["rows"][row]["means"]["rank1"] for row in told["rows"])
+    assert all(other == full for other in others)
