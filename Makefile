@@ -17,7 +17,7 @@ demo: $(VENV)/.demo
 	$(RUN) -m examples.photographs --engine engines/miniature --out out
 
 test: $(VENV)/.test lint
-	$(RUN) -m pytest
+	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test
 	$(RUN) -m ruff check .

@@ -73,6 +73,7 @@ setup(
             *TRAIN,
             "tensorrt_rtx>=1.7,<2",  # builds plans without a GPU
             "pytest>=9",
+            "pytest-xdist>=3.8,<4",
             "ruff>=0.17,<0.18",
             "mypy>=2.4,<3",
             "pybind11-stubgen==3.0.0",  # tests/tensorrt_api corrects the text it writes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -48,6 +49,13 @@ class Photos(NamedTuple):
     hopper: Path
 
 
+LONG = ("test_readme.py", "test_recipe.py", "training")  # first, so that no process waits for another in the end
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: next((n for n, part in enumerate(LONG) if part in item.path.parts), len(LONG)))
+
+
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Photos:
     return Photos(*demo_photos(tmp_path_factory.mktemp("photos")))
@@ -69,9 +77,26 @@ class Built:
     engine: Path
 
 
+@contextlib.contextmanager
+def _by_turns() -> Iterator[None]:
+    """One process of `pytest --numprocesses` at a time: the first builds, the others find."""
+    ENGINES.mkdir(exist_ok=True)
+    with open(ENGINES / ".tests.lock", "w") as file:
+        with contextlib.suppress(ImportError):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 @pytest.fixture(scope="session")
-def built() -> Iterator[dict[str, Built]]:
+def built() -> dict[str, Built]:
     """Both engines, built side by side by the command a user would give."""
+    with _by_turns():
+        return _build()
+
+
+def _build() -> dict[str, Built]:
     from export.miniature import make_checkpoint
 
     found, processes = {}, {}
@@ -103,7 +128,7 @@ def built() -> Iterator[dict[str, Built]]:
     for name, process in processes.items():
         output, _ = process.communicate()
         assert process.returncode == 0, f"the build of {name} failed:\n{output}"
-    yield found
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -40,12 +40,6 @@ FURTHER = {"branches-together", "branches-three", "branches-three-again"}  # the
 TOLERANCE = 0.01  # bf16 on other processors rounds otherwise; seen here: 5e-5
 
 
-@pytest.fixture(autouse=True)
-def _accelerate_forgets():
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @pytest.fixture(scope="module")
 def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint(tmp_path_factory.mktemp("start") / "start", **START)

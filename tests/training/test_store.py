@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from numpy.typing import DTypeLike
 
 from export.checkpoint import Checkpoint
@@ -58,9 +57,8 @@ def small_sittings(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def accelerator() -> Iterator[Accelerator]:
-    yield Accelerator(cpu=True)
-    AcceleratorState._reset_state(reset_partial_state=True)
+def accelerator() -> Accelerator:
+    return Accelerator(cpu=True)
 
 
 def killed(out: Path, scale: int = 1) -> None:

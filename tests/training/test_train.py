@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from export.checkpoint import Checkpoint
@@ -38,13 +36,6 @@ DATA = {
     "face-points": "scenes", "attributes": "scenes", "detector": "scenes",
     **{f"branches-{design}": "portraits" for design in ("local-only", "global-only", "uncropped", "five-keypoints")},
 }  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _accelerate_forgets() -> Iterator[None]:
-    """accelerate keeps one state per process, and this process trains with several precisions."""
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
