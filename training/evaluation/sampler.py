@@ -34,7 +34,7 @@ class Sampler:
     """A design with its trained weights, over a checkpoint's base.
 
     Guidance, steps and α are the checkpoint's unless they are given. half: the networks in float16 as a half build has
-    them, all but the VAE; a CPU rounds as a GPU does, in about twice the time.
+    them, all but the VAE; a CPU rounds where a GPU does, in about twice the time.
     """
 
     def __init__(
