@@ -70,6 +70,7 @@ def for_the_miniature(text: str) -> str:
         "--steps 30": "--steps 1",
         "--runs 3": "--runs 1 --warmup 0",
         "--steps 20000": "--steps 2",
+        "HELD-OUT": "data",
         "engines/mid": "engines/NAME",
         "--checkpoint checkpoints/miniature": "--checkpoint CKPT --experiment placement --pictures 2 --steps 1",
     }

@@ -1,0 +1,197 @@
+"""python -m training.validate: the loss of finished trainings on examples that they did not see, example by example.
+
+All are given the same noise, timesteps and drops, so that a difference of two is far surer than either loss.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from export.checkpoint import Checkpoint
+from export.files import disk_errors, write_json
+from realisid_trt.command_line import Outcome, run
+from realisid_trt.errors import RequestError
+
+from .evaluation.statistics import Sample, estimate
+from .evaluation.tables import listed
+from .loop import Course, accelerator_of
+from .result import ORIGIN
+from .stages import STAGES, Stage
+from .store import Store
+
+ALL = "all"
+FACES = {"faces under 1/6": (0.0, 1 / 6), "of 1/6 to 1/4": (1 / 6, 1 / 4), "of 1/4 and more": (1 / 4, np.inf)}
+Losses = dict[str, NDArray[np.float64]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 done, 1 failed, 2 bad usage."""
+    given = _parser().parse_args(arguments)
+    return run(lambda: _validate(given), given.json)
+
+
+def _validate(given: argparse.Namespace) -> Outcome:
+    for flag in ("examples", "draws"):
+        if getattr(given, flag) < 1:
+            raise RequestError(f"--{flag} is {getattr(given, flag)}, expected at least 1.")
+    folders, store = [Path(folder) for folder in given.run], Store(given.data)
+    origins = [_origin(folder) for folder in folders]
+    start, accelerator = _start(folders, origins), accelerator_of(Course(precision="no"), given.cpu)
+    count = min(given.examples, len(store))
+    groups = {ALL: np.arange(count), **_by_face(store, count)}
+    first: Losses = {}
+    told: dict[str, Any] = {}
+    for folder, origin in zip(folders, origins, strict=True):
+        stage = _trained(folder, origin, start, store, accelerator)
+        found = losses(stage, count, given.draws, given.seed, str(folder), accelerator.device)
+        first = first or found
+        if set(found) != set(first):
+            raise RequestError(f"{folder} has the losses {', '.join(found)}, {folders[0]} {', '.join(first)}.")
+        told[str(folder)] = {
+            "stage": origin["stage"],
+            "steps": origin["steps"],
+            "seen": origin["examples"] == store.description,
+            "losses": {name: _estimates(found, index) for name, index in groups.items()},
+        }
+        if folder != folders[0]:
+            minus = {name: found[name] - first[name] for name in found}
+            told[str(folder)]["minus the first"] = {name: _estimates(minus, index) for name, index in groups.items()}
+    values = {
+        "examples": count, "of": store.description, "draws": given.draws, "seed": given.seed,
+        "groups": {name: len(index) for name, index in groups.items()}, "runs": told,
+    }  # fmt: skip
+    if given.out is not None:
+        with disk_errors(out := Path(given.out)):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_json(out, values)
+    return Outcome(values, _lines(values))
+
+
+def losses(stage: Stage, count: int, draws: int, seed: int, name: str, device: torch.device) -> Losses:
+    """Name → (count, draws) losses of the first `count` examples, each with that many noises, timesteps and drops."""
+    found: dict[str, list[float]] = {}
+    with torch.inference_mode(), tqdm(total=count * draws, desc=name, file=sys.stderr) as bar:
+        for place in range(count * draws):
+            rng = np.random.Generator(np.random.Philox(key=[seed, place]))
+            item = stage.item(place // draws, rng)
+            for key, value in stage({key: part[None].to(device) for key, part in item.items()}).items():
+                found.setdefault(key, []).append(float(value))
+            bar.update()
+    return {key: np.array(values).reshape(count, draws) for key, values in found.items()}
+
+
+def _origin(folder: Path) -> dict[str, Any]:
+    """How a run's weights came about. Raises RequestError for one that is not finished, or cannot be taken apart."""
+    try:
+        origin: dict[str, Any] = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"{folder} holds no weights of a training ({error}). Finish it, or write those of its last state: "
+            "python -m training.train … --no-further."
+        ) from error
+    if not STAGES[origin["stage"]].whole_batch:
+        raise RequestError(f"{folder}: {origin['stage']} compares examples with each other, so none has its own loss.")
+    return origin
+
+
+def _start(folders: Sequence[Path], origins: Sequence[Mapping[str, Any]]) -> Checkpoint:
+    """A checkpoint that one of the runs left, for what others read and did not train."""
+    for folder in folders:
+        if (folder / "checkpoint").is_dir():
+            start = Checkpoint.open(folder / "checkpoint")
+            break
+    else:
+        raise RequestError(f"none of {', '.join(map(str, folders))} left a checkpoint. Name a run that did, too.")
+    for other, origin in zip(folders, origins, strict=True):
+        trained = set(STAGES[origin["stage"]].writes) | set(origin["written"])
+        read = {name: key for name, key in origin["weights"].items() if name not in trained}
+        if wrong := [name for name, key in read.items() if start.weights_key(name) != key]:
+            raise RequestError(f"{other} was trained on another {', '.join(wrong)} than {start.path} holds.")
+    return start
+
+
+def _trained(
+    folder: Path, origin: Mapping[str, Any], start: Checkpoint, store: Store, accelerator: Accelerator
+) -> Stage:
+    """The stage of a run with the weights that it left."""
+    kind = STAGES[origin["stage"]]
+    if (folder / "checkpoint").is_dir():
+        stage = kind(Checkpoint.open(folder / "checkpoint"), store, accelerator, new=False, seed=0)
+    else:
+        stage = kind(start, store, accelerator, new=True, seed=0)
+        for name, module in stage.trained().items():
+            module.load_state_dict(load_file(folder / "weights" / f"{name}.safetensors"))
+    for module in (stage, *stage.frozen):
+        module.to(accelerator.device)
+    return stage.eval()
+
+
+def _by_face(store: Store, count: int) -> dict[str, NDArray[np.int64]]:
+    """Name of a size → the examples whose smallest face has it, over the picture's side; of examples with boxes."""
+    if "boxes" not in store.arrays:
+        return {}
+    boxes = np.asarray(store["boxes"][:count], np.float64)
+    there = np.arange(boxes.shape[1]) < np.asarray(store["num_persons"][:count])[:, None]
+    sides = np.maximum(boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]) / min(store["rgb"].shape[1:3])
+    least = np.where(there, sides, np.inf).min(1)
+    found = {name: np.flatnonzero((least >= low) & (least < high)) for name, (low, high) in FACES.items()}
+    return {name: index for name, index in found.items() if len(index)}
+
+
+def _estimates(found: Losses, index: NDArray[np.int64]) -> dict[str, list[float] | None]:
+    """Means with their 95 % intervals, over examples."""
+    names = np.repeat(index, next(iter(found.values())).shape[1])
+    return {key: listed(estimate(Sample(values[index].ravel(), names, names))) for key, values in found.items()}
+
+
+def _lines(values: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for run_name, told in values["runs"].items():
+        seen = ", on the examples that it was trained on" if told["seen"] else ""
+        lines += ["", f"{run_name}: {told['stage']}, {told['steps']} steps{seen}"]
+        for title, groups in (("", told["losses"]), (", minus the first", told.get("minus the first", {}))):
+            for group, means in groups.items():
+                said = ", ".join(
+                    f"{key} {'' if value is None else f'{value[0]:.5f} [{value[1]:.5f}, {value[2]:.5f}]'}"
+                    for key, value in means.items()
+                )
+                lines.append(f"  {group} ({values['groups'][group]}){title}: {said}")
+    return lines
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.validate",
+        description="The losses of finished trainings on examples that they did not see.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""examples:
+  python -m training.validate --run runs/mine --data held-out
+  python -m training.validate --run runs/mine --run runs/other --data held-out --draws 8 --out losses.json""",
+    )
+    add = parser.add_argument
+    add("--run", action="append", required=True, metavar="RUN", help="what training.train left; may be repeated: "
+        "then the differences from the first are told too")  # fmt: skip
+    add("--data", required=True, metavar="DIR", help="examples, as training.prepare makes them")
+    add("--examples", type=int, default=1000, help="the first so many of them (default %(default)s)")
+    add("--draws", type=int, default=4, help="of noise and timestep per example (default %(default)s)")
+    add("--seed", type=int, default=0, help="of noise, timesteps and drops (default %(default)s)")
+    add("--out", metavar="FILE", help="JSON file to write")
+    add("--cpu", action="store_true", help="on the CPU, even where there is a GPU")
+    add("--json", action="store_true", help="the last line of stdout is one JSON object")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
