@@ -11,10 +11,11 @@ import pytest
 
 from export.checkpoint import Checkpoint
 from tests.conftest import ROOT
-from training.evaluation.experiments import EXPERIMENTS, FULL
+from training.evaluation.experiments import EXPERIMENTS, FACE_CELLS, FULL
 from training.evaluation.tables import BETWEEN
 
 TABLES = ROOT / "training" / "results" / "tables"
+COMPARED = TABLES.with_name("compared")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 FILES = sorted(TABLES.glob("*.json"))
 TOLD = ("rank1", "similarity", "iou", "landmarks", "harmony", "text")  # the columns of the README's table
@@ -81,6 +82,35 @@ def test_people_are_recognised_and_where_they_should_be(size: str, share: float)
     full = table(f"table2-{size}")["rows"][FULL]
     assert full["of ceiling"]["rank1"][0] >= share
     assert full["means"]["iou"][0] >= 0.7
+
+
+def test_the_readme_has_table_3_and_says_that_it_is_reversed() -> None:
+    """Of designs trained alike, beside the full model that was trained with them."""
+    [lines] = re.findall(r"^\| faces of \| identity: full .*?\n\|[-|]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
+    told = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines.splitlines()]
+    assert [size for size, *_ in told] == list(FACE_CELLS)
+    for size, *cells in told:
+        found = json.loads((COMPARED / f"table3-{FACE_CELLS[size]}.json").read_text(encoding="utf-8"))
+        assert found["pictures"] >= 400 and found["made"]["training"]["steps"] == 4000
+        full, twin = (found["rows"][row]["means"] for row in (FULL, "uncropped twin"))
+        expected = []
+        for measure, digits in (("similarity", 3), ("rank1", 2)):
+            mean, low, high = found["rows"]["uncropped twin"]["minus full"][measure]
+            expected += [f"{row[measure][0]:.{digits}f}" for row in (full, twin)]
+            expected.append(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+            assert mean > 0
+        assert cells == [*expected, *(f"{row['iou'][0]:.2f}" for row in (full, twin))]
+
+
+def test_the_readme_has_the_losses_of_table_3() -> None:
+    told = json.loads((COMPARED.parent / "held-out-losses.json").read_text(encoding="utf-8"))["runs"]
+    full, twin = (told[f"out/training/branches-{name}"] for name in ("compared", "uncropped"))
+    assert full["steps"] == twin["steps"] == 4000 and not full["seen"]
+    small, large = "faces under 1/6", "of 1/4 and more"
+    for text, group, rows in (("{} for the twin and {} for the full model", small, (twin, full)),
+                              ("{} and {}", large, (twin, full))):  # fmt: skip
+        values = [f"{row['losses'][group]['face_x0'][0]:.3f}" for row in rows]
+        assert text.format(*values) in " ".join(README.split())
 
 
 def test_the_readme_says_what_company_costs() -> None:
