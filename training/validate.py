@@ -23,6 +23,7 @@ from export.checkpoint import Checkpoint
 from export.files import disk_errors, write_json
 from realisid_trt.command_line import Outcome, run
 from realisid_trt.errors import RequestError
+from realisid_trt.files import file_sha256
 
 from .evaluation.statistics import Sample, estimate
 from .evaluation.tables import listed
@@ -101,6 +102,14 @@ def _origin(folder: Path) -> dict[str, Any]:
             f"{folder} holds no weights of a training ({error}). Finish it, or write those of its last state: "
             "python -m training.train … --no-further."
         ) from error
+    where = folder / "checkpoint" if (folder / "checkpoint").is_dir() else folder / "weights"
+    for name, key in origin["written"].items():
+        file = next(iter(sorted(where.glob(f"{name}/*.safetensors"))), where / f"{name}.safetensors")
+        if not file.is_file() or file_sha256(file) != key:
+            raise RequestError(
+                f"{file} is missing, or not what this training wrote. Write it again from the last state: python -m "
+                "training.train … --no-further."
+            )
     if not STAGES[origin["stage"]].whole_batch:
         raise RequestError(f"{folder}: {origin['stage']} compares examples with each other, so none has its own loss.")
     return origin

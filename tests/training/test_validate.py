@@ -97,3 +97,8 @@ def test_refusals(runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
     origin["weights"]["unet"] = "0" * 64
     (tmp_path / "other" / "origin.json").write_text(json.dumps(origin))
     assert "trained on another unet" in refused("--run", str(runs / "long"), "--run", str(tmp_path / "other"))
+    (tmp_path / "other" / "weights" / "uncropped.safetensors").write_bytes(b"damaged")
+    assert "not what this training wrote" in refused("--run", str(tmp_path / "other"))
+    shutil.copytree(runs / "long", tmp_path / "cut")
+    next((tmp_path / "cut" / "checkpoint" / "controlnet_local").glob("*.safetensors")).unlink()
+    assert "is missing" in refused("--run", str(tmp_path / "cut"))
