@@ -93,7 +93,8 @@ RECIPE: dict[str, Step] = {
         *(Step(name=name, stage=stage, after="id-encoder", data="portraits",
                course=Course(steps=4000, learning_rate=1e-3, batch_size=32, save_steps=250))
           for name, stage in (("branches-compared", "branches"), *((name, name) for name in (
-              "branches-local-only", "branches-global-only", "branches-uncropped", "branches-five-keypoints")))),
+              "branches-local-only", "branches-global-only", "branches-uncropped", "branches-boxed",
+              "branches-five-keypoints")))),
     )
 }  # fmt: skip
 

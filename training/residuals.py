@@ -153,7 +153,8 @@ class GlobalOnly(Branches):
 class Uncropped(Branches):
     """The twin: both branches see the whole latents, the drawing lies in the box. Nothing is cropped or relocated.
 
-    The same parameters, seeds and examples as the full model, so what differs is the crop alone.
+    The same parameters, seeds and examples as the full model, so what differs is what the local branch sees,
+    and where it may write.
     """
 
     name = "uncropped"
@@ -172,6 +173,30 @@ class Uncropped(Branches):
         self, noisy: Tensor, timestep: Tensor, tokens: Tensor, condition: Tensor, added: Any, batch: Batch
     ) -> Residuals:
         return self._run("local", noisy, timestep, tokens, condition, added)
+
+
+class Boxed(Uncropped):
+    """The twin, writing where the full model's local branch writes: in the box alone, at every level.
+
+    So it differs from the twin by where it may write, and from the full model by what it reads: the whole latents.
+    """
+
+    name = "boxed"
+
+    def conditions(self, box: FaceBox, landmarks: NDArray[np.float32], checkpoint: Checkpoint) -> Batch:
+        found = super().conditions(box, landmarks, checkpoint)
+        for level in range(box.grid.levels):
+            x0, y0, x1, y1 = box.cells(level)
+            inside = torch.zeros(1, *box.grid.size(level))
+            inside[:, y0:y1, x0:x1] = 1
+            found[f"inside_{level}"] = inside
+        return found
+
+    def _local(
+        self, noisy: Tensor, timestep: Tensor, tokens: Tensor, condition: Tensor, added: Any, batch: Batch
+    ) -> Residuals:
+        found = super()._local(noisy, timestep, tokens, condition, added, batch)
+        return [one * batch[f"inside_{level}"] for one, level in zip(found, self.levels, strict=True)]
 
 
 # Right eye, left eye, nose, mouth corners: MediaPipe's numbers and InstantID's colours.
@@ -269,5 +294,5 @@ def merged_rows(residuals: dict[str, Residuals], picture: Tensor, num_persons: T
 
 
 DESIGNS: dict[str, type[Branches]] = {
-    design.name: design for design in (Branches, LocalOnly, GlobalOnly, Uncropped, FiveKeypoints)
+    design.name: design for design in (Branches, LocalOnly, GlobalOnly, Uncropped, Boxed, FiveKeypoints)
 }

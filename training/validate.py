@@ -1,11 +1,13 @@
 """python -m training.validate: the loss of finished trainings on examples that they did not see, example by example.
 
-All are given the same noise, timesteps and drops, so that a difference of two is far surer than either loss.
+All are given the same noise, timesteps and drops, so that a difference of two is far surer than either loss. They are
+told by the size of the smallest face, and with --noise-levels by how much noise there was.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,6 +27,7 @@ from realisid_trt.command_line import Outcome, run
 from realisid_trt.errors import RequestError
 from realisid_trt.files import file_sha256
 
+from .diffusion import Diffusion
 from .evaluation.statistics import Sample, estimate
 from .evaluation.tables import listed
 from .loop import Course, accelerator_of
@@ -35,6 +38,7 @@ from .store import Store
 ALL = "all"
 FACES = {"faces under 1/6": (0.0, 1 / 6), "of 1/6 to 1/4": (1 / 6, 1 / 4), "of 1/4 and more": (1 / 4, np.inf)}
 Losses = dict[str, NDArray[np.float64]]
+Chosen = NDArray[np.bool_]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,19 +48,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _validate(given: argparse.Namespace) -> Outcome:
-    for flag in ("examples", "draws"):
+    for flag in ("examples", "draws", "noise_levels"):
         if getattr(given, flag) < 1:
-            raise RequestError(f"--{flag} is {getattr(given, flag)}, expected at least 1.")
+            raise RequestError(f"--{flag.replace('_', '-')} is {getattr(given, flag)}, expected at least 1.")
     folders, store = [Path(folder) for folder in given.run], Store(given.data)
     origins = [_origin(folder) for folder in folders]
     start, accelerator = _start(folders, origins), accelerator_of(Course(precision="no"), given.cpu)
     count = min(given.examples, len(store))
-    groups = {ALL: np.arange(count), **_by_face(store, count)}
+    groups: dict[str, Chosen] = {}
     first: Losses = {}
     told: dict[str, Any] = {}
     for folder, origin in zip(folders, origins, strict=True):
         stage = _trained(folder, origin, start, store, accelerator)
-        found = losses(stage, count, given.draws, given.seed, str(folder), accelerator.device)
+        found, timesteps = losses(stage, count, given.draws, given.seed, str(folder), accelerator.device)
+        groups = groups or _groups(store, stage, count, given.draws, timesteps, given.noise_levels)
         first = first or found
         if set(found) != set(first):
             raise RequestError(f"{folder} has the losses {', '.join(found)}, {folders[0]} {', '.join(first)}.")
@@ -64,14 +69,14 @@ def _validate(given: argparse.Namespace) -> Outcome:
             "stage": origin["stage"],
             "steps": origin["steps"],
             "seen": origin["examples"] == store.description,
-            "losses": {name: _estimates(found, index) for name, index in groups.items()},
+            "losses": {name: _estimates(found, chosen) for name, chosen in groups.items()},
         }
         if folder != folders[0]:
             minus = {name: found[name] - first[name] for name in found}
-            told[str(folder)]["minus the first"] = {name: _estimates(minus, index) for name, index in groups.items()}
+            told[str(folder)]["minus the first"] = {name: _estimates(minus, chosen) for name, chosen in groups.items()}
     values = {
         "examples": count, "of": store.description, "draws": given.draws, "seed": given.seed,
-        "groups": {name: len(index) for name, index in groups.items()}, "runs": told,
+        "groups": {name: int(chosen.any(1).sum()) for name, chosen in groups.items()}, "runs": told,
     }  # fmt: skip
     if given.out is not None:
         with disk_errors(out := Path(given.out)):
@@ -80,17 +85,26 @@ def _validate(given: argparse.Namespace) -> Outcome:
     return Outcome(values, _lines(values))
 
 
-def losses(stage: Stage, count: int, draws: int, seed: int, name: str, device: torch.device) -> Losses:
-    """Name → (count, draws) losses of the first `count` examples, each with that many noises, timesteps and drops."""
+def losses(
+    stage: Stage, count: int, draws: int, seed: int, name: str, device: torch.device
+) -> tuple[Losses, NDArray[np.int64]]:
+    """Name → (count, draws) losses of the first `count` examples, each with that many noises, timesteps and drops.
+
+    Beside them (count, draws) timesteps, -1 for a stage that has none.
+    """
     found: dict[str, list[float]] = {}
+    timesteps = []
     with torch.inference_mode(), tqdm(total=count * draws, desc=name, file=sys.stderr) as bar:
         for place in range(count * draws):
             rng = np.random.Generator(np.random.Philox(key=[seed, place]))
             item = stage.item(place // draws, rng)
-            for key, value in stage({key: part[None].to(device) for key, part in item.items()}).items():
+            batch = {key: part[None].to(device) for key, part in item.items()}
+            for key, value in stage.validation_losses(batch).items():
                 found.setdefault(key, []).append(float(value))
+            timesteps.append(int(item.get("timestep", -1)))
             bar.update()
-    return {key: np.array(values).reshape(count, draws) for key, values in found.items()}
+    told = {key: np.array(values).reshape(count, draws) for key, values in found.items()}
+    return told, np.array(timesteps).reshape(count, draws)
 
 
 def _origin(folder: Path) -> dict[str, Any]:
@@ -147,22 +161,39 @@ def _trained(
     return stage.eval()
 
 
-def _by_face(store: Store, count: int) -> dict[str, NDArray[np.int64]]:
-    """Name of a size → the examples whose smallest face has it, over the picture's side; of examples with boxes."""
+def _groups(
+    store: Store, stage: Stage, count: int, draws: int, timesteps: NDArray[np.int64], levels: int
+) -> dict[str, Chosen]:
+    """All, by size of face, and each of these by level of noise; what nothing is in is left out."""
+    sizes = {ALL: np.full(count, True), **_by_face(store, count)}
+    groups = {name: np.repeat(chosen[:, None], draws, 1) for name, chosen in sizes.items()}
+    if levels > 1:
+        if (timesteps < 0).any():
+            raise RequestError(f"{stage.name} adds no noise to anything. Leave --noise-levels out.")
+        ends = np.linspace(0, len(Diffusion(stage.checkpoint).alphas), levels + 1).round().astype(int)
+        groups |= {
+            f"{name}, t {low} to {high - 1}": chosen & (timesteps >= low) & (timesteps < high)
+            for name, chosen in groups.items()
+            for low, high in itertools.pairwise(ends)
+        }
+    return {name: chosen for name, chosen in groups.items() if chosen.any()}
+
+
+def _by_face(store: Store, count: int) -> dict[str, Chosen]:
+    """Name of a size → (count,) whether an example's smallest face has it, over the picture's side."""
     if "boxes" not in store.arrays:
         return {}
     boxes = np.asarray(store["boxes"][:count], np.float64)
     there = np.arange(boxes.shape[1]) < np.asarray(store["num_persons"][:count])[:, None]
     sides = np.maximum(boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]) / min(store["rgb"].shape[1:3])
     least = np.where(there, sides, np.inf).min(1)
-    found = {name: np.flatnonzero((least >= low) & (least < high)) for name, (low, high) in FACES.items()}
-    return {name: index for name, index in found.items() if len(index)}
+    return {name: (least >= low) & (least < high) for name, (low, high) in FACES.items()}
 
 
-def _estimates(found: Losses, index: NDArray[np.int64]) -> dict[str, list[float] | None]:
+def _estimates(found: Losses, chosen: Chosen) -> dict[str, list[float] | None]:
     """Means with their 95 % intervals, over examples."""
-    names = np.repeat(index, next(iter(found.values())).shape[1])
-    return {key: listed(estimate(Sample(values[index].ravel(), names, names))) for key, values in found.items()}
+    names = chosen.nonzero()[0]
+    return {key: listed(estimate(Sample(values[chosen], names, names))) for key, values in found.items()}
 
 
 def _lines(values: Mapping[str, Any]) -> list[str]:
@@ -187,7 +218,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""examples:
   python -m training.validate --run runs/mine --data held-out
-  python -m training.validate --run runs/mine --run runs/other --data held-out --draws 8 --out losses.json""",
+  python -m training.validate --run runs/mine --run runs/other --data held-out --noise-levels 5 --out losses.json""",
     )
     add = parser.add_argument
     add("--run", action="append", required=True, metavar="RUN", help="what training.train left; may be repeated: "
@@ -195,6 +226,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", required=True, metavar="DIR", help="examples, as training.prepare makes them")
     add("--examples", type=int, default=1000, help="the first so many of them (default %(default)s)")
     add("--draws", type=int, default=4, help="of noise and timestep per example (default %(default)s)")
+    add("--noise-levels", type=int, default=1, metavar="N", help="tell them apart by that many ranges of the timestep "
+        "(default %(default)s)")  # fmt: skip
     add("--seed", type=int, default=0, help="of noise, timesteps and drops (default %(default)s)")
     add("--out", metavar="FILE", help="JSON file to write")
     add("--cpu", action="store_true", help="on the CPU, even where there is a GPU")

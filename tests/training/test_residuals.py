@@ -97,7 +97,7 @@ def test_designs_begin_as_the_base_and_are_as_large_as_they_say(checkpoint: Chec
             total = merged([branches(torch.randn(1, 4, 32, 32), torch.tensor([500]), tokens, added, batch)])
         assert len(total) == len(checkpoint.residuals) and all((one == 0).all() for one in total)
         sizes[name] = sum(parameter.numel() for parameter in branches.parameters())
-    assert sizes["uncropped"] == sizes["realisid"]
+    assert sizes["boxed"] == sizes["uncropped"] == sizes["realisid"]
     assert 0.9 * sizes["realisid"] < sizes["five-keypoints"] <= sizes["realisid"]
     assert sizes["local-only"] + sizes["global-only"] == sizes["realisid"]
 
@@ -112,6 +112,34 @@ def test_a_pose_in_its_place_is_the_drawing_in_the_box(checkpoint: Checkpoint) -
         inside = drawn[:, 32:96, 64:128].sum()
         assert inside > 0.9 * drawn.sum() > 0, name
     assert len(KEYPOINTS) == 5
+
+
+def test_the_boxed_twin_is_the_twin_in_the_box_and_nothing_around(checkpoint: Checkpoint) -> None:
+    """Where the full model's local branch writes: at every level in the cells that its residuals are relocated to."""
+    box = snap_box((20, 40, 48, 68), Grid(128, 128, 4, 3, 4))
+    landmarks = np.random.default_rng(0).random((478, 2)).astype(np.float32)
+    generator = torch.Generator().manual_seed(0)
+    noisy = torch.randn(1, 4, 32, 32, generator=generator)
+    tokens = torch.randn(1, checkpoint.num_id_tokens, checkpoint.cross_attention_dim, generator=generator)
+    added = {"text_embeds": torch.zeros(1, checkpoint.pooled_dim), "time_ids": torch.zeros(1, 6)}
+    found = {}
+    for name in ("uncropped", "boxed"):
+        branches = DESIGNS[name](checkpoint, new=True, seed=0)
+        torch.manual_seed(0)
+        for branch in branches.children():
+            for parameter in branch.parameters():  # zero convolutions too
+                torch.nn.init.normal_(parameter, std=0.1)
+        batch = {key: value[None] for key, value in branches.conditions(box, landmarks, checkpoint).items()}
+        with torch.no_grad():
+            found[name] = branches(noisy, torch.tensor([500]), tokens, added, batch)
+    levels = [level for _, level in checkpoint.residuals]
+    full = {key: value[None] for key, value in placement(box, 32, "bilinear").items()}
+    for whole, kept, level in zip(found["uncropped"]["local"], found["boxed"]["local"], levels, strict=True):
+        written = relocate(torch.ones(1, 1, *[32 >> level] * 2), level, full).round()
+        assert torch.equal(kept, whole * written) and 0 < written.sum() < written.numel()
+        assert (whole * (1 - written)).abs().max() > 0
+    for one, other in zip(found["uncropped"]["global"], found["boxed"]["global"], strict=True):
+        assert torch.equal(one, other)
 
 
 def test_pictures_with_different_numbers_of_persons_are_merged_each_by_itself() -> None:

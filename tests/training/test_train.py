@@ -25,6 +25,7 @@ from training.log import read_log
 from training.loop import Course, Learner
 from training.places import _order
 from training.recipe import START
+from training.residuals import DESIGNS
 from training.result import origin_of
 from training.stages import STAGES
 from training.store import Store, store_of
@@ -34,7 +35,7 @@ DATA = {
     "vae": "scenes", "vae-faces": "scenes", "id-encoder": "faces", "text-to-image": "scenes", "branches": "groups",
     "recogniser": "faces",
     "face-points": "scenes", "attributes": "scenes", "detector": "scenes",
-    **{f"branches-{design}": "portraits" for design in ("local-only", "global-only", "uncropped", "five-keypoints")},
+    **{f"branches-{design}": "portraits" for design in DESIGNS if design != "realisid"},
 }  # fmt: skip
 
 

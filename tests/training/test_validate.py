@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from export.checkpoint import Checkpoint
 from export.miniature import make_checkpoint
 from training.examples import WorldFaces, WorldScenes
+from training.loop import Course, accelerator_of
 from training.recipe import START
-from training.store import store_of
+from training.stages import STAGES
+from training.store import Store, store_of
 from training.train import main as train
 from training.validate import main
 
@@ -21,6 +26,7 @@ LEARN = (
     "--new", "--cpu", "--half", "--batch-size", "4", "--threads", "1", "--warmup-steps", "2", "--ema", "0",
     "--precision", "no",
 )  # fmt: skip
+PLACES = ("x0_inside", "x0_edge", "x0_around", "x0_elsewhere")
 
 
 @pytest.fixture(scope="module")
@@ -30,19 +36,22 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     start = make_checkpoint(folder / "start", **START)
     store_of(WorldScenes(pictures=16, persons=(1,), crop_px=64), folder / "seen")
     store_of(WorldScenes(pictures=12, persons=(1, 2), crop_px=64, first=500), folder / "held-out")
+    store_of(WorldScenes(pictures=8), folder / "scenes")
     store_of(WorldFaces(pairs=8, views=2, scene_px=48), folder / "faces")
     for out, stage, data, steps in (
         ("short", "branches", "seen", "1"), ("long", "branches", "seen", "9"), ("twin", "branches-uncropped", "seen",
-        "9"), ("contrast", "recogniser", "faces", "1"),
+        "9"), ("contrast", "recogniser", "faces", "1"), ("pictures", "vae", "scenes", "1"),
     ):  # fmt: skip
         where = ["--checkpoint", str(start), "--data", str(folder / data), "--out", str(folder / out)]
         assert train([stage, *where, *LEARN, "--steps", steps, "--learning-rate", "1e-3"]) == 0
     return folder
 
 
-def told(capsys: pytest.CaptureFixture[str], runs: Path, *names: str, data: str = "held-out") -> dict[str, Any]:
+def told(
+    capsys: pytest.CaptureFixture[str], runs: Path, *names: str, data: str = "held-out", more: Sequence[str] = ()
+) -> dict[str, Any]:
     which = [word for name in names for word in ("--run", str(runs / name))]
-    assert main([*which, "--data", str(runs / data), "--cpu", "--draws", "2", "--json"]) == 0
+    assert main([*which, *more, "--data", str(runs / data), "--cpu", "--draws", "2", "--json"]) == 0
     values: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
     return values
 
@@ -53,7 +62,7 @@ def test_what_learned_longer_has_less_loss(runs: Path, capsys: pytest.CaptureFix
     assert [short["steps"], long["steps"], twin["stage"]] == [1, 9, "branches-uncropped"]
     assert "minus the first" not in short
     for other in (long, twin):
-        assert set(other["losses"]["all"]) == {"loss", "whole", "face_x0"} and other["seen"] is False
+        assert set(other["losses"]["all"]) == {"loss", "whole", "face_x0", *PLACES} and other["seen"] is False
         mean, _, high = other["minus the first"]["all"]["loss"]
         assert mean < 0 and high < 0
         assert mean == pytest.approx(other["losses"]["all"]["loss"][0] - short["losses"]["all"]["loss"][0], abs=2e-5)
@@ -67,6 +76,33 @@ def test_sizes_are_parts_of_all(runs: Path, capsys: pytest.CaptureFixture[str]) 
     means = values["runs"][str(runs / "long")]["losses"]
     parts = [means[name]["loss"][0] for name in sizes]
     assert np.average(parts, weights=list(sizes.values())) == pytest.approx(means["all"]["loss"][0], abs=2e-5)
+
+
+def test_noise_levels_are_parts_of_all(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And of little noise v is the noise itself, which a base that has not learned cannot tell."""
+    values = told(capsys, runs, "long", more=("--noise-levels", "2", "--draws", "8"))
+    means = values["runs"][str(runs / "long")]["losses"]
+    low, high = (means[f"all, t {name}"] for name in ("0 to 499", "500 to 999"))
+    for key in ("loss", *PLACES):
+        assert min(low[key][0], high[key][0]) <= means["all"][key][0] <= max(low[key][0], high[key][0])
+    assert low["loss"][1] > high["loss"][2]
+
+
+def test_places_are_parts_of_a_picture(runs: Path) -> None:
+    """The face is what is inside and what is at the edge: a box of n cells has (n - 2)² and the others."""
+    start = Checkpoint.open(runs / "start")
+    stage = STAGES["branches"](
+        start, Store(runs / "held-out"), accelerator_of(Course(precision="no"), True), new=True, seed=0
+    )
+    batch = {key: part[None] for key, part in stage.item(0, np.random.default_rng(0)).items()}
+    with torch.no_grad():
+        found = {key: float(value) for key, value in stage.validation_losses(batch).items()}
+    faces = batch["each.face"][0, : int(batch["num_persons"])]
+    assert len(faces) == 1
+    cells = int(faces.sum())
+    inside = (round(cells**0.5) - 2) ** 2
+    face = (inside * found["x0_inside"] + (cells - inside) * found["x0_edge"]) / cells
+    assert face == pytest.approx(found["face_x0"], rel=1e-5)
 
 
 def test_all_are_given_the_same_noise(runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -92,6 +128,9 @@ def test_refusals(runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
     assert "compares examples with each other" in refused("--run", str(runs / "contrast"), data="faces")
     assert "left a checkpoint" in refused("--run", str(runs / "twin"))
     assert "expected at least 1" in refused("--run", str(runs / "long"), "--draws", "0")
+    assert "--noise-levels is 0" in refused("--run", str(runs / "long"), "--noise-levels", "0")
+    other = ("--run", str(runs / "pictures"), "--noise-levels", "2")
+    assert "Leave --noise-levels out" in refused(*other, "--examples", "2", data="scenes")
     shutil.copytree(runs / "twin", tmp_path / "other")
     origin = json.loads((tmp_path / "other" / "origin.json").read_text())
     origin["weights"]["unet"] = "0" * 64

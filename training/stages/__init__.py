@@ -1,6 +1,13 @@
 """What can be trained, each in its own file: which parts of a checkpoint, from which examples, by which loss."""
 
-from .branches import BranchesStage, FiveKeypointsStage, GlobalOnlyStage, LocalOnlyStage, UncroppedStage
+from .branches import (
+    BoxedStage,
+    BranchesStage,
+    FiveKeypointsStage,
+    GlobalOnlyStage,
+    LocalOnlyStage,
+    UncroppedStage,
+)
 from .id_encoder import IDEncoderStage
 from .judges import AttributesStage, DetectorStage, FacePointsStage, RecogniserStage
 from .stage import Stage
@@ -9,7 +16,7 @@ from .vae import VAEFacesStage, VAEStage
 
 _ALL: tuple[type[Stage], ...] = (
     VAEStage, VAEFacesStage, TextToImageStage, IDEncoderStage,
-    BranchesStage, LocalOnlyStage, GlobalOnlyStage, UncroppedStage, FiveKeypointsStage,
+    BranchesStage, LocalOnlyStage, GlobalOnlyStage, UncroppedStage, BoxedStage, FiveKeypointsStage,
     RecogniserStage, FacePointsStage, AttributesStage, DetectorStage,
 )  # fmt: skip
 STAGES: dict[str, type[Stage]] = {stage.name: stage for stage in _ALL}

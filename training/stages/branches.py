@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -18,7 +19,7 @@ from realisid_trt.errors import RequestError
 from ..diffusion import Diffusion, mean_square, plain_attention_on
 from ..fresh import fresh
 from ..latents import latents_of
-from ..residuals import Branches, FiveKeypoints, GlobalOnly, LocalOnly, Uncropped, merged_rows
+from ..residuals import Boxed, Branches, FiveKeypoints, GlobalOnly, LocalOnly, Uncropped, merged_rows
 from ..store import Store, Unmade
 from ..text import AbsentPrompt, encode_text, time_ids, token_ids
 from .stage import Item, Stage
@@ -101,13 +102,30 @@ class BranchesStage(Stage):
         }
 
     def forward(self, batch: Item) -> dict[str, Tensor]:
+        return self._losses(batch)[0]
+
+    def validation_losses(self, batch: Item) -> dict[str, Tensor]:
+        """Beside the losses the squared error of ẑ_0, by place: in cells of the faces' boxes that touch none outside,
+        at the boxes' edges, up to two cells around them, and elsewhere. NaN where there is no such cell.
+        """
+        losses, error = self._losses(batch)
+        face = batch[EACH + "face"].amax(1)
+        edge = face * F.max_pool2d(1 - face, 3, 1, 1)
+        around = F.max_pool2d(face, 5, 1, 2) - face
+        places = {"inside": face - edge, "edge": edge, "around": around, "elsewhere": 1 - face - around}
+        per_cell = error.mean(1, keepdim=True)
+        return {**losses, **{f"x0_{name}": (per_cell * at).sum() / at.sum() for name, at in places.items()}}
+
+    def _losses(self, batch: Item) -> tuple[dict[str, Tensor], Tensor]:
+        """Beside them (B, C, h, w) squared error of pred_original_sample."""
         noisy, target = self.diffusion.noisy(batch["latents"], batch["noise"], batch["timestep"])
         prediction = self._predict(noisy, batch)
         error, face = mean_square(prediction, target), batch[EACH + "face"].amax(1)
         whole, at_face = error.mean(), (error * face).mean()
-        original = self.diffusion.original(prediction.float(), noisy, batch["timestep"])
-        face_x0 = (mean_square(original, batch["latents"]) * face).sum() / (face.sum() * error.shape[1])
-        return {"loss": whole + FACE_WEIGHT * at_face, "whole": whole, "face_x0": face_x0.detach()}
+        original = self.diffusion.original(prediction.detach().float(), noisy, batch["timestep"])
+        error_x0 = mean_square(original, batch["latents"])
+        face_x0 = (error_x0 * face).sum() / (face.sum() * error.shape[1])
+        return {"loss": whole + FACE_WEIGHT * at_face, "whole": whole, "face_x0": face_x0}, error_x0
 
     def _predict(self, noisy: Tensor, batch: Item) -> Tensor:
         """ε̂ (or v̂) of a frozen UNet with the branches' residuals."""
@@ -211,6 +229,12 @@ class UncroppedStage(BranchesStage):
     """Table 3, against the same two branches without crop and relocation."""
 
     name, design = "branches-uncropped", Uncropped
+
+
+class BoxedStage(BranchesStage):
+    """Between the two: the twin above, with nothing of its local branch outside the face box."""
+
+    name, design = "branches-boxed", Boxed
 
 
 class FiveKeypointsStage(BranchesStage):

@@ -57,6 +57,10 @@ class Stage(nn.Module):
         """Name → mean over the batch; "loss" is what is minimised, the others are for people."""
         raise NotImplementedError
 
+    def validation_losses(self, batch: Item) -> dict[str, Tensor]:
+        """What `training.validate` tells: those of `forward`, and more that is too much for every step."""
+        return self.forward(batch)
+
     def save_memory(self) -> None:
         """Activations are computed again in the backward pass instead of being kept, wherever a network can."""
         for module in (*self.modules(), *self.frozen):
