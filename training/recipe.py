@@ -32,7 +32,8 @@ from .stages import STAGES
 from .store import Examples, Unmade, store_of
 from .train import main as train
 
-LOSSES = Path(__file__).parent / "results" / "losses"  # of the runs that made the weights: the first steps, by name
+# of the runs behind the weights: the losses of the first steps, by name; of what is compared, of all steps
+LOSSES = Path(__file__).parent / "results" / "losses"
 SHIPPED = "checkpoints/miniature"
 START: dict[str, Any] = {
     "preset": "world", "prediction": "v_prediction", "face_margin": 1.5,

@@ -26,6 +26,7 @@ from training.start import start_checkpoint
 from training.store import Unmade, store_of
 
 MINIATURE = ROOT / "checkpoints" / "miniature"
+COMPARED = ("branches-compared", "branches-uncropped", "branches-boxed", "branches-five-keypoints")
 STEPS = {  # as many as take a few seconds
     "vae": 6,
     "base": 3,
@@ -35,6 +36,7 @@ STEPS = {  # as many as take a few seconds
     "face-points": 3,
     "attributes": 2,
     "detector": 2,
+    **dict.fromkeys(COMPARED, 2),
 }
 FURTHER = {"branches-together", "branches-three", "branches-three-again"}  # their beginnings are not shipped
 TOLERANCE = 0.01  # bf16 on other processors rounds otherwise; seen here: 5e-5
@@ -48,7 +50,8 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_runs_behind_the_weights_are_on_record() -> None:
     assert {*STEPS, *FURTHER} == {path.stem for path in LOSSES.glob("*.jsonl")} <= set(RECIPE)
     for path in LOSSES.glob("*.jsonl"):
-        assert [line["step"] for line in read_log(path)] == list(range(1, 51)), path
+        more = list(range(100, 4001, 50)) if path.stem in COMPARED else []  # all of them, to compare
+        assert [line["step"] for line in read_log(path)] == [*range(1, 51), *more], path
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -89,28 +89,44 @@ def test_the_readme_has_table_3_and_says_that_it_is_reversed() -> None:
     [lines] = re.findall(r"^\| faces of \| identity: full .*?\n\|[-|]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
     told = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines.splitlines()]
     assert [size for size, *_ in told] == list(FACE_CELLS)
+    names = (FULL, "uncropped twin", "five keypoints")
     for size, *cells in told:
         found = json.loads((COMPARED / f"table3-{FACE_CELLS[size]}.json").read_text(encoding="utf-8"))
         assert found["pictures"] >= 400 and found["made"]["training"]["steps"] == 4000
-        full, twin = (found["rows"][row]["means"] for row in (FULL, "uncropped twin"))
-        expected = []
-        for measure, digits in (("similarity", 3), ("rank1", 2)):
-            mean, low, high = found["rows"]["uncropped twin"]["minus full"][measure]
-            expected += [f"{row[measure][0]:.{digits}f}" for row in (full, twin)]
-            expected.append(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
-            assert mean > 0
-        assert cells == [*expected, *(f"{row['iou'][0]:.2f}" for row in (full, twin))]
+        rows = {name: found["rows"][name] for name in names}
+        identity = {name: f"{row['means']['similarity'][0]:.3f}" for name, row in rows.items()}
+        expected = [identity.pop(FULL)]
+        for name, value in identity.items():
+            mean, low, high = rows[name]["minus full"]["similarity"]
+            expected += [value, f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"]
+        for measure in ("rank1", "iou"):
+            expected += [f"{row['means'][measure][0]:.2f}" for row in rows.values()]
+        assert cells == expected
+        assert rows["uncropped twin"]["minus full"]["similarity"][0] > 0
+        assert rows["five keypoints"]["minus full"]["iou"][2] < 0
 
 
-def test_the_readme_has_the_losses_of_table_3() -> None:
+def test_the_readme_has_the_held_out_losses_of_table_3() -> None:
+    """Error of ẑ_0 in the face, of every design, by size of face; and by place beside the full model's."""
     told = json.loads((COMPARED.parent / "held-out-losses.json").read_text(encoding="utf-8"))["runs"]
-    full, twin = (told[f"out/training/branches-{name}"] for name in ("compared", "uncropped"))
-    assert full["steps"] == twin["steps"] == 4000 and not full["seen"]
-    small, large = "faces under 1/6", "of 1/4 and more"
-    for text, group, rows in (("{} for the twin and {} for the full model", small, (twin, full)),
-                              ("{} and {}", large, (twin, full))):  # fmt: skip
-        values = [f"{row['losses'][group]['face_x0'][0]:.3f}" for row in rows]
-        assert text.format(*values) in " ".join(README.split())
+    [lines] = re.findall(r"^\| error of ẑ₀ .*?\n\|[-|]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines.splitlines()]
+    designs = {"full": "compared", "twin": "uncropped", "boxed twin": "boxed", "five keypoints": "five-keypoints"}
+    assert [title for title, *_ in rows] == list(designs)
+    full = told["out/training/branches-compared"]["losses"]
+    for title, *cells in rows:
+        run = told[f"out/training/branches-{designs[title]}"]
+        assert run["steps"] == 4000 and not run["seen"]
+        expected = []
+        for group in ("faces under 1/6", "of 1/4 and more"):
+            expected.append(f"{run['losses'][group]['face_x0'][0]:.3f}")
+            for key in ("x0_inside", "x0_edge", "x0_around"):
+                if title == "full":
+                    expected.append(f"{full[group][key][0]:.3f}")
+                    continue
+                mean, low, high = (value / full[group][key][0] * 100 for value in run["minus the first"][group][key])
+                expected.append(f"{mean:+.1f} % [{low:+.1f}, {high:+.1f}]")
+        assert cells == expected
 
 
 def test_the_readme_says_what_company_costs() -> None:

@@ -102,7 +102,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         f"table3-{cells}": Experiment(
             f"Baselines of equal size, faces of {name} of the picture",
             _at(cells),
-            {**_BOUNDS, FULL: Row(), "uncropped twin": Row("uncropped"), "five keypoints": Row("five-keypoints")},
+            {**_BOUNDS, FULL: Row(), "uncropped twin": Row("uncropped"), "boxed twin": Row("boxed"),
+             "five keypoints": Row("five-keypoints")},
         )
         for name, cells in FACE_CELLS.items()
     },

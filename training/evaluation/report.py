@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -181,7 +182,7 @@ def _draw_sizes(tables: Mapping[str, Table], path: Path) -> bool:
     sizes = {
         name: tables[f"table3-{cells}"]["rows"] for name, cells in FACE_CELLS.items() if f"table3-{cells}" in tables
     }
-    rows = [name for name in next(iter(sizes.values()), {}) if name not in (TRUTH, FLOOR)]
+    rows = [name for name in dict.fromkeys(itertools.chain(*sizes.values())) if name not in (TRUTH, FLOOR)]
     return _draw(
         path,
         "face over the picture's side",
