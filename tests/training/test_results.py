@@ -89,7 +89,7 @@ def test_the_readme_has_table_3_and_says_that_it_is_reversed() -> None:
     [lines] = re.findall(r"^\| faces of \| identity: full .*?\n\|[-|]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
     told = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines.splitlines()]
     assert [size for size, *_ in told] == list(FACE_CELLS)
-    names = (FULL, "uncropped twin", "five keypoints")
+    names = (FULL, "uncropped twin", "boxed twin", "five keypoints")
     for size, *cells in told:
         found = json.loads((COMPARED / f"table3-{FACE_CELLS[size]}.json").read_text(encoding="utf-8"))
         assert found["pictures"] >= 400 and found["made"]["training"]["steps"] == 4000
@@ -99,10 +99,9 @@ def test_the_readme_has_table_3_and_says_that_it_is_reversed() -> None:
         for name, value in identity.items():
             mean, low, high = rows[name]["minus full"]["similarity"]
             expected += [value, f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"]
-        for measure in ("rank1", "iou"):
-            expected += [f"{row['means'][measure][0]:.2f}" for row in rows.values()]
-        assert cells == expected
+        assert cells == [*expected, *(f"{row['means']['iou'][0]:.2f}" for row in rows.values())]
         assert rows["uncropped twin"]["minus full"]["similarity"][0] > 0
+        assert rows["boxed twin"]["minus full"]["similarity"][1] > 0
         assert rows["five keypoints"]["minus full"]["iou"][2] < 0
 
 
@@ -127,6 +126,18 @@ def test_the_readme_has_the_held_out_losses_of_table_3() -> None:
                 mean, low, high = (value / full[group][key][0] * 100 for value in run["minus the first"][group][key])
                 expected.append(f"{mean:+.1f} % [{low:+.1f}, {high:+.1f}]")
         assert cells == expected
+    boxed, words = told["out/training/branches-boxed"]["minus the first"], " ".join(README.split())
+
+    def percent(group: str, first: int) -> float:
+        name = f"{group}, t {first} to {first + 199}"
+        return float(boxed[name]["face_x0"][0] / full[name]["face_x0"][0] * 100)
+
+    large, small = "of 1/4 and more", "faces under 1/6"
+    clear = [percent(large, first) for first in (0, 200, 400)]
+    assert f"the boxed twin's error in the face is {min(clear):.1f} to {max(clear):.1f} % higher" in words
+    assert f"t from 800 on: {-percent(large, 800):.1f} % lower" in words
+    lower = [-percent(small, first) for first in range(0, 1000, 200)]
+    assert f"({min(lower):.1f} to {max(lower):.1f} % lower)" in words
 
 
 def test_the_readme_says_what_company_costs() -> None:
