@@ -52,6 +52,14 @@ def placement(box: FaceBox, canvas: int, mode: str) -> Batch:
     return found
 
 
+def inside(box: FaceBox, level: int) -> Tensor:
+    """(1, H_k, W_k): 1 in the box's cells at that level, zero elsewhere."""
+    mask = torch.zeros(1, *box.grid.size(level))
+    x0, y0, x1, y1 = box.cells(level)
+    mask[:, y0:y1, x0:x1] = 1
+    return mask
+
+
 def crop(latents: Tensor, batch: Batch) -> Tensor:
     """ẑ_t: (B, C, H, W) → (B, C, canvas, canvas), each row's box cut out and up-sampled."""
     return _resized(latents, batch["crop_y"], batch["crop_x"])
@@ -184,13 +192,8 @@ class Boxed(Uncropped):
     name = "boxed"
 
     def conditions(self, box: FaceBox, landmarks: NDArray[np.float32], checkpoint: Checkpoint) -> Batch:
-        found = super().conditions(box, landmarks, checkpoint)
-        for level in range(box.grid.levels):
-            x0, y0, x1, y1 = box.cells(level)
-            inside = torch.zeros(1, *box.grid.size(level))
-            inside[:, y0:y1, x0:x1] = 1
-            found[f"inside_{level}"] = inside
-        return found
+        masks = {f"inside_{level}": inside(box, level) for level in range(box.grid.levels)}
+        return {**super().conditions(box, landmarks, checkpoint), **masks}
 
     def _local(
         self, noisy: Tensor, timestep: Tensor, tokens: Tensor, condition: Tensor, added: Any, batch: Batch

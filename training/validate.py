@@ -60,8 +60,10 @@ def _validate(given: argparse.Namespace) -> Outcome:
     told: dict[str, Any] = {}
     for folder, origin in zip(folders, origins, strict=True):
         stage = _trained(folder, origin, start, store, accelerator)
+        if given.noise_levels > 1 and "timestep" not in stage.item(0, np.random.default_rng(given.seed)):
+            raise RequestError(f"{folder}: {stage.name} adds no noise to anything. Leave --noise-levels out.")
         found, timesteps = losses(stage, count, given.draws, given.seed, str(folder), accelerator.device)
-        groups = groups or _groups(store, stage, count, given.draws, timesteps, given.noise_levels)
+        groups = groups or _groups(store, stage, timesteps, given.noise_levels)
         first = first or found
         if set(found) != set(first):
             raise RequestError(f"{folder} has the losses {', '.join(found)}, {folders[0]} {', '.join(first)}.")
@@ -161,15 +163,12 @@ def _trained(
     return stage.eval()
 
 
-def _groups(
-    store: Store, stage: Stage, count: int, draws: int, timesteps: NDArray[np.int64], levels: int
-) -> dict[str, Chosen]:
-    """All, by size of face, and each of these by level of noise; what nothing is in is left out."""
+def _groups(store: Store, stage: Stage, timesteps: NDArray[np.int64], levels: int) -> dict[str, Chosen]:
+    """Name → which of the (count, draws): all, by size of face, each of these by level of noise; no empty ones."""
+    count, draws = timesteps.shape
     sizes = {ALL: np.full(count, True), **_by_face(store, count)}
     groups = {name: np.repeat(chosen[:, None], draws, 1) for name, chosen in sizes.items()}
     if levels > 1:
-        if (timesteps < 0).any():
-            raise RequestError(f"{stage.name} adds no noise to anything. Leave --noise-levels out.")
         ends = np.linspace(0, len(Diffusion(stage.checkpoint).alphas), levels + 1).round().astype(int)
         groups |= {
             f"{name}, t {low} to {high - 1}": chosen & (timesteps >= low) & (timesteps < high)

@@ -19,7 +19,7 @@ from realisid_trt.errors import RequestError
 from ..diffusion import Diffusion, mean_square, plain_attention_on
 from ..fresh import fresh
 from ..latents import latents_of
-from ..residuals import Boxed, Branches, FiveKeypoints, GlobalOnly, LocalOnly, Uncropped, merged_rows
+from ..residuals import Boxed, Branches, FiveKeypoints, GlobalOnly, LocalOnly, Uncropped, inside, merged_rows
 from ..store import Store, Unmade
 from ..text import AbsentPrompt, encode_text, time_ids, token_ids
 from .stage import Item, Stage
@@ -90,13 +90,10 @@ class BranchesStage(Stage):
         c = self.checkpoint
         square = self.store["boxes"][index, person].tolist()
         box = snap_box(square, self.grid)
-        face = torch.zeros(1, *self.grid.size(0))
-        x0, y0, x1, y1 = box.cells(0)
-        face[:, y0:y1, x0:x1] = 1
         crop = np.asarray(self.store["crops"][index, person])
         landmarks = of_snapped(self.store["landmarks"][index, person], square, box)
         return {
-            "face": face,
+            "face": inside(box, 0),
             "id_pixels": torch.from_numpy(id_pixels(crop, c.image_mean, c.image_std)),
             **self.branches.conditions(box, landmarks, c),
         }
