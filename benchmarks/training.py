@@ -26,8 +26,9 @@ from export.checkpoint import Checkpoint
 from realisid_trt.command_line import Outcome, run
 from realisid_trt.errors import RequestError
 from training.examples import WorldScenes
-from training.loop import Course, Learner, accelerator_of, average_of
+from training.loop import Course, Learner, average_of
 from training.places import batches
+from training.processes import accelerator_of
 from training.stages.branches import BranchesStage
 from training.store import Unmade
 from training.train import memory_errors
@@ -48,7 +49,7 @@ def _outcome(checkpoint: str, checkpointing: bool, cpu: bool, **course: Any) -> 
     asked = Course(**course).of(BranchesStage)
     if asked.steps <= WARMUP:
         raise RequestError(f"--steps is {asked.steps}, expected more than the {WARMUP} that are not counted.")
-    with memory_errors(asked, checkpointing):
+    with memory_errors(asked, BranchesStage, checkpointing):
         values = measure(Checkpoint.open(checkpoint), asked, checkpointing, cpu)
     peak = "" if values["peak_bytes"] is None else f", {values['peak_bytes'] / 2**30:.1f} GiB on {values['device']}"
     said = f"{values['parameters'] / 1e6:.1f} M parameters, {values['side_px']} px, {asked.batch_size} examples a step"
@@ -57,7 +58,7 @@ def _outcome(checkpoint: str, checkpointing: bool, cpu: bool, **course: Any) -> 
 
 def measure(checkpoint: Checkpoint, course: Course, checkpointing: bool, cpu: bool) -> dict[str, Any]:
     """See the module. course: with batch size and learning rate, see `Course.of`."""
-    c, accelerator = checkpoint, accelerator_of(course, cpu)
+    c, accelerator = checkpoint, accelerator_of(course.precision, cpu)
     course.check_shared(accelerator.num_processes)
     assert course.batch_size is not None
     on_gpu = accelerator.device.type == "cuda"
@@ -77,7 +78,7 @@ def measure(checkpoint: Checkpoint, course: Course, checkpointing: bool, cpu: bo
         stage, course.seed, 0, course.steps, course.batch_size, accelerator.process_index, accelerator.num_processes
     )
     seconds, losses = [], []
-    for number, batch in enumerate(rows):  # preparing a batch is not timed: --workers of a training do it meanwhile
+    for number, batch in enumerate(rows):  # preparing a batch is not timed: a training's workers do it meanwhile
         start = time.perf_counter()
         losses.append(float(learner.learn(batch, number)["loss"]))
         if ema:

@@ -78,11 +78,15 @@ def locked(path: Path, busy: RealisIDError) -> Iterator[None]:
         return
     with disk_errors(path.parent):
         file = open(path, "w")  # noqa: SIM115 - it must outlive this block's errors
+    os.register_at_fork(after_in_child=file.close)  # a fork that outlives this process keeps no lock
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             raise busy from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # a network's file system without locks
+                raise
         yield
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,9 +19,10 @@ from tqdm import tqdm
 
 from export.checkpoint import Checkpoint
 from export.files import check_space, disk_errors, locked
-from realisid_trt.errors import RealisIDError, RequestError
+from realisid_trt.errors import RequestError
 
-from .store import Array, Store, Unmade
+from .processes import by_one
+from .store import Array, Store
 
 BATCH_PIXELS = 2**20  # encoded together
 
@@ -34,28 +37,22 @@ def latents_of(checkpoint: Checkpoint, store: Store, accelerator: Accelerator) -
 
     Raises RequestError if another run is encoding this store's pictures, DiskError.
     """
-    if isinstance(store, Unmade):
+    if not store.keeps:
         return cast(Array, _Encoded(checkpoint, store, accelerator))
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "fp32"
     path = store.path / f".latents-{checkpoint.weights_key('vae')[:16]}-{precision}.npy"
     partial = path.with_name(f"{path.name}.part")
     rgb = store["rgb"]
     height, width = (side // checkpoint.vae_scale_factor for side in rgb.shape[1:3])
-    missing = not path.is_file()
-    accelerator.wait_for_everyone()  # all have looked before one of them writes
+    [missing] = broadcast_object_list([not path.is_file()])  # as the main process sees it, before anybody writes
     if missing:
-        with contextlib.ExitStack() as held, disk_errors(store.path):
-            refusal = None
-            if accelerator.is_main_process:
-                busy = RequestError(f"another run is encoding the pictures of {store.path}. Wait until it trains.")
-                try:
-                    held.enter_context(locked(store.path / ".latents.lock", busy))
-                    _begin(partial, (len(rgb), checkpoint.latent_channels, height, width))
-                except RealisIDError as error:
-                    refusal = error
-            [refusal] = broadcast_object_list([refusal])  # of the main process: nobody waits for one that has ended
-            if refusal is not None:
-                raise refusal
+        busy = RequestError(f"another run is encoding the pictures of {store.path}. Wait until it trains.")
+
+        def begin(held: contextlib.ExitStack) -> None:
+            held.enter_context(locked(store.path / ".latents.lock", busy))
+            _begin(partial, (len(rgb), checkpoint.latent_channels, height, width))
+
+        with by_one(accelerator, begin), disk_errors(store.path):
             latents = np.load(partial, mmap_mode="r+")
             _encode(checkpoint, rgb, latents, accelerator)
             latents.flush()
@@ -85,19 +82,23 @@ def _begin(partial: Path, shape: tuple[int, ...]) -> None:
 
 
 class _Encoded:
-    """Latents of examples that are made, and encoded, when they are asked for."""
+    """Latents of pictures that are encoded when they are asked for."""
 
-    def __init__(self, checkpoint: Checkpoint, store: Unmade, accelerator: Accelerator) -> None:
+    def __init__(self, checkpoint: Checkpoint, store: Store, accelerator: Accelerator) -> None:
         rgb = store["rgb"]
         height, width = (side // checkpoint.vae_scale_factor for side in rgb.shape[1:3])
         self.shape = (len(store), checkpoint.latent_channels, height, width)
         self.checkpoint, self.rgb, self.accelerator = checkpoint, rgb, accelerator
         self.vae: Any = checkpoint.load_vae().to(accelerator.device)
+        self.encoded: Callable[[int], Array] = lru_cache(maxsize=64)(self._encoded)
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, index: int) -> Array:
+        return self.encoded(index)
+
+    def _encoded(self, index: int) -> Array:
         latents = _latents(self.vae, self.rgb[index][None], self.accelerator)
         return np.asarray(latents[0].astype(np.float16))
 

@@ -5,27 +5,28 @@ from __future__ import annotations
 import json
 import math
 import os
+import pickle
 import shutil
 import sys
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from tqdm import tqdm
 
-from export.files import check_space, disk_errors, exchange, target_folder, write_json
-from realisid_trt.errors import DiskError, NumericsError, RequestError
+from export.files import check_space, disk_errors, exchange, locked, sync, target_folder, write_json
+from realisid_trt.errors import CheckpointError, DiskError, NumericsError, RequestError
 
 from .log import Log, draw_losses
 from .places import batches
+from .processes import by_one, in_all
 from .stages.stage import Stage
 
 CLIP_NORM = 1.0
@@ -34,6 +35,7 @@ LEAST_RATE = 0.02  # of the learning rate, at the end
 EVERY_STEP = 50  # steps whose losses are logged one by one, to compare a run with another
 LOG_STEPS = 50  # of one line of the log afterwards
 MAY_CHANGE = {"steps", "save_steps", "decay", "accumulate"}  # from one call to the next that goes on with a run
+BESIDE_GPU = 4  # processes that prepare examples
 MANY = 10**8  # parameters whose average is taken one by one: at once is quicker, and needs their size again
 
 
@@ -72,6 +74,8 @@ class Course:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise RequestError(f"{name.replace('_', '-')} is {value}, expected at least {least}.")
+        if self.seed >= 2**32:
+            raise RequestError(f"seed is {self.seed}, expected less than {2**32}.")
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise RequestError(f"learning-rate is {self.learning_rate}, expected a number above 0.")
         for name in ("decay", "ema"):
@@ -99,12 +103,6 @@ class Course:
             batch_size=self.batch_size or stage.batch_size,
             learning_rate=self.learning_rate or stage.learning_rate,
         )
-
-
-def accelerator_of(course: Course, cpu: bool = False) -> Accelerator:
-    """One CPU, one GPU or as many as the launcher started."""
-    buckets = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    return Accelerator(mixed_precision=course.precision, cpu=cpu, kwargs_handlers=[buckets])
 
 
 class Learner:
@@ -168,19 +166,23 @@ class _Progress:
         self.step = int(state["step"])
 
 
-def claim(
+@contextmanager
+def claimed(
     accelerator: Accelerator,
     out: str | Path,
     stage: type[Stage],
     course: Course,
     origin: dict[str, Any],
     no_further: bool = False,
-) -> Path:
-    """The folder of a run, its run.json written or found to say the same. Cheap: to be called before all work.
+) -> Iterator[Path]:
+    """The folder of a run, for this one alone, its run.json written or found to say the same.
+
+    Cheap: to be entered before all work.
 
     origin:     what else decides the outcome (checkpoint, examples, options), as JSON values.
     no_further: a run that was saved is only looked at: run.json stays as it is.
-    Raises RequestError if the folder holds another training, or the batch cannot be shared out; DiskError.
+    Raises RequestError if the folder holds another training, another process is at it, some of the processes do not see
+    it, or the batch cannot be shared out; DiskError.
     """
     folder, processes = target_folder(out), accelerator.num_processes
     course.check_shared(processes)
@@ -192,6 +194,21 @@ def claim(
     said = json.loads(json.dumps({"stage": stage.name, **origin, **asdict(course)}))
     if not stage.whole_batch:
         said["processes"] = processes
+
+    def claim(held: ExitStack) -> None:
+        with disk_errors(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+        busy = RequestError(f"another process is training in {folder}. Wait for it, stop it, or choose another --out.")
+        held.enter_context(locked(folder.with_name(f".{folder.name}.lock"), busy))
+        _claim(folder, said, no_further)
+
+    with by_one(accelerator, claim):
+        if not in_all(accelerator, (folder / "run.json").is_file()):
+            raise RequestError(f"{folder} is not one folder for all machines. Choose an --out that all of them see.")
+        yield folder
+
+
+def _claim(folder: Path, said: dict[str, Any], no_further: bool) -> None:
     path, saved = folder / "run.json", (folder / "state").is_dir() or (folder / "state.old").is_dir()
     if no_further and not saved:
         raise RequestError(f"{folder} holds no saved state. Train first, or leave --no-further out.")
@@ -204,23 +221,22 @@ def claim(
             raise RequestError(f"{folder} holds another training: {told}. Choose another --out.")
     elif folder.exists() and any(folder.iterdir()):
         raise RequestError(f"{folder} exists and is no training. Choose another --out.")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        with disk_errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            if not no_further:
-                write_json(path, said)
-            if not (folder / "state").exists() and saved:  # a kill between the two renames of a save
-                os.rename(folder / "state.old", folder / "state")
-    accelerator.wait_for_everyone()
-    return folder
+    with disk_errors(folder):
+        folder.mkdir(exist_ok=True)
+        if not no_further:
+            write_json(path, said)
+        if not (folder / "state").exists() and saved:  # a kill between the two renames of a save
+            os.rename(folder / "state.old", folder / "state")
 
 
 class Run:
     """One training in its folder: state/, log.jsonl, loss.png, run.json, and in the end checkpoint/ beside them."""
 
     def __init__(self, accelerator: Accelerator, stage: Stage, course: Course, out: Path) -> None:
-        """out: as `claim` returned it; a state that lies there is gone on from. Raises DiskError."""
+        """out: as `claimed` gives it; a state that lies there is gone on from.
+
+        Raises CheckpointError if that state cannot be read, DiskError.
+        """
         self.accelerator, self.stage, self.course, self.out = accelerator, stage, course, out
         self.learner = Learner(accelerator, stage, course)
         self.ema = average_of(self.learner)
@@ -231,24 +247,38 @@ class Run:
         states = 1 if saved or course.steps <= course.save_steps else 2
         check_space(out, states * 4 * self.learner.size * (4 if self.ema else 3), "the state of this training")
         if saved:
-            accelerator.load_state(str(out / "state"))
-            if self.ema:
-                self.ema.to(accelerator.device)
+            self._load(out / "state")
+
+    def _load(self, state: Path) -> None:
+        try:
+            self.accelerator.load_state(str(state))
+        except torch.OutOfMemoryError:
+            raise
+        except (SafetensorError, pickle.UnpicklingError, EOFError, OSError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{state} cannot be read: {error} Copy it back from where it is whole, or train in another --out."
+            ) from error
+        if self.ema:
+            self.ema.to(self.accelerator.device)
 
     @property
     def step(self) -> int:
         return self.progress.step
 
-    def train(self, workers: int = 0, show: bool = True) -> None:
+    def train(self, workers: int | None = None, show: bool = True) -> None:
         """From the saved step to the last one, saving on the way and at the end.
 
+        workers: that prepare examples; None: four beside a GPU, which would wait for them, none on a CPU.
         Raises NumericsError if the loss is not a number, DiskError.
         """
         main, course = self.accelerator.is_main_process, self.course
         assert course.batch_size is not None
+        on_gpu = self.accelerator.device.type == "cuda"
+        if workers is None:
+            workers = BESIDE_GPU if on_gpu else 0
         loader = batches(
             self.stage, course.seed, self.step, course.steps, course.batch_size,
-            self.accelerator.process_index, self.accelerator.num_processes, workers,
+            self.accelerator.process_index, self.accelerator.num_processes, workers, on_gpu,
         )  # fmt: skip
         log = Log(self.out / "log.jsonl", self.step) if main else None
         bar = tqdm(initial=self.step, total=course.steps, desc=self.stage.name, disable=not (show and main),
@@ -288,8 +318,9 @@ class Run:
         values = {name: float(value) for name, value in zip(names, means, strict=True)}
         if bad := [name for name, value in values.items() if not math.isfinite(value)]:
             raise NumericsError(
-                f"the {bad[0]} at step {self.step} is {values[bad[0]]}. The state of the last save is whole; train "
-                "again with a smaller --learning-rate in another --out, or with --precision no."
+                f"the {bad[0]} at step {self.step} is {values[bad[0]]}. The state of the last save is whole: "
+                "--no-further makes a checkpoint of it. Go on from that in another --out, without --new, with a "
+                "smaller --learning-rate or --precision no."
             )
         return values
 
@@ -308,6 +339,8 @@ class Run:
                 raise DiskError(f"{partial} could not be written: {error}. Free some space and go on.") from error
             self.accelerator.wait_for_everyone()
             if self.accelerator.is_main_process:
+                for file in filter(Path.is_file, partial.rglob("*")):  # on the disk, before the last state goes
+                    sync(file)
                 exchange(partial, self.out / "state")
                 draw_losses(self.out / "log.jsonl", self.out / "loss.png", self.stage.name)
         self.accelerator.wait_for_everyone()

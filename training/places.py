@@ -41,14 +41,27 @@ class _Batches:
 
 
 def batches(
-    stage: Stage, seed: int, step: int, steps: int, batch_size: int, rank: int = 0, processes: int = 1, workers: int = 0
+    stage: Stage,
+    seed: int,
+    step: int,
+    steps: int,
+    batch_size: int,
+    rank: int = 0,
+    processes: int = 1,
+    workers: int = 0,
+    pinned: bool = False,
 ) -> DataLoader[Item]:
-    """Batches number `step` to `steps` - 1: the part of process `rank` of `processes`, which divide `batch_size`."""
+    """Batches number `step` to `steps` - 1: the part of process `rank` of `processes`, which divide `batch_size`.
+
+    workers: forks that prepare them. pinned: in memory that a GPU copies from while others compute.
+    """
     return DataLoader(
         Places(stage, seed),
         batch_sampler=_Batches(step, steps, batch_size, rank, processes),
         num_workers=workers,
         persistent_workers=workers > 0,
+        pin_memory=pinned,
+        multiprocessing_context="fork" if workers else None,  # a stage that accelerate prepared cannot be pickled
     )
 
 

@@ -34,10 +34,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run(lambda: _prepare(**given), as_json)
 
 
-def _prepare(kind: str, out: str, checkpoint: str | None = None, **options: Any) -> Outcome:
+def _prepare(
+    kind: str,
+    out: str,
+    checkpoint: str | None = None,
+    base_model: str | None = None,
+    variant: str | None = None,
+    **options: Any,
+) -> Outcome:
     start = time.monotonic()
     if checkpoint is not None:
-        c = Checkpoint.open(checkpoint)
+        c = Checkpoint.open(checkpoint, base_model=base_model, variant=variant)
         side = c.sample_size * c.vae_scale_factor
         least = max(options["least_face"], (c.vae_scale_factor << (c.levels - 1)) / side)
         options |= {"size_px": side, "crop_px": c.image_size, "margin": c.config.face_margin, "least_face": least}
@@ -82,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument(
                 "--checkpoint", metavar="CKPT", help="that will be trained: says --size-px, --crop-px and --margin"
             )
+            one.add_argument("--base-model", metavar="MODEL", help="folder or hub id for what the checkpoint lacks")
+            one.add_argument("--variant", help='of the checkpoint\'s weight files, e.g. "fp16"')
         one.add_argument("--out", required=True, metavar="DIR", help="folder to make")
         one.add_argument("--json", action="store_true", help="the last line of stdout is one JSON object")
     return parser

@@ -26,8 +26,9 @@ from realisid_trt.errors import RequestError
 
 from .examples import WorldFaces, WorldScenes
 from .log import read_log
-from .loop import EVERY_STEP, Course, Learner, accelerator_of
+from .loop import EVERY_STEP, Course, Learner
 from .places import batches
+from .processes import WAIT, accelerator_of
 from .stages import STAGES
 from .store import Examples, Unmade, store_of
 from .train import main as train
@@ -111,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         def prepare() -> Outcome:
             # one of the processes that a launcher started makes the examples, the others find them
-            with PartialState(cpu="--cpu" in more).main_process_first():
+            with PartialState(cpu="--cpu" in more, timeout=WAIT).main_process_first():
                 command.extend(prepared(step, out, more))
             return Outcome({})
 
@@ -168,7 +169,7 @@ def first_losses(step: Step, checkpoint: Path, steps: int) -> list[float]:
     """
     kind = STAGES[step.stage]
     course = step.course.of(kind)
-    accelerator = accelerator_of(course, cpu=True)
+    accelerator = accelerator_of(course.precision, cpu=True)
     stage = kind(Checkpoint.open(checkpoint), Unmade(DATA[step.data]), accelerator, new=step.new, seed=course.seed)
     learner = Learner(accelerator, stage, course)
     assert course.batch_size is not None

@@ -20,6 +20,13 @@ from export.files import disk_errors, exchange, sweep, write_json
 from realisid_trt.files import file_sha256, whole_or_not
 
 ORIGIN = "origin.json"
+# of realisid_config.json: what a request gets that asks for nothing else, and no training reads
+ASKED = {"guidance_scale", "id_guidance_scale", "num_inference_steps", "subject_conditioning_ratio"}
+
+
+def trained_for(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The choices of realisid_config.json that weights learn to live with."""
+    return {key: value for key, value in checkpoint.config.to_dict().items() if key not in ASKED}
 
 
 def write_checkpoint(

@@ -44,12 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run(lambda: _start(**given), as_json)
 
 
-def _start(base: str, image_encoder: str, out: str, projection: str, face_margin: float, seed: int) -> Outcome:
+def _start(
+    base: str, image_encoder: str, out: str, projection: str, face_margin: float, seed: int, variant: str | None
+) -> Outcome:
     path = start_checkpoint(
-        base, image_encoder, out, projection=projection, seed=seed,
+        base, image_encoder, out, projection=projection, seed=seed, variant=variant,
         config=RealisIDConfig(branch_pooled_text="zeros", face_margin=face_margin),
     )  # fmt: skip
-    return Outcome({"path": str(path)}, [f"{path}: train it with python -m training.train branches --checkpoint {out}"])
+    command = f"python -m training.train branches --checkpoint {out}{f' --variant {variant}' if variant else ''}"
+    return Outcome({"path": str(path)}, [f"{path}: train it with {command}"])
 
 
 def start_checkpoint(
@@ -60,6 +63,7 @@ def start_checkpoint(
     config: RealisIDConfig,
     projection: str = "linear",
     seed: int = 0,
+    variant: str | None = None,
 ) -> Path:
     """A checkpoint at `out` that takes everything but branches, image encoder and ID projection from `base`.
 
@@ -70,6 +74,7 @@ def start_checkpoint(
                    CLIP does, with a warning, if there is neither.
     config:        realisid_config.json, but for what the base says of an absent prompt.
     projection:    "linear" or "resampler" (16 tokens). seed: of its weights.
+    variant:       of the weight files of both, e.g. "fp16"; a part without it gives its plain files.
 
     Raises CheckpointError for what the folders lack, RequestError if `out` is taken, DiskError.
     """
@@ -78,15 +83,15 @@ def start_checkpoint(
         raise RequestError(f"{out} exists. Choose another --out.")
     local = (given := Path(os.path.expanduser(base))).is_dir()
     parts = [name for name in FROM_BASE if name not in (ENCODER, EXTRACTOR)]
-    folder = base_folder(str(given.absolute()) if local else str(base), out, parts, None, local)
+    folder = base_folder(str(given.absolute()) if local else str(base), out, parts, variant, local)
     encoder = _encoder_folder(Path(os.path.expanduser(image_encoder)))
-    encoder_config = full_config(component_of(ENCODER, encoder, None))
+    encoder_config = full_config(component_of(ENCODER, encoder, variant))
     partial = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         with disk_errors(out.parent):
             sweep(out)
             partial.mkdir(parents=True)
-            width = _write_branches(folder, partial)
+            width = _write_branches(folder, partial, variant)
             _copy_encoder(encoder, partial, encoder_config)
             _write_projection(partial / "id_projection", projection, encoder_config, width, seed)
             # SDXL says that zeros stand for an absent prompt; SD 1.5 says nothing, and means the empty text
@@ -96,7 +101,7 @@ def start_checkpoint(
                 "_class_name": "RealisIDPipeline",
                 "base_model": os.path.relpath(folder, out) if local else str(base),
             })  # fmt: skip
-        Checkpoint.open(partial, base_model=folder).check_weights()
+        Checkpoint.open(partial, base_model=folder, variant=variant).check_weights()
         exchange(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -135,15 +140,17 @@ def _copy_encoder(encoder: Path, out: Path, config: Mapping[str, Any]) -> None:
     )
 
 
-def _write_branches(base: Path, out: Path) -> int:
+def _write_branches(base: Path, out: Path, variant: str | None) -> int:
     """Both ControlNets, in the UNet's own precision. Returns the width of the UNet's text and ID tokens."""
-    component = component_of("unet", base / "unet", None)
+    component = component_of("unet", base / "unet", variant)
     vae = read_json(base / "vae" / "config.json", "it says how much smaller than pictures latents are")
     widths = CONDITION_WIDTHS[: len(vae["block_out_channels"])]
     with quiet():
         stored = {dtype for dtype, _ in read_header(component.files[0]).values()}
         dtype = torch.float16 if stored == {"F16"} else torch.bfloat16 if stored == {"BF16"} else torch.float32
-        unet = module_class("UNet2DConditionModel").from_pretrained(base / "unet", torch_dtype=dtype)
+        unet = module_class("UNet2DConditionModel").from_pretrained(
+            base / "unet", torch_dtype=dtype, variant=component.variant
+        )
         for name, channels in CONDITIONS.items():
             branch = module_class("ControlNetModel").from_unet(
                 unet, conditioning_channels=channels, conditioning_embedding_out_channels=widths
@@ -192,6 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--face-margin", type=float, default=1.0, help="side of the ID crop over that of the face (default %(default)s)"
     )
+    add("--variant", help='of the weight files, e.g. "fp16"')
     add("--seed", type=int, default=0, help="of the ID projection's weights (default %(default)s)")
     add("--json", action="store_true", help="the last line of stdout is one JSON object")
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import multiprocessing
@@ -58,7 +59,12 @@ def check_least(examples: object, **least: float) -> None:
 
 
 class Store:
-    """An opened folder of examples: NAME.npy (N, …) for every array, store.json with description and captions."""
+    """An opened folder of examples: NAME.npy (N, …) for every array, store.json with description and captions.
+
+    keeps: what is computed of all of them may be kept beside them.
+    """
+
+    keeps = True
 
     def __init__(self, path: str | Path) -> None:
         """Raises RequestError if the folder is no store of this version."""
@@ -87,9 +93,19 @@ class Store:
             )
         return self.arrays[name]
 
+    def first(self, count: int) -> Store:
+        """The first so many: for a few of very many, of which nothing is kept."""
+        few = copy.copy(self)
+        few.keeps = False
+        few.arrays = {name: array[:count] for name, array in self.arrays.items()}
+        few.captions = self.captions[:count]
+        return few
+
 
 class Unmade(Store):
     """What a Store of these examples would give, each made when it is asked for: for a few of very many."""
+
+    keeps = False
 
     def __init__(self, examples: Examples) -> None:
         self.examples, self.left_out = examples, {}

@@ -15,18 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 
 from export.checkpoint import Checkpoint
 from realisid_trt.command_line import Outcome, run
 from realisid_trt.errors import RequestError
 
-from .loop import Course, Run, accelerator_of, claim
-from .result import write_apart, write_checkpoint, write_origin
-from .stages import STAGES
+from .loop import Course, Run, claimed
+from .processes import accelerator_of
+from .result import trained_for, write_apart, write_checkpoint, write_origin
+from .stages import STAGES, Stage
 from .store import Store
-
-# of realisid_config.json: what a request gets that asks for nothing else, and no training reads
-ASKED = {"guidance_scale", "id_guidance_scale", "num_inference_steps", "subject_conditioning_ratio"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,7 +45,7 @@ def _train(
     half: bool,
     cpu: bool,
     threads: int | None,
-    workers: int,
+    workers: int | None,
     checkpointing: bool,
     no_further: bool,
     base_model: str | None,
@@ -60,19 +59,20 @@ def _train(
     planned = Course(**course).of(kind)
     start = Checkpoint.open(checkpoint, base_model=base_model, variant=variant)
     store = Store(data)
-    accelerator = accelerator_of(planned, cpu)
+    accelerator = accelerator_of(planned.precision, cpu)
+    planned.check_shared(accelerator.num_processes)
     read = {*kind.reads, *(() if new else kind.writes)} & {*start.components, "scheduler"}
     origin = {
         "weights": {name: start.weights_key(name) for name in sorted(read)},
-        "config": {key: value for key, value in start.config.to_dict().items() if key not in ASKED}
-        if "unet" in kind.reads
-        else None,
+        "config": trained_for(start) if "unet" in kind.reads else None,
         "examples": store.description,
         "new": new,
     }
-    folder = claim(accelerator, out, kind, planned, origin, no_further)
     dtype = torch.float16 if half else torch.float32
-    with memory_errors(planned, checkpointing):
+    with (
+        claimed(accelerator, out, kind, planned, origin, no_further) as folder,
+        memory_errors(planned, kind, checkpointing),
+    ):
         made = kind(start, store, accelerator, new=new, seed=planned.seed)
         if checkpointing:
             made.save_memory()
@@ -86,13 +86,17 @@ def _train(
 
 
 @contextmanager
-def memory_errors(course: Course, checkpointing: bool) -> Iterator[None]:
+def memory_errors(course: Course, stage: type[Stage], checkpointing: bool) -> Iterator[None]:
     """Turns a GPU's lack of memory into a RequestError that says what needs less."""
     try:
         yield
     except torch.OutOfMemoryError as error:
+        assert course.batch_size is not None
+        more = 2 * course.accumulate
         less = [] if checkpointing else ["--checkpointing"]
-        less += [f"--accumulate {2 * course.accumulate}", "a smaller --batch-size"] + ["--ema 0"] * (course.ema > 0)
+        if stage.whole_batch and course.batch_size % (PartialState().num_processes * more) == 0:
+            less.append(f"--accumulate {more}")
+        less += ["a smaller --batch-size"] + ["--ema 0"] * (course.ema > 0)
         raise RequestError(
             f"the GPU has too little memory for this training: {str(error).splitlines()[0]} Try {', '.join(less)}; "
             "nothing that was saved is lost."
@@ -140,8 +144,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-further", action="store_true", help="only write the checkpoint of the state that was saved last")
     add("--half", action="store_true", help="write the trained parts in half precision")
     add("--cpu", action="store_true", help="on the CPU, even where there is a GPU")
-    add("--threads", type=int, help="of a process on the CPU (default: its share of the cores)")
-    add("--workers", type=int, default=0, help="processes that prepare examples (default %(default)s)")
+    add("--threads", type=int, help="of a process on the CPU (default: OMP_NUM_THREADS, or else its share of the "
+        "cores)")  # fmt: skip
+    add("--workers", type=int, metavar="N", help="processes that prepare examples for each that trains (default: 4 "
+        "where that has a GPU, else none)")  # fmt: skip
     add("--json", action="store_true", help="the last line of stdout is one JSON object")
     return parser
 

@@ -30,8 +30,8 @@ from realisid_trt.files import file_sha256
 from .diffusion import Diffusion
 from .evaluation.statistics import Sample, estimate
 from .evaluation.tables import listed
-from .loop import Course, accelerator_of
-from .result import ORIGIN
+from .processes import accelerator_of
+from .result import ORIGIN, trained_for
 from .stages import STAGES, Stage
 from .store import Store
 
@@ -53,13 +53,15 @@ def _validate(given: argparse.Namespace) -> Outcome:
             raise RequestError(f"--{flag.replace('_', '-')} is {getattr(given, flag)}, expected at least 1.")
     folders, store = [Path(folder) for folder in given.run], Store(given.data)
     origins = [_origin(folder) for folder in folders]
-    start, accelerator = _start(folders, origins), accelerator_of(Course(precision="no"), given.cpu)
+    base = {"base_model": given.base_model, "variant": given.variant}
+    start, accelerator = _start(folders, origins, base), accelerator_of(cpu=given.cpu)
     count = min(given.examples, len(store))
     groups: dict[str, Chosen] = {}
     first: Losses = {}
     told: dict[str, Any] = {}
     for folder, origin in zip(folders, origins, strict=True):
-        stage = _trained(folder, origin, start, store, accelerator)
+        own = _checkpoint(folder, base)
+        stage = _trained(folder, origin, own or start, store.first(count), accelerator, new=own is None)
         if given.noise_levels > 1 and "timestep" not in stage.item(0, np.random.default_rng(given.seed)):
             raise RequestError(f"{folder}: {stage.name} adds no noise to anything. Leave --noise-levels out.")
         found, timesteps = losses(stage, count, given.draws, given.seed, str(folder), accelerator.device)
@@ -131,31 +133,34 @@ def _origin(folder: Path) -> dict[str, Any]:
     return origin
 
 
-def _start(folders: Sequence[Path], origins: Sequence[Mapping[str, Any]]) -> Checkpoint:
+def _checkpoint(folder: Path, base: Mapping[str, Any]) -> Checkpoint | None:
+    """What a run left, unless its weights are no part of a checkpoint."""
+    path = folder / "checkpoint"
+    return Checkpoint.open(path, **base) if path.is_dir() else None
+
+
+def _start(folders: Sequence[Path], origins: Sequence[Mapping[str, Any]], base: Mapping[str, Any]) -> Checkpoint:
     """A checkpoint that one of the runs left, for what others read and did not train."""
-    for folder in folders:
-        if (folder / "checkpoint").is_dir():
-            start = Checkpoint.open(folder / "checkpoint")
-            break
-    else:
+    start = next((found for folder in folders if (found := _checkpoint(folder, base))), None)
+    if start is None:
         raise RequestError(f"none of {', '.join(map(str, folders))} left a checkpoint. Name a run that did, too.")
     for other, origin in zip(folders, origins, strict=True):
         trained = set(STAGES[origin["stage"]].writes) | set(origin["written"])
         read = {name: key for name, key in origin["weights"].items() if name not in trained}
         if wrong := [name for name, key in read.items() if start.weights_key(name) != key]:
             raise RequestError(f"{other} was trained on another {', '.join(wrong)} than {start.path} holds.")
+        asked, config = origin["config"] or {}, trained_for(start)
+        if wrong := sorted(key for key, value in asked.items() if config.get(key) != value):
+            raise RequestError(f"{other} was trained for another {', '.join(wrong)} than {start.path} says.")
     return start
 
 
 def _trained(
-    folder: Path, origin: Mapping[str, Any], start: Checkpoint, store: Store, accelerator: Accelerator
+    folder: Path, origin: Mapping[str, Any], start: Checkpoint, store: Store, accelerator: Accelerator, new: bool
 ) -> Stage:
-    """The stage of a run with the weights that it left."""
-    kind = STAGES[origin["stage"]]
-    if (folder / "checkpoint").is_dir():
-        stage = kind(Checkpoint.open(folder / "checkpoint"), store, accelerator, new=False, seed=0)
-    else:
-        stage = kind(start, store, accelerator, new=True, seed=0)
+    """The stage of a run with the weights that it left: those of `start`, or with `new` those beside it."""
+    stage = STAGES[origin["stage"]](start, store, accelerator, new=new, seed=0)
+    if new:
         for name, module in stage.trained().items():
             module.load_state_dict(load_file(folder / "weights" / f"{name}.safetensors"))
     for module in (stage, *stage.frozen):
@@ -223,6 +228,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--run", action="append", required=True, metavar="RUN", help="what training.train left; may be repeated: "
         "then the differences from the first are told too")  # fmt: skip
     add("--data", required=True, metavar="DIR", help="examples, as training.prepare makes them")
+    add("--base-model", metavar="MODEL", help="as the trainings were told")
+    add("--variant", help="as the trainings were told")
     add("--examples", type=int, default=1000, help="the first so many of them (default %(default)s)")
     add("--draws", type=int, default=4, help="of noise and timestep per example (default %(default)s)")
     add("--noise-levels", type=int, default=1, metavar="N", help="tell them apart by that many ranges of the timestep "

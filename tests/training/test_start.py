@@ -71,6 +71,18 @@ def test_an_image_encoder_as_ip_adapter_publishes_it(
     assert "Pickles are refused" in capsys.readouterr().err and not (tmp_path / "no").exists()
 
 
+def test_weights_in_half_precision_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, out = make_checkpoint(tmp_path / "base", preset="world"), tmp_path / "mine"
+    for file in sorted(base.rglob("*.safetensors")):
+        file.rename(file.with_suffix(".fp16.safetensors"))
+    arguments = ["--base", str(base), "--image-encoder", str(base), "--out", str(out)]
+    assert main(arguments) == 1
+    assert 'variant="fp16"' in capsys.readouterr().err and not out.exists()
+    assert main([*arguments, "--variant", "fp16"]) == 0
+    assert f"--checkpoint {out} --variant fp16" in capsys.readouterr().out
+    Checkpoint.open(out, variant="fp16").check_weights()
+
+
 def test_what_is_missing_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = make_checkpoint(tmp_path / "base", preset="world")
     (tmp_path / "empty").mkdir()

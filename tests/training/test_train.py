@@ -18,18 +18,21 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from export.checkpoint import Checkpoint
+from export.files import locked
 from export.miniature import make_checkpoint
+from realisid_trt.errors import RequestError
 from training.examples import WorldFaces, WorldScenes
 from training.judges import JUDGES, load_judge
 from training.log import read_log
 from training.loop import Course, Learner
 from training.places import _order
+from training.processes import accelerator_of
 from training.recipe import START
 from training.residuals import DESIGNS
 from training.result import origin_of
-from training.stages import STAGES
+from training.stages import STAGES, Stage
 from training.store import Store, store_of
-from training.train import main
+from training.train import main, memory_errors
 
 DATA = {
     "vae": "scenes", "vae-faces": "scenes", "id-encoder": "faces", "text-to-image": "scenes", "branches": "groups",
@@ -136,6 +139,60 @@ def test_two_processes_are_one_with_twice_the_batch(start: Path, data: Path, tmp
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), one["step"]
 
 
+def test_machines_that_see_different_folders_are_refused(start: Path, data: Path, tmp_path: Path) -> None:
+    """Each would go on from a state of its own. All processes end, and nobody waits for another."""
+    script = tmp_path / "machine.py"
+    arguments = command("face-points", start, data, tmp_path / "run", "--steps", "2")
+    script.write_text(
+        "import os, sys\nfrom training.train import main\n"
+        f"sys.exit(main([word + os.environ['RANK'] * word.endswith('run') for word in {arguments!r}]))"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    ended = subprocess.run(launch, check=False, env=environment, timeout=300, capture_output=True, text=True)
+    assert ended.returncode != 0 and "is not one folder for all machines" in ended.stderr
+    assert not (tmp_path / "run0" / "state").exists()
+
+
+def test_one_process_at_a_time_trains_in_a_folder(
+    start: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a fork of the one that does, as workers are, does not keep the folder when that has ended."""
+    told = command("face-points", start, data, tmp_path / "run", "--steps", "1")
+    with locked(tmp_path / ".run.lock", RequestError()):
+        assert main(told) == 2
+        assert "another process is training in" in capsys.readouterr().err and not (tmp_path / "run").exists()
+        read, write = os.pipe()
+        if not (child := os.fork()):
+            os.read(read, 1)
+            os._exit(0)
+    assert main(told) == 0
+    os.write(write, b"x")
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_state_that_is_damaged_says_so(
+    start: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = command("face-points", start, data, tmp_path / "run", "--decay", "0")
+    assert main([*told, "--steps", "1"]) == 0
+    for name in ("model.safetensors", "optimizer.bin", "custom_checkpoint_0.pkl"):
+        file = tmp_path / "run" / "state" / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[: len(whole) // 2])
+        assert main([*told, "--steps", "2"]) == 1
+        assert "state cannot be read" in capsys.readouterr().err
+        file.write_bytes(whole)
+    assert main([*told, "--steps", "2"]) == 0
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_weights_that_are_shared_out_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(RequestError, match=f"accelerate is set to {name}, but every process"):
+        accelerator_of(cpu=True)
+
+
 def test_a_folder_that_trains_something_else_is_left_alone(
     start: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -208,6 +265,11 @@ def test_a_gpu_without_memory_says_what_needs_less(
         assert main(told) == 2
     said = capsys.readouterr().err
     assert "Tried to allocate 2.00 GiB. Try --checkpointing, --accumulate 2, a smaller --batch-size, --ema 0" in said
+    for stage, batch in (("branches", 1), ("id-encoder", 8)):  # which cannot be worked through in parts
+        course = Course(batch_size=batch)
+        with pytest.raises(RequestError, match="Try --checkpointing, a smaller"):  # noqa: SIM117
+            with memory_errors(course, STAGES[stage], checkpointing=False):
+                raise torch.OutOfMemoryError("CUDA out of memory.")
     assert main([*told, "--batch-size", "4"]) == 0
 
 
@@ -223,13 +285,13 @@ def test_a_disk_that_is_full(
         assert "the state of this training needs about" in capsys.readouterr().err
     save = torch.save
     with monkeypatch.context() as patched:
-        full = Path("/dev/full") if Path("/dev/full").exists() else None
+        full = Path("/dev/full") if Path("/dev/full").exists() else None  # Linux has it
 
         def filled(value: object, file: object, **more: object) -> None:
             save(value, full if full and (run / "state").exists() else file, **more)
 
         patched.setattr(torch, "save", filled)
-        assert main(told) == 1 if full else 0
+        assert main(told) == (1 if full else 0)
         assert not full or "could not be written" in capsys.readouterr().err
     os.rename(run / "state", run / "state.old")  # as a kill between two renames leaves it
     assert main(told) == 0
@@ -248,13 +310,44 @@ def test_without_an_average_the_last_weights_are_written(start: Path, data: Path
 
 
 def test_a_batch_in_parts_is_the_same_step(start: Path, data: Path, tmp_path: Path) -> None:
-    """Gradients add up, activations are computed again: the same losses and weights up to rounding, in less memory."""
+    """Gradients add up, activations are computed again: the same losses up to rounding."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     more = ("--steps", "4", "--precision", "no")
     assert main(command("branches", start, data, whole, *more)) == 0
     assert main(command("branches", start, data, parts, *more, "--accumulate", "4", "--checkpointing")) == 0
     one, other = (read_log(run / "log.jsonl") for run in (whole, parts))
     assert [line["loss"] for line in other] == pytest.approx([line["loss"] for line in one], rel=1e-4)
+
+
+def kept_bytes(stage: Stage, batch: dict[str, torch.Tensor]) -> int:
+    """What a forward pass keeps for the backward one."""
+    kept = 0
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal kept
+        kept += tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        stage(batch)
+    return kept
+
+
+def test_activations_that_are_computed_again_are_not_kept(start: Path, data: Path) -> None:
+    """In the frozen UNet too, through which the gradients of the branches pass."""
+    stage = STAGES["branches"](
+        Checkpoint.open(start), Store(data / "groups"), accelerator_of(cpu=True), new=True, seed=0
+    )
+    batch = {name: part[None] for name, part in stage.item(0, np.random.default_rng(0)).items()}
+    before = kept_bytes(stage, batch)
+    stage.save_memory()
+    assert all(network.is_gradient_checkpointing for network in (*stage.branches.children(), stage.frozen[0]))
+    assert kept_bytes(stage, batch) < before / 2  # weights are among it
+    judge = STAGES["face-points"](
+        Checkpoint.open(start), Store(data / "scenes"), accelerator_of(cpu=True), new=True, seed=0
+    )
+    with pytest.raises(RequestError, match="leave --checkpointing out"):
+        judge.save_memory()
 
 
 def test_every_epoch_has_its_own_order() -> None:
@@ -269,6 +362,7 @@ def test_every_epoch_has_its_own_order() -> None:
         (("--batch-size", "0"), "batch-size is 0, expected at least 1"),
         (("--learning-rate", "0"), "expected a number above 0"),
         (("--steps", "-1"), "steps is -1"),
+        (("--seed", str(2**32)), "seed is 4294967296, expected less than 4294967296"),
         (("--ema", "1.5"), "expected a number from 0 to 1"),
         (("--accumulate", "3"), "batch-size 8 is not divisible by 1 processes × 3 parts"),
     ],

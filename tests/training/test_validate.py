@@ -15,7 +15,7 @@ import torch
 from export.checkpoint import Checkpoint
 from export.miniature import make_checkpoint
 from training.examples import WorldFaces, WorldScenes
-from training.loop import Course, accelerator_of
+from training.processes import accelerator_of
 from training.recipe import START
 from training.stages import STAGES
 from training.store import Store, store_of
@@ -69,6 +69,13 @@ def test_what_learned_longer_has_less_loss(runs: Path, capsys: pytest.CaptureFix
     assert long["losses"]["all"] != twin["losses"]["all"]
 
 
+def test_no_more_is_encoded_than_is_asked_for(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The first two of all that there are; and nothing is left beside them."""
+    values = told(capsys, runs, "long", more=("--examples", "2"))
+    assert values["examples"] == values["groups"]["all"] == 2
+    assert not list((runs / "held-out").glob(".latents*"))
+
+
 def test_sizes_are_parts_of_all(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = told(capsys, runs, "long")
     sizes = {name: count for name, count in values["groups"].items() if name != "all"}
@@ -91,9 +98,7 @@ def test_noise_levels_are_parts_of_all(runs: Path, capsys: pytest.CaptureFixture
 def test_places_are_parts_of_a_picture(runs: Path) -> None:
     """The face is what is inside and what is at the edge: a box of n cells has (n - 2)² and the others."""
     start = Checkpoint.open(runs / "start")
-    stage = STAGES["branches"](
-        start, Store(runs / "held-out"), accelerator_of(Course(precision="no"), True), new=True, seed=0
-    )
+    stage = STAGES["branches"](start, Store(runs / "held-out"), accelerator_of(cpu=True), new=True, seed=0)
     batch = {key: part[None] for key, part in stage.item(0, np.random.default_rng(0)).items()}
     with torch.no_grad():
         found = {key: float(value) for key, value in stage.validation_losses(batch).items()}
@@ -136,6 +141,10 @@ def test_refusals(runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
     origin["weights"]["unet"] = "0" * 64
     (tmp_path / "other" / "origin.json").write_text(json.dumps(origin))
     assert "trained on another unet" in refused("--run", str(runs / "long"), "--run", str(tmp_path / "other"))
+    origin = json.loads((runs / "twin" / "origin.json").read_text())
+    origin["config"]["relocate_mode"] = "area"
+    (tmp_path / "other" / "origin.json").write_text(json.dumps(origin))
+    assert "for another relocate_mode" in refused("--run", str(runs / "long"), "--run", str(tmp_path / "other"))
     (tmp_path / "other" / "weights" / "uncropped.safetensors").write_bytes(b"damaged")
     assert "not what this training wrote" in refused("--run", str(tmp_path / "other"))
     shutil.copytree(runs / "long", tmp_path / "cut")

@@ -198,7 +198,7 @@ def _check(store: Store, checkpoint: Checkpoint, grid: Grid) -> None:
             f"the checkpoint's overlap is {c.config.overlap!r}. Say sum in its realisid_config.json, or make examples "
             "of one person (--persons 1)."
         )
-    if isinstance(store, Unmade):
+    if isinstance(store, Unmade):  # it would have to be made for that
         return
     boxes = np.asarray(store["boxes"])
     there = np.arange(boxes.shape[1])[None] < np.asarray(store["num_persons"])[:, None]

@@ -9,10 +9,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from export.checkpoint import Checkpoint
+from realisid_trt.errors import RequestError
 
 from ..store import Store
 
 Item = dict[str, Tensor]
+
+# diffusers', transformers', and its older name there
+CHECKPOINTING = ("enable_gradient_checkpointing", "activation_checkpointing_enable", "gradient_checkpointing_enable")
 
 
 class Stage(nn.Module):
@@ -62,11 +66,21 @@ class Stage(nn.Module):
         return self.forward(batch)
 
     def save_memory(self) -> None:
-        """Activations are computed again in the backward pass instead of being kept, wherever a network can."""
-        for module in (*self.modules(), *self.frozen):
-            for name in ("enable_gradient_checkpointing", "gradient_checkpointing_enable"):  # diffusers', transformers'
-                if hasattr(module, name):
-                    getattr(module, name)()
+        """Activations are computed again in the backward pass instead of being kept, wherever a network can.
+
+        Raises RequestError if none can.
+        """
+        able = [
+            getattr(module, name)
+            for module in (*self.modules(), *self.frozen)
+            if (name := next((name for name in CHECKPOINTING if hasattr(module, name)), None))
+        ]
+        for enable in able:
+            enable()
+        if not able:
+            raise RequestError(
+                f"no network of {self.name} can compute its activations again: leave --checkpointing out."
+            )
 
     def finish(self) -> None:
         """Called once before the trained parts are written: what can only be done at the end."""
