@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
 import time
@@ -174,6 +175,11 @@ def _check(options: Options, report: Report) -> tuple[list[Target], Options]:
     for name in options.backends:
         if name not in BACKENDS:
             raise RequestError(f"--backend {name} is unknown. Known: {', '.join(BACKENDS)}.")
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise RequestError(
+            "every build is verified with ONNX Runtime, which is not installed. pip install 'realisid_trt[cpu]', or "
+            "[gpu] on a machine with a GPU."
+        )
     least = {"batch": 1, "persons": 0, "resolution": 1, "jobs": 1, "optimization_level": 0}
     for flag, bound in least.items():
         value = getattr(options, flag)
@@ -183,7 +189,10 @@ def _check(options: Options, report: Report) -> tuple[list[Target], Options]:
         raise RequestError(f"--workspace is {options.workspace}, expected GiB, more than none.")
     if options.optimization_level is not None and options.optimization_level > 5:
         raise RequestError(f"--optimization-level is {options.optimization_level}, expected 0 to 5.")
-    backends = tuple(dict.fromkeys(options.backends)) or ("onnxruntime", *_can_build(report))
+    backends = tuple(dict.fromkeys(options.backends)) or (
+        "onnxruntime",
+        *_can_build(options.precision != "fp32", report),
+    )
     for name in set(backends) & set(FLAVOURS):
         flavour = FLAVOURS[name]
         report(f"{name}: plans by {flavour.package} {flavour.version}")  # raises if it is not there
@@ -219,8 +228,8 @@ def _check(options: Options, report: Report) -> tuple[list[Target], Options]:
     return targets, replace(options, backends=backends, architectures=architectures)
 
 
-def _can_build(report: Report) -> list[str]:
-    """The TensorRT flavours that are installed, and can build a plan on this machine."""
+def _can_build(half: bool, report: Report) -> list[str]:
+    """The TensorRT flavours that are installed, and can build a plan on this machine. half: say if there is none."""
     found = []
     for name, flavour in FLAVOURS.items():
         if not flavour.installed:
@@ -231,6 +240,9 @@ def _can_build(report: Report) -> list[str]:
             found.append(flavour.version and name)
         except BackendError as error:
             report(f"no {name} plans: {error}")
+    if half and not any(flavour.installed for flavour in FLAVOURS.values()):
+        ways = " or ".join(f"'realisid_trt[{name}]'" for name in FLAVOURS)
+        report(f"no TensorRT plans: none is installed. pip install {ways}")
     return found
 
 

@@ -38,7 +38,8 @@ def onnx_jobs(
     """The networks that stand, by artifact, and the jobs that export the others."""
     limits = Limits.of_requests(options.batch, options.persons, _longest(checkpoint, options))
     makers = sources(*ONNX_MAKERS)
-    source = checkpoint.path, options.base_model, options.variant
+    # the folder that was found: a worker shall ask no hub again, which may have another revision by now
+    source = checkpoint.path, checkpoint.base or options.base_model, options.variant
     made: dict[str, Artifact] = {}
     jobs: dict[str, Job] = {}
     for target in targets:

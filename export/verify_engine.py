@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -33,28 +33,6 @@ WORST_RATIO = 4.0  # times the error of the reference in the same precision
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
 Report = Callable[[str], None]
-
-
-def latent_errors(
-    ours: np.ndarray,
-    checkpoint: Checkpoint,
-    persons: Sequence[ReferencePerson],
-    noise: np.ndarray,
-    prompt: str,
-    **settings: Any,
-) -> tuple[float, float]:
-    """RMS error of final latents, and of the float32 reference's, against the float64 reference's; relative to its RMS.
-
-    settings: of `Reference.generate`.
-    """
-
-    def reference(dtype: torch.dtype) -> np.ndarray:
-        z = Reference(checkpoint, dtype).generate(prompt, persons, torch.from_numpy(noise), **settings)
-        return z.double().numpy()
-
-    truth = reference(torch.float64)
-    plain = reference(torch.float32)
-    return rms_of(ours - truth) / rms_of(truth), rms_of(plain - truth) / rms_of(truth)
 
 
 def verify_engine(

@@ -44,7 +44,7 @@ class Job:
 
     artifact: str
     key: str
-    source: tuple[Path, str | None, str | None]
+    source: tuple[Path, Path | str | None, str | None]
     network: str
     form: OnnxForm
     limits: Limits

@@ -119,9 +119,7 @@ def parse_person(text: str) -> Any:
     """photo.jpg@x0,y0,x1,y1,pose=other.jpg,face=0 → Person. The photo may be a stored identity (.safetensors)."""
     from .request import Person
 
-    # The first @ behind which a number, pose= or face= stands: paths may hold others.
-    split = re.search(r"@(?=[-+.\d]|pose=|face=)", text)
-    photo, rest = (text[: split.start()], text[split.end() :]) if split else (text, "")
+    photo, rest = _split_person(text)
     numbers: list[str] = []
     named: dict[str, Any] = {}
     for part in filter(None, rest.split(",")):
@@ -140,6 +138,17 @@ def parse_person(text: str) -> Any:
     if numbers:
         named["box"] = parse_box(",".join(numbers), f"--person {text}")
     return Person(photo, **named)
+
+
+def _split_person(text: str) -> tuple[str, str]:
+    """The photo, and what is asked for. Paths may hold an @ themselves."""
+    number = r"[-+.\deE]+"
+    if told := re.fullmatch(rf"(.+?)@((?:{number},){{3}}{number}(?:,.*)?|(?:pose|face)=.*)", text):
+        return told[1], told[2]
+    if Path(text).is_file():
+        return text, ""
+    split = re.search(r"@(?=[-+.\d])", text)  # meant as a box
+    return (text[: split.start()], text[split.end() :]) if split else (text, "")
 
 
 def parse_box(text: str, where: str) -> tuple[float, float, float, float]:
@@ -213,7 +222,9 @@ def _parser() -> argparse.ArgumentParser:
 
     def machine(sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--backend", default="auto", help="default: the first that was built and is installed")
-        sub.add_argument("--device", help="cpu, or cpu:N for N threads")
+        sub.add_argument(
+            "--device", help="cpu, cpu:N for N threads, cuda or cuda:N (default: a GPU if the engine was built for one)"
+        )
 
     sub = command(
         "generate",

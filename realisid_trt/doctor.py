@@ -33,7 +33,8 @@ class Finding:
 
 def examine(engine: str) -> Outcome:
     """What was found, as JSON values and as lines; status 1 if no picture could be made with the engine here."""
-    findings = [_python(), *_backends(), _gpu(), _export(), _mediapipe(), _cache(), _engine(engine)]
+    runs = _engine(engine)
+    findings = [_python(), *_backends(runs.state == "ok"), _gpu(), _export(), _mediapipe(), _cache(), runs]
     lines = []
     for finding in findings:
         mark = "MISSING" if finding.state == "missing" else finding.state
@@ -65,12 +66,13 @@ def _python() -> Finding:
     return Finding("python", "ok" if sys.version_info >= (3, 11) else "missing", detail)
 
 
-def _backends() -> list[Finding]:
+def _backends(runs: bool) -> list[Finding]:
+    """runs: the engine does, with what there is."""
     findings = []
     for name, (module, package, extra) in KNOWN.items():
         mend = f"pip install 'realisid_trt[{extra}]'"
-        # The engine says which it needs; here only the one that every machine can use is missed.
-        absent = "missing" if name == "onnxruntime" else "optional"
+        # The engine says which it needs; where it does not run, the one that every machine can use is missed.
+        absent = "missing" if name == "onnxruntime" and not runs else "optional"
         if not installed(name):
             findings.append(Finding(f"backend {name}", absent, f"{package} is not installed", mend))
             continue

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from .backends import Backend, open_backend
 from .checks import check_finite
 from .denoise import LOOP, Batch, denoise
-from .errors import BackendError, RequestError
+from .errors import BackendError, EngineMismatch, RequestError
 from .faces import FaceFinder
 from .identity import Identity
 from .manifest import Manifest
@@ -78,7 +78,11 @@ class Engine:
             face_landmarker=None if face_landmarker is None else Path(face_landmarker),
             files=manifest.files_in("faces"),
         )
-        return cls(manifest, opened, finder, share_rows)
+        engine = cls(manifest, opened, finder, share_rows)
+        if Manifest.read(path).values != manifest.values:
+            engine.close()
+            raise EngineMismatch(f"{path} was built anew while it was loaded. Load it again.")
+        return engine
 
     def warm_up(self, persons: int = 1, **options: Any) -> None:
         """Makes such a batch twice and throws it away: what compiles, plans memory or captures at first does it now.

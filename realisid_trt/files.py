@@ -35,7 +35,8 @@ def whole_or_not(path: Path) -> Iterator[Path]:
     """
     if not path.name:
         raise DiskError(f"{str(path)!r} names no file. Give the path of one.")
-    partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    # no two threads or containers, whose processes all have the number 1, write the same
+    partial = path.with_name(f".{path.stem}.{os.getpid()}-{os.urandom(4).hex()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial

@@ -278,11 +278,16 @@ class Manifest:
         prefix = f"{folder}/"
         return {name.removeprefix(prefix) for name in self.values["files"] if name.startswith(prefix)}
 
-    def check_files(self) -> None:
-        """Every listed file is there and is what was built. Hashes are remembered by path, size, mtime and inode."""
+    def check_files(self, only: str | None = None) -> None:
+        """Every listed file is there and is what was built. Hashes are remembered by path, size, mtime and inode.
+
+        only: a network's file, and the weights beside it.
+        """
         again = rebuild(self.path)
         with VerifiedFiles() as verified:
             for name, listed in self.values["files"].items():
+                if only is not None and name != only and not name.startswith(f"{only}."):
+                    continue
                 file = self.path / name
                 try:
                     size = file.stat().st_size
@@ -296,6 +301,16 @@ class Manifest:
                         f"{file} was altered after the build: its sha256 is {str(digest)[:12]}…, the manifest "
                         f"says {listed['sha256'][:12]}…. {again}"
                     )
+
+    def check_again(self, network: Network) -> None:
+        """What was unloaded is still what was verified. Raises EngineMismatch if another build took its place."""
+        try:
+            self.check_files(network.file)
+        except EngineDamaged as error:
+            raise EngineMismatch(
+                f"{self.path} is no longer the engine that was loaded, so {network.name} cannot be loaded again. Load "
+                f"the engine again: Engine.load. ({error})"
+            ) from error
 
 
 def rebuild(path: str | os.PathLike[str]) -> str:

@@ -34,6 +34,9 @@ ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 Photo = str | os.PathLike[str] | bytes | bytearray | Image.Image | NDArray[np.generic]
 
+# Not all that Pillow knows: it gives EPS to Ghostscript, and finds pictures in containers whose headers tell no size.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM", "TGA", "HEIF")
+
 # What Pillow's decoders raise on damaged files besides OSError (found by flipping bytes of all common formats).
 DECODER_ERRORS = (
     OSError,
@@ -144,14 +147,9 @@ def _open(source: Photo, name: str, stack: ExitStack) -> Image.Image:
             f"{name}: a {type(source).__name__} is not a photo. Give a path, the bytes of a file, a PIL image or a "
             "uint8 RGB array.",
         )
-    try:
-        return stack.enter_context(Image.open(file))
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # the latter: `python -W error`
-        raise PhotoError(
-            "too_large",
-            f"{name}: the picture has more than {MAX_PIXELS / 1e6:.0f} megapixels, the limit. Reduce it; "
-            f"{WORKING_SIDE_PX} pixels on the longer side are enough.",
-        ) from error
+    Image.init()
+    try:  # some come with newer Pillows, or with a package that adds them
+        return stack.enter_context(Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]))
     except UnidentifiedImageError as error:
         raise PhotoError(
             "unreadable",
@@ -188,6 +186,12 @@ def _typed_errors(name: str) -> Iterator[None]:
         yield
     except PhotoError:
         raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # the latter: `python -W error`
+        raise PhotoError(
+            "too_large",
+            f"{name}: the picture has more than {MAX_PIXELS / 1e6:.0f} megapixels, the limit. Reduce it; "
+            f"{WORKING_SIDE_PX} pixels on the longer side are enough.",
+        ) from error
     except DECODER_ERRORS as error:
         raise PhotoError(
             "corrupt", f"{name}: the file is damaged or truncated ({error}). Copy or export it again from the original."

@@ -53,6 +53,7 @@ class Checkpoint:
     image_size, image_mean, image_std: of the image encoder's input, px and per colour.
     num_id_tokens:        T.
     scheduler_config:     of the DDIMScheduler, every key.
+    base:                 folder of the base model, where something was taken from it.
     """
 
     path: Path
@@ -74,6 +75,7 @@ class Checkpoint:
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
     num_id_tokens: int
+    base: Path | None = None
 
     @classmethod
     def open(
@@ -116,6 +118,7 @@ class Checkpoint:
                 path=path,
                 components=components,
                 folders=dict(folders.found),
+                base=folders.base,
                 scheduler_config=ddim,
                 text_encoder_names=texts,
                 **facts,

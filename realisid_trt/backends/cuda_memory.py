@@ -33,6 +33,18 @@ def gpu_errors() -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def memory_errors(nbytes: int, held: int = 0) -> Iterator[None]:
+    """What cuda.core raises when memory is asked for, as BackendError. held: bytes that the asker has already."""
+    try:
+        yield
+    except Exception as error:  # cuda.core's CUDAError is not public
+        raise BackendError(
+            f"{nbytes / 2**20:.0f} MiB more could not be had ({error}); {held / 2**20:.0f} MiB are held. "
+            "Make fewer or smaller pictures at a time, or free the GPU of other programs."
+        ) from error
+
+
 class Gpu:
     """One device: its stream, on which everything runs, its memory, and pinned memory for what goes to and fro."""
 
@@ -42,12 +54,13 @@ class Gpu:
         from cuda.core import Device, DeviceMemoryResource, DeviceMemoryResourceOptions, LegacyPinnedMemoryResource
 
         self.ordinal, self.capturing = ordinal, False
-        self.device = device = Device(ordinal)
-        device.set_current()
-        self.stream = stream = device.create_stream()
-        pinned = LegacyPinnedMemoryResource()
-        # A pool of our own gives back what is freed; the device's, as cuda.core sets it, keeps that for ever.
-        pool = DeviceMemoryResource(device, DeviceMemoryResourceOptions())
+        with gpu_errors():
+            self.device = device = Device(ordinal)
+            device.set_current()
+            self.stream = stream = device.create_stream()
+            pinned = LegacyPinnedMemoryResource()
+            # A pool of our own gives back what is freed; the device's, as cuda.core sets it, keeps that for ever.
+            pool = DeviceMemoryResource(device, DeviceMemoryResourceOptions())
         # Without `self` in them, so that memory goes with its Gpu and does not wait for the garbage collector.
         self.allocate: Callable[[int], Any] = lambda nbytes: pool.allocate(nbytes, stream=stream)
         self.memory = Arena(self.allocate)
@@ -58,11 +71,11 @@ class Gpu:
         major, minor = self.device.compute_capability
         return f"{self.device.name} (sm_{major}{minor})"
 
-    def begin(self) -> bool:
-        """Waits for the stream, then takes everything back. Whether memory stayed where it was."""
+    def begin(self) -> None:
+        """Waits for the stream, then takes everything back."""
         self.wait()
-        moved = [arena.reset() for arena in (self.memory, self.staging)]
-        return not any(moved)
+        self.memory.reset()
+        self.staging.reset()
 
     def wait(self) -> None:
         """Until everything that was asked for is done. From here on this thread may use the GPU."""
@@ -143,15 +156,13 @@ class Arena:
         self._used += nbytes
         return address
 
-    def reset(self) -> bool:
-        """Takes everything back. Whether addresses handed out before have become invalid."""
-        moved = len(self._chunks) > 1
-        if moved:
+    def reset(self) -> None:
+        """Takes everything back."""
+        if len(self._chunks) > 1:
             total = self.nbytes
             self.close()
             self._grow(total)
         self._used = 0
-        return moved
 
     def close(self) -> None:
         """Gives all of it back to the system."""
@@ -160,13 +171,8 @@ class Arena:
         self._chunks.clear()
 
     def _grow(self, nbytes: int) -> None:
-        try:
+        with memory_errors(nbytes, self.nbytes):
             self._chunks.append(self._allocate(nbytes))
-        except Exception as error:  # cuda.core's CUDAError, when it is out of memory
-            raise BackendError(
-                f"{nbytes / 2**20:.0f} MiB more could not be had ({error}); {self.nbytes / 2**20:.0f} MiB are held. "
-                "Make fewer or smaller pictures at a time, or free the GPU of other programs."
-            ) from error
         self._used = 0
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -46,11 +45,7 @@ def cannot_run(name: str, manifest: Manifest, device: str | None) -> None:
 
 def can_use_gpu() -> bool:
     """Whether this ONNX Runtime, cuda-python and the driver are all there."""
-    return (
-        "CUDAExecutionProvider" in ort.get_available_providers()
-        and importlib.util.find_spec("cuda.core") is not None
-        and _finds_gpu()
-    )
+    return "CUDAExecutionProvider" in ort.get_available_providers() and _finds_gpu()
 
 
 def _finds_gpu() -> bool:
@@ -100,6 +95,7 @@ class OnnxRuntime:
                 ) from error
 
         self._open = open_session
+        self._manifest = manifest
         self._sessions = {name: open_session(name) for name in known if name in self._wanted}
 
     def begin(self) -> None:
@@ -149,6 +145,7 @@ class OnnxRuntime:
         if network not in self._wanted:
             raise BackendError(f"{network} was not opened: Engine.load(…, networks=…) named others. Load it with all.")
         if network not in self._sessions:  # unloaded meanwhile
+            self._manifest.check_again(self._networks[network])
             self._sessions[network] = self._open(network)
         described, session = self._networks[network], self._sessions[network]
         described.check({name: value.shape for name, value in inputs.items()})

@@ -89,6 +89,7 @@ class Sessions:
             return session
 
         self._open = open_session
+        self._manifest, self._known = manifest, known
         self._sessions = {name: open_session(name) for name in known if name in self._wanted}
         self._gpu = gpu
 
@@ -97,6 +98,7 @@ class Sessions:
         if network not in self._wanted:
             raise BackendError(f"{network} was not opened: Engine.load(…, networks=…) named others. Load it with all.")
         if network not in self._sessions:  # unloaded meanwhile
+            self._manifest.check_again(self._known[network])
             self._sessions[network] = self._open(network)
         session = self._sessions[network]
         key = network, *inputs.items(), *outputs.items()

@@ -13,7 +13,7 @@ from realisid_trt.kernels.launch import Array, Kernels
 from ..errors import BackendError, EngineMismatch, RealisIDWarning, RequestError
 from ..manifest import Build, Manifest, Network
 from .cuda import CudaBackend
-from .cuda_memory import Gpu
+from .cuda_memory import Gpu, memory_errors
 from .gpu_facts import GpuFacts, gpu_facts
 from .tensorrt_flavours import (
     FLAVOURS,
@@ -243,6 +243,7 @@ class Contexts:
         if self._gpu.capturing:
             raise BackendError(f"{network} was never run like this, so it cannot be captured.")
         if network not in self._engines:  # unloaded meanwhile
+            self._manifest.check_again(self._known[network])
             self._engines[network] = self._open(self._known[network])
         self._flavour.log.take_errors()
         context = make_context(self._engines[network], self._flavour, self._cache)
@@ -269,7 +270,8 @@ class Contexts:
             if self._scratch is not None:
                 self._scratch.close()  # in the order of the stream: who was asked before still has it
             self._scratch = None
-            self._scratch = self._gpu.allocate(max(nbytes, 1))
+            with memory_errors(nbytes):
+                self._scratch = self._gpu.allocate(max(nbytes, 1))
         return int(self._scratch.handle)
 
     def _cache_file(self) -> Any:

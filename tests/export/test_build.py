@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from export.build import Options, build, main
+from export.build import Options, _can_build, build, main
 from export.files import check_space, exchange
 from export.miniature import make_checkpoint
 from export.staging import Staging, open_staging
 from realisid_trt import Engine
+from realisid_trt.backends.tensorrt_flavours import Flavour
 from realisid_trt.errors import BackendError, BuildError, CheckpointError, DiskError, ParityError, RequestError
 from realisid_trt.manifest import MANIFEST, Manifest
 
@@ -234,6 +235,18 @@ def test_bad_options(own: Options, change: dict[str, Any], error: type[Exception
     with pytest.raises(error, match=message):
         build(dataclasses.replace(own, **change))
     assert manifest_of(own.out) == before  # type: ignore[arg-type]
+
+
+def test_what_is_not_installed_is_said_at_once(own: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(Flavour, "installed", False)
+        assert not _can_build(half=False, report=said.append) and not said
+        assert not _can_build(half=True, report=said.append)
+        assert "pip install 'realisid_trt[tensorrt]' or 'realisid_trt[tensorrt-rtx]'" in said[0]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(RequestError, match=r"ONNX Runtime, which is not installed\. pip install"):
+        build(own)
 
 
 def test_an_out_that_is_something_else(own: Options, tmp_path: Path) -> None:

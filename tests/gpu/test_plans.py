@@ -119,6 +119,21 @@ def test_one_scratch_memory_for_all_networks(plans: Engine) -> None:
     assert contexts._scratch.size < sum(sizes)
 
 
+def test_a_gpu_that_is_full(plans: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks for memory: it is an error of ours, with what to do."""
+
+    def full(nbytes: int) -> Any:
+        raise RuntimeError("CUDA_ERROR_OUT_OF_MEMORY")
+
+    contexts: Any = plans.backend._runner  # type: ignore[attr-defined]
+    latents(plans, 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(contexts._gpu, "allocate", full)
+        with pytest.raises(BackendError, match=r"had \(CUDA_ERROR_OUT_OF_MEMORY\).* Make fewer or smaller pictures"):
+            contexts._scratch_of(contexts._scratch.size + 1)
+    assert latents(plans, 1).latents.size
+
+
 def test_memory_does_not_grow(plans_replayed: Engine, device_bytes: Callable[[], int]) -> None:
     """200 pictures of changing sizes and numbers of persons, in batches of four, captured where a shape comes again."""
     model, held, warm = plans_replayed.model, [], 3 * 12

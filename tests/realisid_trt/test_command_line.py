@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from realisid_trt.__main__ import main, parse_person
+from realisid_trt.backends.onnxruntime import can_use_gpu
 from realisid_trt.errors import RequestError
 from realisid_trt.identity import Identity
 
@@ -115,6 +116,30 @@ def test_doctor(capsys: Any, engine_dir: Path, tmp_path: Path) -> None:
     assert any(f["state"] == "missing" and "python -m export.build" in f["detail"] for f in result["findings"])
 
 
+def test_a_doctor_misses_no_backend_that_nobody_needs(
+    capsys: Any, engine_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the engine runs on another; where none runs, the one that every machine can use is missing."""
+    monkeypatch.setattr("realisid_trt.doctor.installed", lambda name: False)
+    assert call(capsys, "doctor", "--engine", engine_dir)[0] == 0
+    status, printed, _ = call(capsys, "doctor", "--engine", engine_dir / "nowhere")
+    assert status == 1 and "MISSING   backend onnxruntime" in printed
+
+
+def test_a_gpu_that_cannot_be_asked_for_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime for a GPU, and no cuda-python."""
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    for module in [name for name in sys.modules if name.split(".")[0] == "cuda"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "cuda", None)
+    assert not can_use_gpu()
+
+
+def test_a_photo_may_have_any_name(tmp_path: Path) -> None:
+    (tmp_path / "me@2x.jpg").touch()
+    assert parse_person(str(tmp_path / "me@2x.jpg")).photo == str(tmp_path / "me@2x.jpg")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
@@ -122,6 +147,8 @@ def test_doctor(capsys: Any, engine_dir: Path, tmp_path: Path) -> None:
         ("a.jpg@1,2,3,4", ("a.jpg", (1, 2, 3, 4), None, None)),
         ("me@home.jpg@1,2,3.5,4,pose=b c.jpg,face=1", ("me@home.jpg", (1, 2, 3.5, 4), "b c.jpg", 1)),
         ("me@home.jpg", ("me@home.jpg", None, None, None)),
+        ("me@2x.jpg@1,2,3,4", ("me@2x.jpg", (1, 2, 3, 4), None, None)),
+        ("@2024/me.jpg@1,2,3,4,face=1", ("@2024/me.jpg", (1, 2, 3, 4), None, 1)),
         ("a.jpg@-1,2,3,4,pose=b@c.jpg", ("a.jpg", (-1, 2, 3, 4), "b@c.jpg", None)),
         ("a.jpg@pose=b.jpg", ("a.jpg", None, "b.jpg", None)),
     ],

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from realisid_trt import Engine, Person, Request
+from realisid_trt.denoise import LOOP
 from realisid_trt.errors import BackendError, RealisIDWarning, RequestError
 from tests.realisid_trt.truth import PROMPT, Scene, checkpoint_with, errors, people
 
@@ -216,8 +217,11 @@ def test_a_warm_up_and_an_unloading_change_nothing(engine: Engine) -> None:
     engine.warm_up(2, num_inference_steps=1, num_images=2, width=96)
     assert engine.backend.usage.rows["local_branch"] == 2 * 2  # two persons in two pictures, with the null ID
     engine.unload()
+    sessions = engine.backend._sessions  # type: ignore[attr-defined]
+    assert set(sessions) == {name for name in LOOP if name in engine.manifest.values["networks"]}
     found = engine.generate("a beach", seed=3, num_inference_steps=2)  # texts are known, times and the VAE are not
     assert np.array_equal(found.latents, expected)
+    assert "vae_decoder" in sessions and "id_encoder" not in sessions  # nobody needed it
 
 
 def test_a_closed_engine_says_so(engine_dir: Path, photos: Any) -> None:
@@ -284,19 +288,23 @@ def test_long_prompts_are_cut_with_a_warning_that_says_what(engine: Engine) -> N
 
 
 def test_one_engine_from_two_threads(engine: Engine) -> None:
-    """Batches queue up; every thread gets its own picture."""
+    """Batches queue up, one whole after the other; every thread gets its own picture."""
     expected = {seed: latents_of(engine, people(engine, 1), seed=seed) for seed in (1, 2)}
     found: dict[int, np.ndarray] = {}
-    threads = [
-        threading.Thread(target=lambda s=seed: found.update({s: latents_of(engine, people(engine, 1), seed=s)}))  # type: ignore[misc]
-        for seed in expected
-    ]
+    steps: list[int] = []
+
+    def make(seed: int) -> None:
+        found[seed] = latents_of(engine, people(engine, 1), seed=seed, progress=lambda *_: steps.append(seed))
+
+    threads = [threading.Thread(target=make, args=(seed,)) for seed in expected]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     for seed, latents in expected.items():
         np.testing.assert_array_equal(found[seed], latents)
+    half = len(steps) // 2
+    assert half > 1 and len(set(steps[:half])) == len(set(steps[half:])) == 1
 
 
 def test_threads_of_the_device(engine_dir: Path) -> None:

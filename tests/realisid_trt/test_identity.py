@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,26 @@ def make(**changes: Any) -> Identity:
 def same(one: Identity, other: Identity) -> bool:
     pairs = [(getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(Identity)]
     return all(np.array_equal(a, b) and type(a) is type(b) for a, b in pairs)
+
+
+def test_two_threads_may_write_the_same_file(tmp_path: Path) -> None:
+    """It is whole at any moment, and neither fails."""
+    identity, file, failed = make(), tmp_path / "alice.safetensors", []
+
+    def save() -> None:
+        try:
+            for _ in range(50):
+                identity.save(file)
+                Identity.load(file)
+        except Exception as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=save) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and [path.name for path in tmp_path.iterdir()] == ["alice.safetensors"]
 
 
 def test_stored_and_loaded_is_the_same(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import realisid_trt.engine
 from realisid_trt import Engine
 from realisid_trt.errors import BackendError, EngineDamaged, EngineMismatch, EngineMissing, RequestError, ShapeError
 from realisid_trt.files import VerifiedFiles
@@ -154,6 +155,28 @@ def test_what_was_verified_is_what_runs(engine_copy: Path) -> None:
     expected = loaded.generate("a beach", seed=1, num_inference_steps=1).images[0].tobytes()
     shutil.rmtree(engine_copy)
     assert loaded.generate("a beach", seed=1, num_inference_steps=1).images[0].tobytes() == expected
+
+
+def test_what_was_unloaded_is_not_taken_from_another_build(engine_copy: Path) -> None:
+    """The loop's networks would be of one model, the VAE of another."""
+    loaded = Engine.load(engine_copy)
+    loaded.unload()
+    for file in engine_copy.glob("onnx/*/vae_decoder.onnx"):  # of every precision
+        file.write_bytes(file.read_bytes() + b"\0")
+    with pytest.raises(EngineMismatch, match="no longer the engine that was loaded.* Load the engine again"):
+        loaded.generate("a beach", num_inference_steps=1)
+
+
+def test_what_is_built_anew_while_it_is_loaded_is_refused(engine_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = realisid_trt.engine.open_backend
+
+    def while_another_builds(*arguments: Any) -> Any:
+        edit(engine_copy, lambda values: values["model"].update(id_encoder_key="another"), reseal=True)
+        return opened(*arguments)
+
+    monkeypatch.setattr(realisid_trt.engine, "open_backend", while_another_builds)
+    with pytest.raises(EngineMismatch, match="was built anew while it was loaded. Load it again"):
+        Engine.load(engine_copy)
 
 
 def test_a_face_model_that_no_build_put_there_is_not_used(engine_copy: Path) -> None:

@@ -195,6 +195,23 @@ def test_what_is_no_picture(content: bytes, tmp_path: Path) -> None:
         assert "JPEG, PNG, WebP" in refusal(source, "unreadable")
 
 
+def test_what_other_programs_would_draw(photos: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the file is called: Pillow would give EPS to Ghostscript."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path}/drawn\nexit 1")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with Image.open(photos.hopper) as picture:
+        for kind in ("EPS", "ICNS", "PDF"):
+            refusal(encoded(picture, kind), "unreadable")
+    assert not (tmp_path / "drawn").exists()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "TGA", "JPEG2000"])
+def test_common_formats(kind: str) -> None:
+    grey = Image.new("RGB", (80, 70), (120, 120, 120))
+    assert np.abs(rgb_of(encoded(grey, kind)).astype(int) - 120).max() <= 2
+
+
 def test_truncated_jpeg_is_not_half_a_photo(photos: Any, tmp_path: Path) -> None:
     path = tmp_path / "cut.jpg"
     path.write_bytes(photos.hopper.read_bytes()[:30000])

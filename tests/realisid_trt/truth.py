@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import numpy as np
 import torch
 
 from export.checkpoint import Checkpoint
-from export.reference import ReferencePerson
-from export.verify_engine import latent_errors
+from export.reference import Reference, ReferencePerson
+from export.verify import rms_of
 from realisid_trt import Engine, Person
 from realisid_trt.ddim import initial_noise
 
@@ -26,6 +27,28 @@ PLACES: dict[str, list[tuple[float, float, float]]] = {
     "overlapping": [(0.1, 0.1, 0.5), (0.35, 0.3, 0.45)],
     "crowd": [(0.05, 0.05, 0.45), (0.3, 0.3, 0.5), (0.6, 0.1, 1 / 7)],
 }
+
+
+def latent_errors(
+    ours: np.ndarray,
+    checkpoint: Checkpoint,
+    persons: Sequence[ReferencePerson],
+    noise: np.ndarray,
+    prompt: str,
+    **settings: Any,
+) -> tuple[float, float]:
+    """RMS error of final latents, and of the float32 reference's, against the float64 reference's; relative to its RMS.
+
+    settings: of `Reference.generate`.
+    """
+
+    def reference(dtype: torch.dtype) -> np.ndarray:
+        z = Reference(checkpoint, dtype).generate(prompt, persons, torch.from_numpy(noise), **settings)
+        return z.double().numpy()
+
+    truth = reference(torch.float64)
+    plain = reference(torch.float32)
+    return rms_of(ours - truth) / rms_of(truth), rms_of(plain - truth) / rms_of(truth)
 
 
 def checkpoint_with(path: Path, scheduler: dict[str, Any] | None = None, **config: Any) -> Checkpoint:

@@ -13,6 +13,7 @@ import pytest
 from export.checkpoint import Checkpoint
 from realisid_trt.kernels.resample import resize_matrix
 from tests.conftest import ROOT
+from training.evaluation.cases import SIZES
 from training.evaluation.experiments import EXPERIMENTS, FACE_CELLS, FULL
 from training.evaluation.tables import BETWEEN
 from training.log import read_log
@@ -78,6 +79,30 @@ def test_the_orderings_of_table_2(size: str) -> None:
         for measure in measures:
             _, _, high = found[row]["minus full"][measure]
             assert high < 0, (row, measure)
+
+
+def test_the_readme_has_table_2_retrained() -> None:
+    """Each branch left out of the full model, and a model trained without it, all 4000 steps."""
+    [lines] = re.findall(r"^\| 4000 steps each .*?\n\|[-|]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
+    told, sizes = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines.splitlines()], iter(SIZES)
+    names, found = [], {}
+    for title, *cells in told:
+        if not title.startswith("– "):
+            found = json.loads((COMPARED / f"table2-{next(sizes)}.json").read_text(encoding="utf-8"))
+            assert found["pictures"] >= 400 and found["made"]["training"]["steps"] == 4000
+        name = title.removeprefix("– ").replace(" the ", " ").replace(", left out", "")
+        names.append(name if title.startswith("– ") else FULL)
+        row, expected = found["rows"][names[-1]], []
+        for measure in ("similarity", "iou", "harmony"):
+            expected.append(f"{row['means'][measure][0]:.3f}")
+            if names[-1] != FULL:
+                mean, low, high = row["minus full"][measure]
+                expected.append(f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+            else:
+                expected.append("")
+        assert cells == expected, (title, expected)
+    without = [f"without {branch} branch{how}" for branch in ("local", "global") for how in ("", ", retrained")]
+    assert names == 2 * [FULL, *without]
 
 
 @pytest.mark.parametrize(("size", "share"), [("regular", 0.8), ("small", 0.65)])

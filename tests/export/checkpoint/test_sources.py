@@ -70,6 +70,7 @@ def test_a_base_model_by_reference(
     assert len(c.load_tokenizer("tokenizer")("a cat").input_ids) == 4
     assert c.weights_key("unet") == Checkpoint.open(made["sdxl"]).weights_key("unet")
     shutil.copytree(made["sdxl"] / "vae", folder / "vae")  # local files win
+    assert c.base == base  # what workers are told, so that they ask no hub again
     assert Checkpoint.open(folder, base_model=base).components["vae"].folder == folder / "vae"
     monkeypatch.chdir(tmp_path)
     assert Checkpoint.open(folder, base_model="models/base").components["unet"].folder == base / "unet"
