@@ -26,7 +26,10 @@ from training.start import start_checkpoint
 from training.store import Unmade, store_of
 
 MINIATURE = ROOT / "checkpoints" / "miniature"
-COMPARED = ("branches-compared", "branches-uncropped", "branches-boxed", "branches-five-keypoints")
+COMPARED = (
+    "branches-compared", "branches-local-only", "branches-global-only", "branches-uncropped", "branches-boxed",
+    "branches-five-keypoints",
+)  # fmt: skip
 STEPS = {  # as many as take a few seconds
     "vae": 6,
     "base": 3,
