@@ -101,6 +101,10 @@ def test_the_readme_has_table_2_retrained() -> None:
             else:
                 expected.append("")
         assert cells == expected, (title, expected)
+        if "local" in title:
+            assert row["minus full"]["similarity"][2] < 0, title
+        if "global" in title:
+            assert all(row["minus full"][measure][2] < 0 for measure in ("similarity", "iou", "harmony")), title
     without = [f"without {branch} branch{how}" for branch in ("local", "global") for how in ("", ", retrained")]
     assert names == 2 * [FULL, *without]
 
