@@ -1,4 +1,4 @@
-"""The training loop: a run that was killed equals one that was not, two processes equal one, every stage learns."""
+"""The training loop: a run that was killed equals one that was not, every stage learns."""
 
 from __future__ import annotations
 
@@ -18,50 +18,18 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from export.checkpoint import Checkpoint
-from export.files import locked
-from export.miniature import make_checkpoint
 from realisid_trt.errors import RequestError
-from training.examples import WorldFaces, WorldScenes
+from tests.training.runs import command
+from training.examples import WorldScenes
 from training.judges import JUDGES, load_judge
 from training.log import read_log
 from training.loop import Course, Learner
 from training.places import _order
 from training.processes import accelerator_of
-from training.recipe import START
-from training.residuals import DESIGNS
 from training.result import origin_of
 from training.stages import STAGES, Stage
 from training.store import Store, store_of
 from training.train import main, memory_errors
-
-DATA = {
-    "vae": "scenes", "vae-faces": "scenes", "id-encoder": "faces", "text-to-image": "scenes", "branches": "groups",
-    "recogniser": "faces",
-    "face-points": "scenes", "attributes": "scenes", "detector": "scenes",
-    **{f"branches-{design}": "portraits" for design in DESIGNS if design != "realisid"},
-}  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("start") / "start", **START)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    store_of(WorldScenes(pictures=48), folder / "scenes")
-    store_of(WorldScenes(pictures=48, persons=(1,), crop_px=64), folder / "portraits")
-    store_of(WorldScenes(pictures=48, crop_px=64), folder / "groups")  # of one to three people
-    store_of(WorldFaces(pairs=32, views=2, scene_px=48), folder / "faces")
-    return folder
-
-
-def command(stage: str, start: Path, data: Path, out: Path, *more: str) -> list[str]:
-    return [
-        stage, "--checkpoint", str(start), "--data", str(data / DATA[stage]), "--out", str(out), "--new", "--cpu",
-        "--batch-size", "8", "--threads", "1", "--warmup-steps", "2", "--learning-rate", "1e-3", *more,
-    ]  # fmt: skip
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -122,55 +90,6 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(start: Path, data: Path
     assert all(torch.equal(value, other[key]) for key, value in one.items())
 
 
-def test_two_processes_are_one_with_twice_the_batch(start: Path, data: Path, tmp_path: Path) -> None:
-    """Half a batch each, gradients averaged: the same up to rounding (float32, six steps)."""
-    alone, pair = tmp_path / "alone", tmp_path / "pair"
-    more = ("--steps", "6", "--precision", "no")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m",
-              "training.train"]  # fmt: skip
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
-    # Its loss is a mean over examples, so the mean of two halves is the whole's; a contrast's is not.
-    for steps in ("3", "6"):  # stopped and gone on with
-        both = [*launch, *command("branches", start, data, pair, *more[2:], "--steps", steps, "--decay", "0")]
-        subprocess.run([*both, "--workers", "1"], check=True, env=environment, timeout=300, stderr=subprocess.DEVNULL)
-    assert main(command("branches", start, data, alone, *more, "--decay", "0")) == 0
-    ones, twos = (read_log(run / "log.jsonl") for run in (alone, pair))
-    for one, two in zip(ones, twos, strict=True):
-        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), one["step"]
-
-
-def test_machines_that_see_different_folders_are_refused(start: Path, data: Path, tmp_path: Path) -> None:
-    """Each would go on from a state of its own. All processes end, and nobody waits for another."""
-    script = tmp_path / "machine.py"
-    arguments = command("face-points", start, data, tmp_path / "run", "--steps", "2")
-    script.write_text(
-        "import os, sys\nfrom training.train import main\n"
-        f"sys.exit(main([word + os.environ['RANK'] * word.endswith('run') for word in {arguments!r}]))"
-    )
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
-    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
-    ended = subprocess.run(launch, check=False, env=environment, timeout=300, capture_output=True, text=True)
-    assert ended.returncode != 0 and "is not one folder for all machines" in ended.stderr
-    assert not (tmp_path / "run0" / "state").exists()
-
-
-def test_one_process_at_a_time_trains_in_a_folder(
-    start: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """And a fork of the one that does, as workers are, does not keep the folder when that has ended."""
-    told = command("face-points", start, data, tmp_path / "run", "--steps", "1")
-    with locked(tmp_path / ".run.lock", RequestError()):
-        assert main(told) == 2
-        assert "another process is training in" in capsys.readouterr().err and not (tmp_path / "run").exists()
-        read, write = os.pipe()
-        if not (child := os.fork()):
-            os.read(read, 1)
-            os._exit(0)
-    assert main(told) == 0
-    os.write(write, b"x")
-    assert os.waitpid(child, 0)[1] == 0
-
-
 def test_a_state_that_is_damaged_says_so(
     start: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -184,13 +103,6 @@ def test_a_state_that_is_damaged_says_so(
         assert "state cannot be read" in capsys.readouterr().err
         file.write_bytes(whole)
     assert main([*told, "--steps", "2"]) == 0
-
-
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
-def test_weights_that_are_shared_out_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
-    with pytest.raises(RequestError, match=f"accelerate is set to {name}, but every process"):
-        accelerator_of(cpu=True)
 
 
 def test_a_folder_that_trains_something_else_is_left_alone(

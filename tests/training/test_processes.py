@@ -1,0 +1,73 @@
+"""Two processes equal one; those that cannot work together are refused, and nobody waits for ever."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from export.files import locked
+from realisid_trt.errors import RequestError
+from tests.training.runs import command
+from training.log import read_log
+from training.processes import accelerator_of
+from training.train import main
+
+
+def test_two_processes_are_one_with_twice_the_batch(start: Path, data: Path, tmp_path: Path) -> None:
+    """Half a batch each, gradients averaged: the same up to rounding (float32, six steps)."""
+    alone, pair = tmp_path / "alone", tmp_path / "pair"
+    more = ("--steps", "6", "--precision", "no")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m",
+              "training.train"]  # fmt: skip
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1"}
+    # Its loss is a mean over examples, so the mean of two halves is the whole's; a contrast's is not.
+    for steps in ("3", "6"):  # stopped and gone on with
+        both = [*launch, *command("branches", start, data, pair, *more[2:], "--steps", steps, "--decay", "0")]
+        subprocess.run([*both, "--workers", "1"], check=True, env=environment, timeout=300, stderr=subprocess.DEVNULL)
+    assert main(command("branches", start, data, alone, *more, "--decay", "0")) == 0
+    ones, twos = (read_log(run / "log.jsonl") for run in (alone, pair))
+    for one, two in zip(ones, twos, strict=True):
+        assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), one["step"]
+
+
+def test_machines_that_see_different_folders_are_refused(start: Path, data: Path, tmp_path: Path) -> None:
+    """Each would go on from a state of its own. All processes end, and nobody waits for another."""
+    script = tmp_path / "machine.py"
+    arguments = command("face-points", start, data, tmp_path / "run", "--steps", "2")
+    script.write_text(
+        "import os, sys\nfrom training.train import main\n"
+        f"sys.exit(main([word + os.environ['RANK'] * word.endswith('run') for word in {arguments!r}]))"
+    )
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    ended = subprocess.run(launch, check=False, env=environment, timeout=300, capture_output=True, text=True)
+    assert ended.returncode != 0 and "is not one folder for all machines" in ended.stderr
+    assert not (tmp_path / "run0" / "state").exists()
+
+
+def test_one_process_at_a_time_trains_in_a_folder(
+    start: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And a fork of the one that does, as workers are, does not keep the folder when that has ended."""
+    told = command("face-points", start, data, tmp_path / "run", "--steps", "1")
+    with locked(tmp_path / ".run.lock", RequestError()):
+        assert main(told) == 2
+        assert "another process is training in" in capsys.readouterr().err and not (tmp_path / "run").exists()
+        read, write = os.pipe()
+        if not (child := os.fork()):
+            os.read(read, 1)
+            os._exit(0)
+    assert main(told) == 0
+    os.write(write, b"x")
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
+def test_weights_that_are_shared_out_are_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(RequestError, match=f"accelerate is set to {name}, but every process"):
+        accelerator_of(cpu=True)
