@@ -1,5 +1,6 @@
 # make demo    pictures of two and of three people, through the whole system, on one sheet: out/demo.png
-# make test    everything, on a CPU
+# make test    what a commit can break, and a sixth of the slow tests: those of lane LANE (0 to 5), by default the commit's
+# make test-all  every test that needs no GPU
 # make gpu-test  what needs an NVIDIA GPU: tests and benchmarks, into gpu-test.json
 # Each makes its own virtual environment and installs what it needs.
 
@@ -8,8 +9,10 @@ TORCH_INDEX ?=
 VENV        := .venv
 RUN         := $(VENV)/bin/python
 GPU_VENV    := .venv-gpu
+LANE        ?= commit
+PYTEST      := $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test gpu-test lint clean
+.PHONY: demo test test-all gpu-test lint clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m export.build --out engines/miniature
@@ -17,7 +20,10 @@ demo: $(VENV)/.demo
 	$(RUN) -m examples.photographs --engine engines/miniature --out out
 
 test: $(VENV)/.test lint
-	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) --lane $(LANE)
+
+test-all: $(VENV)/.test lint
+	$(PYTEST) --lane all
 
 lint: $(VENV)/.test
 	$(RUN) -m ruff check .

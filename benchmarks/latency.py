@@ -5,8 +5,8 @@ and noise; a ratio is the median of the ratios within each round. The final late
 nobody compares different work. Warm-up rounds take four steps, or as many as it needs for steps without and with the
 ID; in them torch.compile meets every shape of a case, and what it would compile later is an error.
 
-Measure on a machine that does nothing else: threads of OpenMP and of ONNX Runtime wait by spinning, and whoever shares
-their cores slows them down several times, the baseline most. On a busy machine --threads 1 still means something.
+Measure on a machine that does nothing else: torch's OpenMP threads wait by spinning, and another program on their cores
+slows the baselines down several times. On a busy machine --threads 1 still means something.
 
 --json prints one object as the last line of stdout, and --out FILE stores the same. All times are milliseconds; a
 spread is {"p50", "p95", "min", "max", "count"}; TFLOP are 1e12 operations, a multiply-add is 2:

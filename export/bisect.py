@@ -114,8 +114,9 @@ def on_onnxruntime(path: Path, feed: Mapping[str, np.ndarray], form: OnnxForm) -
 def _run(path: Path, feed: Mapping[str, np.ndarray], optimised: bool) -> dict[str, np.ndarray]:
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
+    from realisid_trt.backends.sessions import session_options
+
+    options = session_options()
     if not optimised:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

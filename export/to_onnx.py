@@ -18,6 +18,9 @@ from realisid_trt.errors import BuildError
 from .forms import Limits, OnnxForm
 from .networks import Network, Size, Tap
 
+# diffusers' Upsample2D makes a batch of 64 rows or more contiguous, which changes no number. Were more rows announced,
+# torch.export would find that out, and trace the network a second time. The graph takes any number.
+TRACED_ROWS = 63
 EMBED_BELOW_BYTES = 2**30  # larger weights go beside the graph: a protobuf ends at 2 GiB
 
 
@@ -98,6 +101,8 @@ def _dynamic(tap: Tap, limits: Limits) -> dict[int, object]:
     for axis, size in enumerate(tap.shape):
         if isinstance(size, Size):
             least, most = limits.of(size.unit)
+            if size.unit == "rows":
+                most = min(most, TRACED_ROWS)
             unit = _DIMS.setdefault((size.unit, least, most), torch.export.Dim(size.unit, min=least, max=most))
             dims[axis] = unit if size.factor == 1 else unit * size.factor
     return dims

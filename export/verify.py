@@ -51,6 +51,7 @@ class Parity:
     rms_torch:    the same of the torch module itself, in the network's precision; where an output needed more than one
                   draw of it, the worst of them.
     ratio:        the worst output's rms over its rms_torch.
+    draws:        of the module that the output needed which needed most; 1: none needed more than the module as it is.
     shapes:       the unit sizes that were tried.
     widened:      graph and module ran in float32 on their half-precision weights: the graph computes what the module
                   computes; what rounding to half does to it, only a GPU can tell.
@@ -60,6 +61,7 @@ class Parity:
     max_abs: float
     rms_torch: float
     ratio: float
+    draws: int
     shapes: list[dict[str, int]]
     widened: bool = False
 
@@ -103,7 +105,7 @@ def verify(
         graphs = [list(run(feed)) for feed in feeds]
     advice = GRAPH_ADVICE if isinstance(run, Path) else PLAN_ADVICE
     eps = torch.finfo(torch.float32 if wide else form.dtype).eps
-    errors: list[tuple[float, float, float, float]] = []
+    errors: list[tuple[float, float, float, float, int]] = []
 
     @contextmanager
     def as_the_graph() -> Iterator[None]:
@@ -122,8 +124,8 @@ def verify(
             what = f"{network.name} ({form.name}{', widened to float32' if wide else ''}) output {tap.name}"
             theirs = partial(draws.of, index)
             errors.append(_compare(what, true, ours, theirs, eps, advice, partial(explain, feed) if explain else None))
-    rms, max_abs, rms_torch, ratio = (max(column) for column in zip(*errors, strict=True))
-    return Parity(rms, max_abs, rms_torch, ratio, units, wide)
+    rms, max_abs, rms_torch, ratio, most = (max(column) for column in zip(*errors, strict=True))
+    return Parity(rms, max_abs, rms_torch, ratio, most, units, wide)
 
 
 class _Draws:
@@ -159,9 +161,11 @@ def _run_module(module: nn.Module, inputs: Sequence[Tensor], on_gpu: bool) -> li
 def _on_cpu(file: Path, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[list[np.ndarray]]:
     import onnxruntime as ort
 
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    from realisid_trt.backends.sessions import session_options
+
+    session = ort.InferenceSession(
+        str(file), session_options(torch.get_num_threads()), providers=["CPUExecutionProvider"]
+    )
     return [session.run(None, dict(feed)) for feed in feeds]
 
 
@@ -173,19 +177,19 @@ def _compare(
     eps: float,
     advice: str,
     explain: Callable[[float], str] | None,
-) -> tuple[float, float, float, float]:
-    """theirs: torch's draws. eps: of the precision that both ran in."""
+) -> tuple[float, float, float, float, int]:
+    """rms, max_abs, rms_torch, ratio and draws of one output. theirs: torch's draws. eps: of the precision of both."""
     if ours.shape != true.shape:
         raise ParityError(f"{what} has shape {ours.shape}, the torch module gives {true.shape}. Report this as a bug.")
     scale = rms_of(true) or 1.0
     rms, max_abs = rms_of(ours - true) / scale, float(np.abs(ours - true).max()) / scale
     rms_torch = 0.0
-    for draw in theirs():
+    for count, draw in enumerate(theirs(), start=1):
         rms_torch = max(rms_torch, rms_of(draw - true) / scale)
         # Where torch happens to be exact (a bias, a constant), one rounding of the output's precision is no error.
         accepted = max(rms_torch, eps / 4)
         if rms <= WORST_RATIO * accepted:
-            return rms, max_abs, rms_torch, rms / accepted
+            return rms, max_abs, rms_torch, rms / accepted, count
     raise ParityError(
         f"{what} errs {rms:.2e} (relative RMS against float64), {rms / accepted:.1f} times what torch errs in the same "
         f"precision ({rms_torch:.2e}); at most {WORST_RATIO:g} times is accepted. {advice}, and report it with "

@@ -54,6 +54,9 @@ def _build_lines(manifest: Manifest, build: Build) -> list[str]:
             f"{name:<18}{entry['bytes'] / 1e6:>8.2f}{described['flops_per_row'] / 1e9:>11.3f}"
             f"{parity['ratio']:>8.2f}×  {_ports(network.inputs)} → {_ports(network.outputs)}"
         )
+    for name, entry in entries.items():
+        if (draws := own.get(name, entry["parity"]).get("draws", 1)) > 1:
+            lines.append(f"parity: {name} was held against the worst of {draws} draws of torch's rounding errors")
     for name, reason in build.wide.items():
         lines.append(f"float32 all the same: {name} ({reason})")
     proofs = {name: entry["proof"] for name, entry in entries.items() if "proof" in entry}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import importlib.metadata
 import json
 import os
 import shutil
@@ -18,12 +20,14 @@ import torch
 
 from export.face_models import fetch_face_models
 from export.wheels import demo_photos
+from tests.lanes import asked_lane, commit_number, taken
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the model hub
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin stop everything else on two cores
 
 torch.set_num_threads(1)  # the miniature's layers are too small to share
 
+LANE, SEED = pytest.StashKey[int | None](), pytest.StashKey[int]()
 ROOT = Path(__file__).resolve().parent.parent
 ENGINES = ROOT / "engines"  # git-ignored; a rebuilt engine takes only what is stale
 
@@ -52,8 +56,33 @@ class Photos(NamedTuple):
 LONG = ("test_readme.py", "test_recipe.py", "training")  # first, so that no process waits for another in the end
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--lane", default="all", metavar="K", help="of the slow tests: 0 to 5, commit, or all (default)")
+    parser.addoption("--seed", type=int, metavar="N", help="of random cases; without it, the commit's")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[LANE] = asked_lane(config.getoption("--lane"))
+    config.stash[SEED] = commit_number() if config.getoption("--seed") is None else config.getoption("--seed")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    lane = config.stash[LANE]
+    slow = "all slow tests" if lane is None else f"slow tests of lane {lane}, again by --lane {lane}"
+    return f"{slow}; random cases of --seed {config.stash[SEED]}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    left_out = [item for item in items if not taken(item, config.stash[LANE])]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in set(left_out)]
     items.sort(key=lambda item: next((n for n, part in enumerate(LONG) if part in item.path.parts), len(LONG)))
+
+
+@pytest.fixture(scope="session")
+def seed(pytestconfig: pytest.Config) -> int:
+    """Of random cases, another for every commit: printed on top, and repeated by --seed."""
+    return pytestconfig.stash[SEED]
 
 
 @pytest.fixture(scope="session")
@@ -91,44 +120,55 @@ def _by_turns() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def built() -> dict[str, Built]:
-    """Both engines, built side by side by the command a user would give."""
-    with _by_turns():
-        return _build()
+    """Both engines, built side by side by the command a user would give, unless they are fresh."""
+    engines = {name: Built(ENGINES / f"test-{name}-checkpoint", ENGINES / f"test-{name}") for name in CHECKPOINTS}
+    if "STAND_IN_KERNELS" not in os.environ:  # a rehearsal: the process that began it has built them
+        with _by_turns():
+            fresh, stamp = stamp_of(engines), ENGINES / ".tests.json"
+            if not stamp.is_file() or json.loads(stamp.read_text()) != fresh:
+                stamp.unlink(missing_ok=True)
+                _build(engines)
+                stamp.write_text(json.dumps(stamp_of(engines)))
+    return engines
 
 
-def _build() -> dict[str, Built]:
+def stamp_of(engines: dict[str, Built]) -> dict[str, Any]:
+    """What the engines were made of: sources, installed packages and options; and the manifests that came out."""
+    sources = hashlib.sha256()
+    for path in sorted(path for folder in ("export", "kernels", "realisid_trt") for path in (ROOT / folder).rglob("*")):
+        if path.suffix in (".py", ".cu", ".cuh"):
+            sources.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    manifests = {name: found.engine / "manifest.json" for name, found in engines.items()}
+    return {
+        "sources": sources.hexdigest(),
+        "packages": sorted({f"{found.name} {found.version}" for found in importlib.metadata.distributions()}),
+        "options": [CHECKPOINTS, BUILT_FOR],
+        "engines": {name: path.read_text(encoding="utf-8") for name, path in manifests.items() if path.is_file()},
+    }
+
+
+def _build(engines: dict[str, Built]) -> None:
     from export.miniature import make_checkpoint
 
-    found, processes = {}, {}
-    for name, options in CHECKPOINTS.items():
-        checkpoint, engine = ENGINES / f"test-{name}-checkpoint", ENGINES / f"test-{name}"
+    processes = {}
+    for name, found in engines.items():
+        options, checkpoint = CHECKPOINTS[name], found.checkpoint
         stamp = checkpoint / ".options.json"
         if not stamp.is_file() or json.loads(stamp.read_text()) != options:
             shutil.rmtree(checkpoint, ignore_errors=True)
             make_checkpoint(checkpoint, **options)
             stamp.write_text(json.dumps(options))
-        command = [
-            sys.executable,
-            "-m",
-            "export.build",
-            "--checkpoint",
-            str(checkpoint),
-            "--out",
-            str(engine),
-            "--jobs",
-            "1",
-            *BUILT_FOR[name],
-        ]
-        found[name] = Built(checkpoint, engine)
-        if "STAND_IN_KERNELS" in os.environ:  # a rehearsal: whoever began it has built them
-            continue
+        command = [sys.executable, "-m", "export.build", "--checkpoint", str(checkpoint), "--out", str(found.engine)]
         processes[name] = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT
+            [*command, "--jobs", "1", *BUILT_FOR[name]],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
         )
     for name, process in processes.items():
         output, _ = process.communicate()
         assert process.returncode == 0, f"the build of {name} failed:\n{output}"
-    return found
 
 
 @pytest.fixture(scope="session")

@@ -115,8 +115,12 @@ class Faces:
         """Raises CheckpointError if the file is no such network, EngineDamaged for the face models."""
         import onnxruntime
 
+        from realisid_trt.backends.sessions import session_options
+
         try:
-            self.session: Any = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+            self.session: Any = onnxruntime.InferenceSession(
+                str(file), session_options(), providers=["CPUExecutionProvider"]
+            )
             self.input: str = self.session.get_inputs()[0].name
             self.size = int(self.session.get_inputs()[0].shape[-1])
         except Exception as error:  # ONNX Runtime's kinds; a dynamic side

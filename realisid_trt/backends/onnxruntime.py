@@ -17,6 +17,7 @@ from ..errors import BackendError, RequestError
 from ..machine import available_cores
 from ..manifest import Build, Manifest
 from . import Backend, MergeRows, Tensor, Usage
+from .sessions import session_options
 
 
 def open_here(
@@ -78,9 +79,7 @@ class OnnxRuntime:
         self.device, self.precision, self.usage = device, build.precision, Usage()
         self._levels, self._canvas = manifest.model.residual_levels, manifest.model.sample_size
         self._mode, self._overlap = manifest.config.relocate_mode, manifest.config.overlap
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = int(count) if count else available_cores()
-        options.log_severity_level = 3
+        options = session_options(int(count) if count else available_cores())
         self._networks = known = manifest.networks(build)
         self._wanted = set(known if networks is None else networks)
 

@@ -17,6 +17,7 @@ from ..errors import BackendError, EngineMissing, RealisIDWarning
 from ..manifest import Build, Manifest, rebuild
 from .cuda import CudaBackend
 from .cuda_memory import Gpu
+from .sessions import session_options
 
 PROVIDER, MEMORY, ARENA = "CUDAExecutionProvider", "cuda", "Cuda"  # each what ONNX Runtime calls it
 # Whether a step of these sessions may be captured as a CUDA graph by others than ONNX Runtime. Not yet: a Concat stages
@@ -67,8 +68,7 @@ class Sessions:
         self._run_options, self._waiting = ort.RunOptions(), ort.RunOptions()
         # The stream is ours, and so is the waiting.
         self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options = session_options()
         options.add_session_config_entry("session.use_env_allocators", "1")
         # Weights beside the arena, each in memory of its own size: what the arena holds is free between two runs.
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")

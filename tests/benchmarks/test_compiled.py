@@ -17,6 +17,7 @@ from realisid_trt.manifest import Manifest
 STEPS = {"num_inference_steps": 2, "decode": False}
 
 
+@pytest.mark.slow
 def test_every_shape_is_compiled_once_and_none_later(engine_dir: Path, checkpoint_dir: Path) -> None:
     """The tracer is the real one; the compiler behind it passes the graph on."""
     model = Manifest.read(engine_dir).model

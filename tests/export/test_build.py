@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -95,37 +96,44 @@ def test_another_configuration_is_another_manifest_and_nothing_more(
     assert {name for name in ours["files"] if not name.startswith("plans/")} == theirs["files"].keys()
 
 
-def test_killed_at_any_moment(own: Options) -> None:
-    """Ten kills at random moments: after each the engine is an old or a new one, whole; resuming finishes it.
+CHANGED = {"vae": "vae_decoder", "text_encoder": "text_encoder", "text_encoder_2": "text_encoder_2"}
+# How far a build has come when it is killed: so many of the changed networks stand, and then so many seconds.
+MOMENTS = [(0, 0.0), (0, 3.0), (1, 0.0), (1, 0.5), (2, 0.0), (2, 0.5), (3, 0.0), (3, 0.5), (3, 1.5), (3, 3.0)]
 
-    A few more, if it comes to that, until one of them met a build that had finished something.
-    """
+
+@pytest.mark.long
+def test_killed_at_any_moment(own: Options) -> None:
+    """Ten kills, from before the first network to the exchange: after each the engine is an old or a new one, whole;
+    what was finished stands, and resuming finishes the rest."""
     assert own.checkpoint is not None and own.out is not None
     command = [sys.executable, "-m", "export.build", "--checkpoint", str(own.checkpoint), "--out", str(own.out)]
     command += ["--backend", "onnxruntime"]
-    moments, kills, resumed = random.Random(0), 0, False
-    finished, seen = [manifest_of(own.out)["files"]], []
+    records = own.out.with_name(f".{own.out.name}.building") / "build.json"
 
     def change() -> None:
-        for component in ("vae", "text_encoder", "text_encoder_2"):
+        for component in CHANGED:
             change_weights(own.checkpoint, component)  # type: ignore[arg-type]
 
+    def wait_for(networks: int, seconds: float) -> None:
+        """Until the process has come so far, or has ended."""
+        while process.poll() is None:
+            made = json.loads(records.read_text()) if records.is_file() else {}
+            if sum(f"{name}:opset20-fp32" in made for name in CHANGED.values()) >= networks:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(seconds)
+                return
+            time.sleep(0.02)
+
+    finished, seen, resumed = [manifest_of(own.out)["files"]], [], False
     change()
-    start = time.monotonic()
-    subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
-    whole = time.monotonic() - start
-    finished.append(manifest_of(own.out)["files"])
-    change()
-    while kills < 10 or (not resumed and kills < 30):
+    for networks, seconds in random.Random(0).sample(MOMENTS, len(MOMENTS)):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        try:
-            printed, _ = process.communicate(timeout=moments.uniform(0.02, 1.0) * whole)
+        wait_for(networks, seconds)
+        process.send_signal(signal.SIGKILL)
+        printed, _ = process.communicate()
+        if process.returncode == 0:
             finished.append(manifest_of(own.out)["files"])
-            change()  # it was done before we were: the next one has work again
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGKILL)
-            printed, _ = process.communicate()
-            kills += 1
+            change()  # the next one has work again
         resumed |= any(f"{stand} of 13 networks stand" in printed for stand in (11, 12))
         manifest = Manifest.read(own.out)
         manifest.check_files()
@@ -207,6 +215,7 @@ def test_an_engine_that_computes_something_else(own: Options, monkeypatch: pytes
     assert manifest_of(own.out) == before
 
 
+@pytest.mark.slow
 def test_one_network_at_a_time(own: Options, tmp_path: Path) -> None:
     assert own.checkpoint is not None
     fresh = Options(checkpoint=own.checkpoint, out=tmp_path / "fresh", only=("text_encoder",), backends=own.backends)
@@ -300,6 +309,7 @@ def test_a_full_disk_in_a_worker(own: Options, tmp_path: Path, monkeypatch: pyte
         workers.export_network(job, tmp_path)
 
 
+@pytest.mark.slow
 def test_out_through_a_link_and_onto_a_mount_point(
     own: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,6 +373,7 @@ def test_fp16_is_for_a_gpu_and_float32_stands_beside_it(own: Options) -> None:
     assert {f"kernels/{name}" for name in kernels} <= set(manifest["files"])
 
 
+@pytest.mark.slow
 def test_bf16_is_not_for_onnx_runtime(own: Options) -> None:
     said: list[str] = []
     build(dataclasses.replace(own, precision="bf16"), said.append)

@@ -130,6 +130,7 @@ def test_shapes_tried_differ_in_every_dynamic_dimension() -> None:
     assert all(small[unit] != large[unit] for unit in small) and large["height"] != large["width"]
 
 
+@pytest.mark.slow
 def test_stable_diffusion_1_5_topology(tmp_path: Path) -> None:
     """One text encoder, no added conditions, four levels, thirteen residuals: built, verified and run all the same."""
     from realisid_trt import Engine, Person

@@ -15,6 +15,7 @@ from realisid_trt.__main__ import main, parse_person
 from realisid_trt.backends.onnxruntime import can_use_gpu
 from realisid_trt.errors import RequestError
 from realisid_trt.identity import Identity
+from realisid_trt.manifest import MANIFEST, seal
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -80,6 +81,18 @@ def test_inspect_an_engine(capsys: Any, engine_dir: Path) -> None:
         "overlap=sum",
     ):
         assert word in printed
+
+
+def test_inspect_names_a_network_that_needed_more_than_one_draw(capsys: Any, engine_copy: Path) -> None:
+    """A gate that a network passes only after several draws is seen to have grown."""
+    manifest = json.loads((engine_copy / MANIFEST).read_text())
+    manifest["networks"]["unet_decoder"]["builds"]["onnxruntime-opset20-fp32"]["parity"]["draws"] = 9
+    manifest["seal"] = seal(manifest)
+    (engine_copy / MANIFEST).write_text(json.dumps(manifest))
+    status, printed, _ = call(capsys, "inspect", "--engine", engine_copy)
+    told = [line for line in printed.splitlines() if "draws" in line]
+    assert status == 0 and len(told) == 1
+    assert told[0].startswith("parity: unet_decoder was held against the worst of 9 draws")
 
 
 def test_inspect_a_photo(capsys: Any, engine_dir: Path, photos: Any, tmp_path: Path) -> None:

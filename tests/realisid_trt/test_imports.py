@@ -69,6 +69,7 @@ def run(python: Path, folder: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_a_lean_environment_makes_a_picture(lean: Path, engine_dir: Path, photos: Any, tmp_path: Path) -> None:
     names = ("torch", "diffusers", "transformers", "onnx")
     absent = f"import importlib.util as u; print([n for n in {names} if u.find_spec(n)])"
@@ -84,6 +85,7 @@ def test_a_lean_environment_makes_a_picture(lean: Path, engine_dir: Path, photos
     assert Image.open(tmp_path / "picture.png").size == (128, 128)
 
 
+@pytest.mark.long
 def test_what_ran_in_the_lean_environment_imported_nothing_else(lean: Path, engine_dir: Path, tmp_path: Path) -> None:
     script = (
         "import sys; from realisid_trt import Engine; e = Engine.load(sys.argv[1]);"
@@ -93,6 +95,7 @@ def test_what_ran_in_the_lean_environment_imported_nothing_else(lean: Path, engi
     assert not loaded & (FORBIDDEN | OPTIONAL)
 
 
+@pytest.mark.long
 def test_importing_is_quick(lean: Path, tmp_path: Path) -> None:
     """At most 1.5 times what numpy, cv2 and PIL take, in turns, each in a process of its own.
 

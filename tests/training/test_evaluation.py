@@ -260,6 +260,7 @@ def test_truth_is_the_worlds_and_its_ceiling_the_vaes(built) -> None:
     assert Truth(Checkpoint.open(built["x4"].checkpoint)).make(cases, "vae").shape == (2, 128, 128, 3)
 
 
+@pytest.mark.slow
 def test_the_command_makes_tables_and_makes_no_picture_twice(
     built, untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -380,6 +381,7 @@ def evaluate(
     return evaluate
 
 
+@pytest.mark.slow
 def test_half_precision_and_plain_torch_draw_what_the_engine_draws(evaluate, tmp_path: Path) -> None:
     status, said = evaluate("--experiment", "precision", "--pictures", "2", "--steps", "2")
     assert status == 0 and "the engine in float32 is left out, no GPU runs the engine" in said

@@ -28,6 +28,7 @@ from training.evaluation.sampler import Sampler
 
 FOLDER = ROOT / "checkpoints" / "miniature"
 CASTING = Casting()
+with_its_engine = pytest.mark.slow("the trained miniature's engine")
 
 
 def test_it_is_a_whole_checkpoint_of_at_most_25_mb() -> None:
@@ -84,18 +85,21 @@ def told(judges: Judges, cases: list[Case], pictures: NDArray[np.uint8]) -> Judg
     return judges.judge(cases, pictures)
 
 
+@with_its_engine
 def test_the_engine_makes_the_references_pictures(cases: list[Case], pictures: NDArray[np.uint8]) -> None:
     """Float32, all steps, trained weights: at most a level of 255 apart."""
     torch_made = Sampler(Checkpoint.open(FOLDER)).make(cases[:2], "torch")
     assert np.abs(pictures[:2].astype(int) - torch_made).max() <= 1
 
 
+@with_its_engine
 def test_everybody_is_at_their_place_and_recognised(told: Judgement) -> None:
     """The tables in training/results say how often, of hundreds; twelve must not be far from that."""
     assert told.values["iou"].mean() > 0.7
     assert told.values["rank1"].mean() >= 0.6  # of nine people; by chance 0.11
 
 
+@with_its_engine
 def test_the_sheet_in_the_readme_is_what_it_draws(engine: Engine, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "examples.demo", "--engine", str(ENGINES / "test-trained"), "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -105,6 +109,7 @@ def test_the_sheet_in_the_readme_is_what_it_draws(engine: Engine, tmp_path: Path
     assert apart.mean() < 0.1  # levels of 255; other processors round otherwise, other weights draw other people
 
 
+@with_its_engine
 def test_three_people_do_not_get_mixed_up(engine: Engine, judges: Judges) -> None:
     cases = CASTING.groups(3, 4, (6 / 32, 6 / 32), "apart", identities=40)
     told = judges.judge(cases, EngineContender(engine).make(cases, "three")).values
@@ -113,6 +118,7 @@ def test_three_people_do_not_get_mixed_up(engine: Engine, judges: Judges) -> Non
     assert told["rank1"].mean() >= 0.5
 
 
+@with_its_engine
 def test_the_identity_comes_from_the_photo(engine: Engine, judges: Judges, cases: list[Case], told: Judgement) -> None:
     """Without identity guidance the same noise, place and words give somebody else."""
     nobody = EngineContender(engine, options={"id_guidance_scale": 0.0}).make(cases, "λi = 0")

@@ -17,6 +17,7 @@ from training.processes import accelerator_of
 from training.train import main
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(start: Path, data: Path, tmp_path: Path) -> None:
     """Half a batch each, gradients averaged: the same up to rounding (float32, six steps)."""
     alone, pair = tmp_path / "alone", tmp_path / "pair"
@@ -34,6 +35,7 @@ def test_two_processes_are_one_with_twice_the_batch(start: Path, data: Path, tmp
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-4), one["step"]
 
 
+@pytest.mark.slow
 def test_machines_that_see_different_folders_are_refused(start: Path, data: Path, tmp_path: Path) -> None:
     """Each would go on from a state of its own. All processes end, and nobody waits for another."""
     script = tmp_path / "machine.py"

@@ -30,7 +30,7 @@ COMPARED = (
     "branches-compared", "branches-local-only", "branches-global-only", "branches-uncropped", "branches-boxed",
     "branches-five-keypoints",
 )  # fmt: skip
-STEPS = {  # as many as take a few seconds
+STEPS = {  # so many losses of each are compared
     "vae": 6,
     "base": 3,
     "id-encoder": 2,
@@ -41,6 +41,7 @@ STEPS = {  # as many as take a few seconds
     "detector": 2,
     **dict.fromkeys(COMPARED, 2),
 }
+LONG = {"base", "branches", "attributes"}  # steps that take more than a minute
 FURTHER = {"branches-together", "branches-three", "branches-three-again"}  # their beginnings are not shipped
 TOLERANCE = 0.01  # bf16 on other processors rounds otherwise; seen here: 5e-5
 
@@ -57,7 +58,9 @@ def test_the_runs_behind_the_weights_are_on_record() -> None:
         assert [line["step"] for line in read_log(path)] == [*range(1, 51), *more], path
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "step", [pytest.param(step, marks=pytest.mark.long if step in LONG else pytest.mark.slow) for step in STEPS]
+)
 def test_the_first_losses_come_out_again(step: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Of what is kept in half precision, on examples made one by one: what the runs behind the weights logged."""
     arguments = [step, "--check", str(STEPS[step]), "--checkpoint", str(MINIATURE), "--tolerance", str(TOLERANCE)]
@@ -66,6 +69,7 @@ def test_the_first_losses_come_out_again(step: str, capsys: pytest.CaptureFixtur
     assert len(told["losses"]) == STEPS[step] and told["worst"] < TOLERANCE
 
 
+@pytest.mark.slow
 def test_a_further_step_is_checked_from_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     """It goes on with what the checkpoint holds, and so sees that another one was not its beginning."""
     arguments = ["branches-together", "--check", "1", "--checkpoint", str(MINIATURE), "--tolerance", "1e-6", "--json"]
@@ -128,6 +132,7 @@ def test_a_step_is_a_training_command(tmp_path: Path, start: Path, monkeypatch: 
     assert (tmp_path / "start").is_dir() and (tmp_path / "scenes" / "store.json").is_file()
 
 
+@pytest.mark.slow
 def test_every_step_takes_what_the_one_before_it_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The way of the weights in small, from nothing to a picture of two people."""
     scenes = {"persons": (1,), "crop_px": 64}

@@ -56,6 +56,7 @@ def told(
     return values
 
 
+@pytest.mark.slow
 def test_what_learned_longer_has_less_loss(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     values = told(capsys, runs, "short", "long", "twin")
     short, long, twin = (values["runs"][str(runs / name)] for name in ("short", "long", "twin"))
@@ -110,6 +111,7 @@ def test_places_are_parts_of_a_picture(runs: Path) -> None:
     assert face == pytest.approx(found["face_x0"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_all_are_given_the_same_noise(runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """So a run and its copy differ by nothing; and twice the same is told."""
     shutil.copytree(runs / "long", runs / "copy", dirs_exist_ok=True)

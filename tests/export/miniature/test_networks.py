@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from export.checkpoint import Checkpoint
@@ -42,6 +43,7 @@ def test_residuals_are_a_tenth_to_all_of_the_skips(checkpoint: Checkpoint) -> No
         assert 0.1 <= rms(residual) / rms(skip) <= 1
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_thirty_steps_of_ddim_stay_finite_and_small(checkpoint: Checkpoint) -> None:
     s, config = Sampler(checkpoint), checkpoint.config
