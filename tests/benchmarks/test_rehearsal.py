@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks.same import SAME
 from tests.benchmarks.support import arguments
 from tests.kernels.stand_in import build
@@ -15,6 +17,7 @@ from tests.kernels.stand_in import build
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_on_the_stand_in(engine_dir: Path, checkpoint_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "results.json"
     folders = arguments(engine_dir, checkpoint_dir)[:4]

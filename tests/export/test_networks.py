@@ -109,6 +109,7 @@ def test_flops_are_counted(checkpoint: Checkpoint) -> None:
     assert flops_per_row(found, module, {"height": cells, "width": cells}) == expected
 
 
+@pytest.mark.slow
 def test_half_precision_opset_23(checkpoint: Checkpoint, tmp_path: Path) -> None:
     """The graphs that GPU backends read: native Attention and GroupNormalization, half weights, same parity rule."""
     import onnx

@@ -4,6 +4,7 @@ the real cuda-python over a driver of our own, and ONNX Runtime's CPU sessions i
 from __future__ import annotations
 
 import ctypes
+import importlib.util
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from tests.gpu.support import float32_only
+from tests.gpu.support import STEPS, float32_only, relative_rms
 
 REHEARSAL = "STAND_IN_KERNELS" in os.environ
 HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
@@ -125,6 +127,35 @@ def cpu_engine(engine_dir: Path) -> Any:
     from realisid_trt import Engine
 
     return Engine.load(engine_dir, device="cpu:1")
+
+
+@pytest.fixture(scope="session")
+def bounds(checkpoint_dir: Path, cpu_engine: Any) -> dict[str, float]:
+    """By precision, how far final latents may be from the CPU's in float32, relative to their RMS.
+
+    Plain torch's own error in that precision against float64, of two persons in five steps: an engine may err four
+    times as much, and the CPU's may err four times as much as torch does in float32.
+    """
+    if importlib.util.find_spec("diffusers") is None:
+        pytest.skip("the bound is plain torch's own error, and diffusers is not installed")
+    from export.checkpoint import Checkpoint
+    from export.half_reference import half_reference
+    from export.reference import Reference
+    from tests.realisid_trt.truth import PROMPT, Scene
+
+    checkpoint, side = Checkpoint.open(checkpoint_dir), cpu_engine.model.default_size
+    scene = Scene.make(cpu_engine, "apart", side, side)
+
+    def latents(reference: Reference) -> Any:
+        made = reference.generate(PROMPT, scene.reference_persons(), torch.from_numpy(scene.latents), **STEPS)
+        return made.double().numpy()
+
+    truth = latents(Reference(checkpoint, torch.float64))
+    single = relative_rms(latents(Reference(checkpoint, torch.float32)), truth)
+    with half_reference(checkpoint, torch.float16) as reference:
+        half = relative_rms(latents(reference), truth)
+    print(f"plain torch errs {single:.1e} in float32 and {half:.1e} in float16")
+    return {"float32": 4 * single + 4 * single, "float16": 4 * half + 4 * single}
 
 
 @pytest.fixture(scope="session")

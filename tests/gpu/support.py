@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+STEPS = {"num_inference_steps": 5, "subject_conditioning_ratio": 0.7}  # of the pictures that are compared
+
 
 def float32_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine opened on the GPU takes its float32 networks."""

@@ -1,4 +1,5 @@
-"""The engine on a GPU against the reference in float64: the bound of the CPU in float32, a stated one in float16."""
+"""The engine on a GPU against the reference in float64: it may err as plain torch does in the same precision, times
+the factors that the CPU's engine is held to."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from realisid_trt import Engine
 from tests.gpu.conftest import REHEARSAL
@@ -22,13 +24,13 @@ CASES: list[dict[str, Any]] = [
     {"place": "crowd", "overlap": "average", "relocate_mode": "area"},
     {"place": "crowd", "overlap": "priority", "prediction": "v_prediction"},
 ]
-# Four times plain float32 torch for a single case, twice over all, as on the CPU. Float16 rounds 2^13 times as
-# coarsely: what is stated is how far final latents may be off, relative to their RMS.
-WORST_RATIO, ALL_RATIO, HALF = 4.0, 2.0, 1e-2
+WORST_RATIO, ALL_RATIO = 4.0, 2.0  # of plain torch's error, for a single case and over all
 
 
-def case_errors(case: dict[str, Any], built: Any, with_config: Callable[..., Path]) -> tuple[float, float]:
-    """RMS errors of the engine and of float32 torch."""
+def case_errors(
+    case: dict[str, Any], built: Any, with_config: Callable[..., Path], precision: torch.dtype = torch.float32
+) -> tuple[float, float]:
+    """RMS errors of the engine and of plain torch in this precision."""
     config = {key: case[key] for key in ("overlap", "relocate_mode", "branch_pooled_text") if key in case}
     scheduler = {"prediction_type": case.get("prediction", "epsilon")}
     of = built["x4"]
@@ -37,19 +39,19 @@ def case_errors(case: dict[str, Any], built: Any, with_config: Callable[..., Pat
     side = engine.model.default_size
     scene = Scene.make(engine, case["place"], side, side)
     checkpoint = checkpoint_with(of.checkpoint, scheduler, **config)
-    return errors(engine, checkpoint, scene, num_inference_steps=STEPS, subject_conditioning_ratio=0.7)
+    return errors(engine, checkpoint, scene, precision, num_inference_steps=STEPS, subject_conditioning_ratio=0.7)
 
 
 def test_float32(built: Any, with_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     float32_only(monkeypatch)
     found = [case_errors(case, built, with_config) for case in CASES]
-    assert all(ours <= WORST_RATIO * torch for ours, torch in found), found
-    total = (math.sqrt(sum(error**2 for error in column)) for column in zip(*found, strict=True))
-    ours, torch = total
-    assert ours <= ALL_RATIO * torch, found
+    assert all(ours <= WORST_RATIO * plain for ours, plain in found), found
+    ours, plain = (math.sqrt(sum(error**2 for error in column)) for column in zip(*found, strict=True))
+    assert ours <= ALL_RATIO * plain, found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [CASES[0], CASES[2]], ids=["nobody", "overlapping"])
 def test_float16(built: Any, with_config: Callable[..., Path], case: dict[str, Any]) -> None:
-    ours, torch = case_errors(case, built, with_config)
-    assert torch < ours < HALF
+    ours, plain = case_errors(case, built, with_config, torch.float16)
+    assert 1e-4 < ours <= WORST_RATIO * plain  # 2⁻¹¹ is one rounding: it is half precision that ran

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from export.checkpoint import Checkpoint
+from export.half_reference import half_reference
 from export.reference import Reference, ReferencePerson
 from export.verify import rms_of
 from realisid_trt import Engine, Person
@@ -35,19 +36,23 @@ def latent_errors(
     persons: Sequence[ReferencePerson],
     noise: np.ndarray,
     prompt: str,
+    precision: torch.dtype = torch.float32,
     **settings: Any,
 ) -> tuple[float, float]:
-    """RMS error of final latents, and of the float32 reference's, against the float64 reference's; relative to its RMS.
+    """RMS error of final latents, and of the plain reference's, against the float64 reference's; relative to its RMS.
 
-    settings: of `Reference.generate`.
+    precision: of the plain reference's networks. settings: of `Reference.generate`.
     """
 
-    def reference(dtype: torch.dtype) -> np.ndarray:
-        z = Reference(checkpoint, dtype).generate(prompt, persons, torch.from_numpy(noise), **settings)
-        return z.double().numpy()
+    def latents(reference: Reference) -> np.ndarray:
+        return reference.generate(prompt, persons, torch.from_numpy(noise), **settings).double().numpy()
 
-    truth = reference(torch.float64)
-    plain = reference(torch.float32)
+    truth = latents(Reference(checkpoint, torch.float64))
+    if precision == torch.float32:
+        plain = latents(Reference(checkpoint, torch.float32))
+    else:
+        with half_reference(checkpoint, precision) as reference:
+            plain = latents(reference)
     return rms_of(ours - truth) / rms_of(truth), rms_of(plain - truth) / rms_of(truth)
 
 
@@ -100,8 +105,10 @@ class Scene:
         ]
 
 
-def errors(engine: Engine, checkpoint: Checkpoint, scene: Scene, **settings: Any) -> tuple[float, float]:
-    """RMS error of the engine's and of the float32 reference's final latents against float64, relative to their RMS."""
+def errors(
+    engine: Engine, checkpoint: Checkpoint, scene: Scene, precision: torch.dtype = torch.float32, **settings: Any
+) -> tuple[float, float]:
+    """RMS error of the engine's and of the plain reference's final latents against float64, relative to their RMS."""
     f = engine.model.vae_scale_factor
     height, width = (f * cells for cells in scene.latents.shape[2:])
     ours = engine.generate(
@@ -115,7 +122,8 @@ def errors(engine: Engine, checkpoint: Checkpoint, scene: Scene, **settings: Any
         **settings,
     ).latents
     persons = scene.reference_persons()
-    return latent_errors(ours, checkpoint, persons, scene.latents, PROMPT, negative_prompt=NEGATIVE, **settings)
+    settings = {"negative_prompt": NEGATIVE, **settings}
+    return latent_errors(ours, checkpoint, persons, scene.latents, PROMPT, precision, **settings)
 
 
 def people(engine: Engine, count: int, seed: int = 0) -> list[Person]:

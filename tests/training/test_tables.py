@@ -21,10 +21,10 @@ from training.evaluation.tables import between, table
 TRIALS = 600
 
 
-def covered(inside: int, share: float) -> bool:
-    """Whether intervals that hold the truth with this chance hold it `inside` times of TRIALS, but for one chance in
+def covered(inside: int, share: float, trials: int = TRIALS) -> bool:
+    """Whether intervals that hold the truth with this chance hold it `inside` times of so many, but for one chance in
     ten thousand on either side."""
-    chances = [math.comb(TRIALS, k) * share**k * (1 - share) ** (TRIALS - k) for k in range(TRIALS + 1)]
+    chances = [math.comb(trials, k) * share**k * (1 - share) ** (trials - k) for k in range(trials + 1)]
     return sum(chances[: inside + 1]) > 1e-4 and sum(chances[inside:]) > 1e-4
 
 
@@ -109,12 +109,12 @@ def test_the_kernel_distance_is_its_definition() -> None:
 def test_models_of_one_law_are_not_told_apart() -> None:
     """In 128 dimensions, one of them following the cases much more closely than the other: zero lies inside."""
     rng, people, inside = np.random.default_rng(11), np.repeat(np.arange(40), 5), 0
-    for _ in range(60):
+    for _ in range(trials := 60):
         cases, truth = rng.normal(0, 1, (200, 128)), rng.normal(0, 1, (200, 128))
         close, loose = (r * cases + np.sqrt(1 - r * r) * rng.normal(0, 1, cases.shape) for r in (0.95, 0.3))
         found = kernel_difference(close, loose, truth, people)
         inside += found.low <= 0 <= found.high
-    assert covered(inside, 60, 0.93)
+    assert covered(inside, 0.943, trials)  # Student's t of 39 within 1.96 standard errors
     far = kernel_difference(cases * 1.3, loose, truth, people)
     assert 0 < far.low < far.mean < far.high
 
