@@ -94,6 +94,9 @@ class Session:
             "photos": cache_folder(),
             **dict.fromkeys(WHEELS, site),
         }.items():
+            if problem := self.kit.missing(name):
+                self.left_out[name] = problem
+                continue
             try:
                 if name in WHEELS:
                     with tempfile.TemporaryDirectory() as wheels:

@@ -23,7 +23,7 @@ def place(kit: Kit, item: str, folder: Path) -> int:
     Raises KitError if a part of it is missing or damaged, RequestError if the folder holds something else, DiskError.
     """
     if problem := kit.missing(item):
-        raise KitError(f"{problem}. Carry all of it.")
+        raise KitError(f"{problem}. Carry every part of a kit that was prepared with it.")
     files = kit.items[item].files
     if folder.exists():
         if _stand(files, folder):
@@ -45,7 +45,7 @@ def place(kit: Kit, item: str, folder: Path) -> int:
 def place_beside(kit: Kit, item: str, folder: Path) -> None:
     """The same for files that lie in a folder with others. Raises KitError, DiskError."""
     if problem := kit.missing(item):
-        raise KitError(f"{problem}. Carry all of it.")
+        raise KitError(f"{problem}. Carry every part of a kit that was prepared with it.")
     with disk_errors(folder):
         write(kit, kit.items[item].files, folder)
 
