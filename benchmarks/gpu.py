@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import sys
@@ -78,7 +79,7 @@ class Session:
     def left(self) -> float:
         """Seconds of --minutes; without them, as many as you like."""
         if self.options.minutes is None:
-            return float("inf")
+            return math.inf
         return self.start + 60 * self.options.minutes - SPARE_SECONDS - time.monotonic()
 
     def unpack(self) -> dict[str, str] | None:
@@ -131,12 +132,12 @@ class Session:
 
     def obstacle(self, name: str) -> str | None:
         """Why a part is left out; None if it can be run now."""
-        part = PARTS[name]
-        reasons = [] if self._in_kit(part) else lacking(part.needs, self.values["versions"])
-        if reasons and part.item and self.kit is not None:
-            reasons.append(self.kit.missing(part.item) or "")
-        reasons += [f"{other} was left out" for other in part.after if other in self.left_out]
-        reasons += [f"{other} failed" for other in part.after if other not in self.left_out and self._failed(other)]
+        part, reasons = PARTS[name], list[str]()
+        if not self._in_kit(part):
+            reasons = lacking(part.needs, self.values["versions"])
+            if reasons and part.item and self.kit is not None:
+                reasons.append(self.kit.missing(part.item) or "")
+            reasons += [f"{other} {problem}" for other in part.after if (problem := self._problem(other))]
         if part.opens and not reasons and not self._opens():
             reasons.append("no backend opens on this GPU: see the part backends")
         if not reasons and part.least > self.left():
@@ -144,8 +145,11 @@ class Session:
             reasons.append(f"{left:.0f} s of --minutes are left, and it takes about {part.least} s or more")
         return "; ".join(reasons) or None
 
-    def _failed(self, name: str) -> bool:
-        return name in self.parts and self.parts[name]["status"] != 0
+    def _problem(self, name: str) -> str | None:
+        """Of a part that others need; None if it passed, or was not asked for and may have been run before."""
+        if name in self.left_out:
+            return "was left out"
+        return "failed" if name in self.parts and self.parts[name]["status"] else None
 
     def _in_kit(self, part: Part) -> bool:
         return bool(part.item) and self.kit is not None and self.kit.missing(part.item) is None
@@ -165,6 +169,7 @@ class Session:
             brief=self.options.minutes is not None,
             kit=self.kit is not None,
             versions=self.values["versions"],
+            sdxl_checkpoint=self._problem("checkpoint-sdxl") is None,
         )
         if self._in_kit(part):
             out = spoken["engine"] if name == "build" else spoken["sdxl"]
@@ -179,11 +184,13 @@ class Session:
             self.report(f"{name}: left out: {reason}")
             return
         self.write(running=name)
-        left = self.left()
-        part = run_part(self.command(name), min(PARTS[name].seconds, left), self.environment)
-        if part["status"] and self.left() <= 0:
+        brief = self.options.minutes is not None
+        limit = min(self.left(), PARTS[name].seconds, PARTS[name].share or math.inf if brief else math.inf)
+        part = run_part(self.command(name), limit, self.environment)
+        if brief and part["status"] and part["seconds"] >= limit:
             part["status"] = None
-            self.left_out[name] = f"stopped after {part['seconds']} s, when --minutes were over"
+            over = "--minutes were over" if self.left() <= 0 else "it had had its share of --minutes"
+            self.left_out[name] = f"stopped after {part['seconds']:.0f} s, when {over}"
         elif part["status"] is None:
             self.left_out[name] = part["output"].strip()[-300:]
         self.parts[name] = part

@@ -33,7 +33,9 @@ CUDA_PYTHON = {"cuda-core": "", "cuda-bindings": ""}
 class Part:
     """A command, and what decides whether it is run.
 
-    seconds: after which it is stopped. least: fewer left of --minutes, and it is not begun. Reckoned, not measured.
+    seconds: after which it is stopped.
+    least:   seconds; fewer left of --minutes, and it is not begun. Reckoned, not measured.
+    share:   the most seconds that it may take of --minutes; 0: all that are left.
     item:    of a kit, which is put in its place instead of running the command.
     needs:   package → how its version begins, where the command runs.
     after:   parts without which it cannot be; one that was not asked for is taken to have been run before.
@@ -43,6 +45,7 @@ class Part:
     command: str
     seconds: int = 1800
     least: int = 30
+    share: int = 0
     item: str = ""
     needs: Mapping[str, str] = field(default_factory=dict)
     after: tuple[str, ...] = ()
@@ -54,17 +57,24 @@ PARTS = {
         "{python} -m pytest -q -m gpu tests/kernels tests/gpu/test_kernel_benchmark.py", needs=CUDA_PYTHON
     ),
     "kernels": Part("{python} -m benchmarks.kernels --json", least=40),
-    "memcheck": Part(SANITIZER + " memcheck {python} -m pytest -q -m gpu {some} tests/kernels", needs=CUDA_PYTHON),
-    "racecheck": Part(SANITIZER + " racecheck {python} -m pytest -q -m gpu {some} tests/kernels", needs=CUDA_PYTHON),
+    "memcheck": Part(
+        SANITIZER + " memcheck {python} -m pytest -q -m gpu {some} tests/kernels", share=90, needs=CUDA_PYTHON
+    ),
+    "racecheck": Part(
+        SANITIZER + " racecheck {python} -m pytest -q -m gpu {some} tests/kernels", share=90, needs=CUDA_PYTHON
+    ),
     "build": Part("{python} -m export.build --fp16 --out {engine} --json", least=10, item="miniature", needs=EXPORTER),
     "backends": Part("{python} -m benchmarks.backends --engine {engine} --json", needs=CUDA_PYTHON, after=("build",)),
-    "engine-tests": Part("{python} -m pytest -q -m gpu {engine_tests}", least=60, after=("build",), opens=True),
+    "engine-tests": Part(
+        "{python} -m pytest -q -m gpu {engine_tests}", least=60, share=150, after=("build",), opens=True
+    ),
     "latency": Part(
         LATENCY + " --engine {engine} --persons 1 2 --runs {runs} {baseline} {memory}", after=("build",), opens=True
     ),
     "pictures": Part(
         "{python} -m training.evaluate --engine {engine} --checkpoint " + MINIATURE + " --experiment precision "
         "--out {engine}-tables {pictures} --json",
+        share=90,
         needs=DIFFUSERS,
         after=("build",),
         opens=True,
@@ -108,25 +118,29 @@ PARTS = {
 }
 
 
-def words(engine: str, sdxl: str, brief: bool, kit: bool, versions: Mapping[str, str]) -> dict[str, str]:
+def words(
+    engine: str, sdxl: str, brief: bool, kit: bool, versions: Mapping[str, str], sdxl_checkpoint: bool = True
+) -> dict[str, str]:
     """What the commands' placeholders stand for.
 
     engine, sdxl: the engines' folders. brief: minutes, not hours: fewer runs, no torch.compile, no memory, and under
     compute-sanitizer, which slows them down a hundredfold, the tests of one number type.
     kit: the engines come from one, so that what tests build is not there. versions: of the packages.
+    sdxl_checkpoint: whether the full-size baselines' weights are there.
     """
     baselines = "naive" if brief else "naive naive-compiled"
 
-    def baseline(checkpoint: str) -> str:
-        there = "diffusers" in versions
-        return f"--baseline {baselines} --checkpoint {shlex.quote(checkpoint)}" if there else "--baseline none"
+    def baseline(checkpoint: str, there: bool = True) -> str:
+        if "diffusers" not in versions or not there:
+            return "--baseline none"
+        return f"--baseline {baselines} --checkpoint {shlex.quote(checkpoint)}"
 
     return {
         "python": PYTHON,
         "engine": shlex.quote(engine),
         "sdxl": shlex.quote(sdxl),
         "baseline": baseline(MINIATURE),
-        "baseline_sdxl": baseline(f"{sdxl}-checkpoint"),
+        "baseline_sdxl": baseline(f"{sdxl}-checkpoint", sdxl_checkpoint),
         "memory": "" if brief else "--memory",
         "runs": "5" if brief else "10",
         "sdxl_runs": "5" if brief else "20",

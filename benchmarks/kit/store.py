@@ -17,6 +17,7 @@ from .index import INDEX, Blob, File, Item, Piece, write
 
 STORE, RECORDS = "store", "store.json"
 PACKED = {".whl", ".png", ".jpg"}  # compressed already
+PRESET = 1  # of xz: of an engine's graphs and face models it makes 6 % more than 6 does, in a quarter of the time
 
 
 class Store:
@@ -65,7 +66,7 @@ class Store:
         if self._is_whole(name):
             return name
         plain, packed = self._paths(name)
-        small = lzma.compress(content) if compress else content
+        small = lzma.compress(content, preset=PRESET) if compress else content
         path, stored = (packed, small) if len(small) < len(content) else (plain, content)
         with disk_errors(self._folder), whole_or_not(path) as partial:
             partial.write_bytes(stored)

@@ -57,9 +57,11 @@ class Gap(NamedTuple):
 
 
 class Source(Protocol):
-    """Where weights come from. description: JSON values that `source_of` makes the same source of."""
+    """Where weights come from."""
 
-    description: dict[str, Any]
+    @property
+    def description(self) -> dict[str, Any]:
+        """JSON values that `source_of` makes the same source of."""
 
     def tensor(self, component: str, key: str, shape: tuple[int, ...]) -> Tensor:
         """As the checkpoint stores it. Called by several threads at once."""
@@ -99,7 +101,8 @@ class InTree:
         for file in sorted((ROOT / self.path / component).glob("*.safetensors")):
             with safe_open(file, "pt") as stored:
                 if key in stored.keys():  # noqa: SIM118 - it is no mapping
-                    return stored.get_tensor(key)
+                    found: Tensor = stored.get_tensor(key)
+                    return found
         raise CheckpointError(f"{ROOT / self.path / component} holds no {key}: it is not the checkpoint of the kit.")
 
 

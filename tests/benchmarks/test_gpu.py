@@ -120,6 +120,7 @@ def test_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sleep = f"{PYTHON} -c 'import time; time.sleep(60)'"
     parts = {
         "quick": Part(f"{PYTHON} -c pass", least=1),
+        "greedy": Part(sleep, least=1, share=1),
         "endless": Part(sleep, least=1),
         "long": Part(sleep, least=30),
     }
@@ -127,8 +128,9 @@ def test_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = session(tmp_path, 9 / 60)
     made.run("long")
     assert "s of --minutes are left, and it takes about 30 s or more" in made.left_out["long"]
-    made.run("quick")
-    made.run("endless")
+    for name in ("quick", "greedy", "endless"):
+        made.run(name)
+    assert made.left_out["greedy"] == "stopped after 1 s, when it had had its share of --minutes"
     assert made.parts["quick"]["status"] == 0 and made.parts["endless"]["status"] is None
     assert "when --minutes were over" in made.left_out["endless"]
     without = session(tmp_path, None)
@@ -146,6 +148,10 @@ def test_what_a_part_needs(tmp_path: Path) -> None:
     made.left_out.clear()
     made.parts["build"] = {"status": 1}
     assert made.obstacle("latency") == "build failed"
+    made.left_out["checkpoint-sdxl"] = "…"
+    assert made.obstacle("training-sdxl") == (
+        "diffusers is not installed here; accelerate is not installed here; checkpoint-sdxl was left out"
+    )
     made = session(tmp_path, None)
     assert made.obstacle("latency") is None and "--baseline naive naive-compiled" in made.command("latency")
     made.parts["backends"] = {"status": 0, "result": {"backends": {"onnxruntime": {"left_out": "…"}}}}
@@ -231,6 +237,7 @@ def test_a_machine_that_is_lent(kit: Path, stand_in: dict[str, str], tmp_path: P
         "latency": "no backend opens on this GPU",
         "pictures": "diffusers is not installed here",
         "checkpoint-sdxl": f"diffusers is not installed here; {kit} was prepared without sdxl-checkpoint",
+        "latency-sdxl-graph": "tensorrt is not installed here; build-sdxl was left out",
         "build-sdxl": "torch 2.11.0 is installed here, expected 2.13; diffusers is not installed here",
         "latency-sdxl-1": "build-sdxl was left out",
         "training-sdxl": "checkpoint-sdxl was left out",
