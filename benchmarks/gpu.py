@@ -187,7 +187,7 @@ class Session:
         brief = self.options.minutes is not None
         limit = min(self.left(), PARTS[name].seconds, PARTS[name].share or math.inf if brief else math.inf)
         part = run_part(self.command(name), limit, self.environment)
-        if brief and part["status"] and part["seconds"] >= limit:
+        if brief and part["status"] and part["seconds"] + 0.1 >= limit:  # they are rounded
             part["status"] = None
             over = "--minutes were over" if self.left() <= 0 else "it had had its share of --minutes"
             self.left_out[name] = f"stopped after {part['seconds']:.0f} s, when {over}"

@@ -23,6 +23,7 @@ MINIATURE = "checkpoints/miniature"
 LATENCY = "{python} -m benchmarks.latency --device cuda --backend all --json"
 SDXL = LATENCY + " --engine {sdxl} --height 1024 --width 1024 --steps 30 --runs {sdxl_runs} {baseline_sdxl} --persons "
 SANITIZER = "compute-sanitizer --error-exitcode 1 --tool"
+TOOLKIT = "/usr/local/cuda/bin"  # where CUDA's installers put it, and seldom on the PATH
 REFUSED = "Device not supported"  # what compute-sanitizer says where a virtual machine hides the counters
 EXPORTER = {"torch": "2.13", "diffusers": "0.42", "tflite": "", "onnxscript": ""}  # as setup.py has them
 DIFFUSERS = {"diffusers": ""}
@@ -172,10 +173,12 @@ def run_part(
     start = time.perf_counter()
     arguments = shlex.split(command)
     part = {"command": shlex.join(arguments).replace(PYTHON, "python"), "seconds": 0.0, "status": None, "result": None}
-    if shutil.which(arguments[0]) is None:
+    path = os.pathsep.join([(os.environ if environment is None else environment).get("PATH", os.defpath), TOOLKIT])
+    program = shutil.which(arguments[0], path=path)
+    if program is None:
         return {**part, "output": f"{arguments[0]} is not here"}
     process = subprocess.Popen(
-        arguments,
+        [program, *arguments[1:]],
         cwd=cwd,
         env=environment,
         stdout=subprocess.PIPE,
