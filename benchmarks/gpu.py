@@ -1,163 +1,292 @@
 """python -m benchmarks.gpu: all that needs a GPU, behind one command, into one JSON file. `make gpu-test` runs it.
 
-Builds the miniature in half precision, runs every test marked gpu, the kernels' tests under compute-sanitizer's
-memcheck and racecheck, then the kernel benchmark and the latency benchmark: first of the miniature, whose pictures in
-half precision are also judged beside those in float32, then of full-size SDXL at 1024², 30 steps, for 1, 2 and 4
-persons, every backend that can be opened here beside diffusers, eager and compiled; and a few steps of training one of
-that size. --only leaves parts out, or runs
-them one by one: what "checkpoint-sdxl" and "build-sdxl" made stays, and a build that was stopped goes on where it was.
-A part that fails is recorded with its output, and the next one runs all the same: a GPU is a rare guest.
+Runs, in the order of their worth: the kernels' tests, the kernel benchmark, the tests again under compute-sanitizer's
+memcheck and racecheck; builds the miniature in half precision, says which backends open it and holds their pictures
+to the CPU's in float32, runs every test marked gpu, and measures latencies; then full-size SDXL at 1024², 30 steps,
+for 1, 2 and 4 persons, every backend that opens beside diffusers, eager and compiled, and a few steps of training one
+of that size. --only leaves parts out, or runs them one by one: what "checkpoint-sdxl" and "build-sdxl" made stays, and
+a build that was stopped goes on where it was. A part that fails is recorded with its output, and the next one runs all
+the same: a GPU is a rare guest.
 
---out FILE (default gpu-test.json): {"schema", "date", "gpu", "versions", "parts": {PART: {"command", "seconds",
-"status" (null: its program is not here), "output" (its end), "result" (its own JSON, or null)}}}.
+**A GPU that is lent for minutes.** --minutes N begins no part that the rest of the time is too short for, stops the one
+that runs when it is over, asks each for less (fewer runs, no torch.compile), and says what was left out.
 
-Exit status: 0 no part failed (one whose program is not here is left out, and said), 1 one failed.
+--prepare KIT makes beforehand, on any machine, what such a machine lacks: code of the kernels for its GPU, the engine
+of the miniature, the graphs and the checkpoint of full size without their weights, wheels of cuda-python, diffusers and
+ONNX Runtime for CUDA. KIT/part-01, KIT/part-02, … are at most --part-mib MiB each, and travel one by one; there, --kit
+KIT takes those that came. The same --prepare again makes only what is missing; --items says what is wanted. The
+full-size items take an hour and 60 GB the first time, all others a few minutes.
+The machine needs Python with torch, onnx, transformers, opencv, pytest and what those bring; not this package itself.
+
+--out FILE (default gpu-test.json), written anew after every part: {"schema", "date", "command", "minutes" (or null),
+"gpu", "driver_problem", "hardware", "versions", "kit" ({ITEM: where it is} or null), "running" (the part under way, or
+null), "parts": {PART: {"command", "seconds", "status" (null: its program is not here, or refuses the GPU, or the time
+was over), "output" (its end), "result" (its own JSON, or null)}}, "left_out": {what: why}}.
+
+Exit status: 0 no part failed (one that is left out is said, and is no failure), 1 one failed.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
+import math
 import os
 import shlex
-import shutil
-import signal
-import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from realisid_trt.backends.cuda_memory import Gpu, probe
+from realisid_trt.backends.tensorrt_flavours import RTX_ARCHITECTURES
 from realisid_trt.command_line import Outcome, reporter, run
-from realisid_trt.files import whole_or_not
+from realisid_trt.errors import BackendError, DiskError, RequestError
+from realisid_trt.files import cache_folder, whole_or_not
 
-from .measure import now, versions
+from .gpu_parts import PARTS, PYTHON, Part, lacking, run_part, words
+from .kit.index import Kit, KitError
+from .kit.plan import ITEMS, Plan
+from .measure import now
 
-ROOT = Path(__file__).resolve().parent.parent
-OUTPUT_CHARACTERS = 6000
-PYTHON = shlex.quote(sys.executable)
-LATENCY = "{python} -m benchmarks.latency --device cuda --backend all --baseline naive naive-compiled --memory --json"
-GRAPH = "{python} -m benchmarks.latency --device cuda --backend all --baseline none --cuda-graph --json"
-SDXL = LATENCY + " --engine {sdxl} --height 1024 --width 1024 --steps 30 --persons "
-SANITIZER = "compute-sanitizer --error-exitcode 1 --tool"
-
-
-class Part(NamedTuple):
-    """A command, and after how many seconds it is stopped."""
-
-    command: str
-    seconds: int = 1800
+LEAST_MINUTES = 1
+SPARE_SECONDS = 5  # of --minutes, for writing and ending
+TENSORRT = "tensorrt is not installed here, and no kit brings it: its libraries are gigabytes"
 
 
-PARTS = {
-    "build": Part("{python} -m export.build --fp16 --out {engine} --json"),
-    "tests": Part("{python} -m pytest -q -m gpu tests/gpu tests/kernels"),
-    "memcheck": Part(SANITIZER + " memcheck {python} -m pytest -q -m gpu tests/kernels"),
-    "racecheck": Part(SANITIZER + " racecheck {python} -m pytest -q -m gpu tests/kernels"),
-    "kernels": Part("{python} -m benchmarks.kernels --json"),
-    "latency": Part(LATENCY + " --engine {engine} --persons 1 2 --runs 10"),
-    "latency-graph": Part(GRAPH + " --engine {engine} --persons 1 2 --runs 10"),
-    "pictures": Part(
-        "{python} -m training.evaluate --engine {engine} --checkpoint checkpoints/miniature --experiment precision "
-        "--out {engine}-tables --json"
-    ),
-    "checkpoint-sdxl": Part("{python} -m export.miniature --preset sdxl --out {sdxl}-checkpoint --force --json"),
-    "training-sdxl": Part(
-        "{python} -m benchmarks.training --checkpoint {sdxl}-checkpoint --batch-size 4 --checkpointing --json"
-    ),
-    "build-sdxl": Part(
-        "{python} -m export.build --checkpoint {sdxl}-checkpoint --out {sdxl} --fp16 --gpu-only --batch 1 "
-        "--persons 4 --resolution 1024 --json",
-        7200,
-    ),
-    "latency-sdxl-1": Part(SDXL + "1 --runs 20", 3600),
-    "latency-sdxl-2": Part(SDXL + "2 --runs 20", 3600),
-    "latency-sdxl-graph": Part(GRAPH + " --engine {sdxl} --persons 1 2 --runs 20", 3600),
-    "latency-sdxl-4": Part(SDXL + "4 --runs 20", 3600),
-}
+class Session:
+    """One run of the command: what is here, how much time is left, what was found so far.
 
+    values: what becomes the JSON file.
+    """
 
-def run_part(command: str, seconds: float = 1800) -> dict[str, Any]:
-    """One part, in a process of its own; it and whatever it started are ended after so many seconds."""
-    start = time.perf_counter()
-    arguments = shlex.split(command)
-    if shutil.which(arguments[0]) is None:
-        return {
-            "command": command,
-            "seconds": 0.0,
-            "status": None,
-            "output": f"{arguments[0]} is not here",
-            "result": None,
+    def __init__(self, options: argparse.Namespace, command: Sequence[str]) -> None:
+        self.options = options
+        self.start = time.monotonic()
+        self.report = reporter(options.json)
+        self.kit = None if options.kit is None else Kit.open(options.kit)
+        self.environment = dict(os.environ)
+        self.parts: dict[str, Any] = {}
+        self.left_out: dict[str, str] = {}
+        self.values: dict[str, Any] = {
+            "schema": 2,
+            "date": now(),
+            "command": shlex.join(["python", "-m", "benchmarks.gpu", *command]),
+            "minutes": options.minutes,
         }
-    process = subprocess.Popen(
-        arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+
+    def left(self) -> float:
+        """Seconds of --minutes; without them, as many as you like."""
+        if self.options.minutes is None:
+            return math.inf
+        return self.start + 60 * self.options.minutes - SPARE_SECONDS - time.monotonic()
+
+    def unpack(self) -> dict[str, str] | None:
+        """What the parts' processes import and load, out of the kit. Returns where each item is now."""
+        if self.kit is None:
+            return None
+        from .kit.place import place_beside
+        from .kit.wheels import WHEELS, unzip
+
+        site, found = self.kit.folder.absolute() / "site", {}
+        for name, folder in {
+            "cubins": self.kit.folder.absolute() / "cubins",
+            "photos": cache_folder(),
+            **dict.fromkeys(WHEELS, site),
+        }.items():
+            if problem := self.kit.missing(name):
+                self.left_out[name] = problem
+                continue
+            try:
+                if name in WHEELS:
+                    with tempfile.TemporaryDirectory() as wheels:
+                        place_beside(self.kit, name, Path(wheels))
+                        found[name] = unzip(name, sorted(Path(wheels).iterdir()), site)
+                else:
+                    place_beside(self.kit, name, folder)
+                    found[name] = str(folder)
+            except (KitError, DiskError) as error:
+                self.left_out[name] = str(error)
+        link_cuda_libraries(site)
+        before = self.environment.get("PYTHONPATH")
+        self.environment["PYTHONPATH"] = f"{site}{os.pathsep}{before}" if before else str(site)
+        self.environment["REALISID_TRT_CUBINS"] = str(self.kit.folder.absolute() / "cubins")
+        self.environment["REALISID_TRT_TEST_ENGINE"] = str(Path(self.options.engine).absolute())
+        return found
+
+    def describe(self) -> None:
+        """The GPU, the machine and the versions, as the parts see them. Raises BackendError without a GPU."""
+        part = run_part(f"{PYTHON} -m benchmarks.machine --json", 120, self.environment)
+        if part["result"] is None:
+            raise BackendError(part["output"].rpartition("error: ")[2].strip())
+        self.values |= {key: part["result"][key] for key in ("gpu", "driver_problem", "hardware", "versions")}
+        if "diffusers" not in self.values["versions"]:
+            self.left_out["baselines"] = "diffusers is not installed here"
+        if "tensorrt" not in self.values["versions"]:
+            self.left_out["tensorrt"] = TENSORRT
+        if "tensorrt_rtx" not in self.values["versions"]:
+            capability, rtx = part["result"]["capability"], ", ".join(RTX_ARCHITECTURES)
+            reason = "is not installed here" if capability in RTX_ARCHITECTURES else f"has plans for {rtx} only"
+            self.left_out["tensorrt-rtx"] = f"tensorrt-rtx {reason}; this is {capability}"
+
+    def obstacle(self, name: str) -> str | None:
+        """Why a part is left out; None if it can be run now."""
+        part, reasons = PARTS[name], list[str]()
+        if not self._in_kit(part):
+            reasons = lacking(part.needs, self.values["versions"])
+            if reasons and part.item and self.kit is not None:
+                reasons.append(self.kit.missing(part.item) or "")
+            reasons += [f"{other} {problem}" for other in part.after if (problem := self._problem(other))]
+        if part.opens and not reasons and not self._opens():
+            reasons.append("no backend opens on this GPU: see the part backends")
+        if not reasons and part.least > self.left():
+            left = max(0, self.left())
+            reasons.append(f"{left:.0f} s of --minutes are left, and it takes about {part.least} s or more")
+        return "; ".join(reasons) or None
+
+    def _problem(self, name: str) -> str | None:
+        """Of a part that others need; None if it passed, or was not asked for and may have been run before."""
+        if name in self.left_out:
+            return "was left out"
+        return "failed" if name in self.parts and self.parts[name]["status"] else None
+
+    def _in_kit(self, part: Part) -> bool:
+        return bool(part.item) and self.kit is not None and self.kit.missing(part.item) is None
+
+    def _opens(self) -> bool:
+        """Whether some backend does, as far as the part "backends" could tell."""
+        found = self.parts.get("backends")
+        if found is None or found["result"] is None:
+            return True
+        return any("left_out" not in backend for backend in found["result"]["backends"].values())
+
+    def command(self, name: str) -> str:
+        part = PARTS[name]
+        spoken = words(
+            self.options.engine,
+            self.options.sdxl,
+            brief=self.options.minutes is not None,
+            kit=self.kit is not None,
+            versions=self.values["versions"],
+            sdxl_checkpoint=self._problem("checkpoint-sdxl") is None,
+        )
+        if self._in_kit(part):
+            out = spoken["engine"] if name == "build" else spoken["sdxl"]
+            out += "-checkpoint" if name == "checkpoint-sdxl" else ""
+            return f"{PYTHON} -m benchmarks.kit {shlex.quote(str(self.options.kit))} {part.item} --out {out} --json"
+        return part.command.format_map(spoken)
+
+    def run(self, name: str) -> None:
+        """A part, or why not; into the values and onto the disk."""
+        if reason := self.obstacle(name):
+            self.left_out[name] = reason
+            self.report(f"{name}: left out: {reason}")
+            return
+        self.write(running=name)
+        brief = self.options.minutes is not None
+        limit = min(self.left(), PARTS[name].seconds, PARTS[name].share or math.inf if brief else math.inf)
+        part = run_part(self.command(name), limit, self.environment)
+        if brief and part["status"] and part["seconds"] + 0.1 >= limit:  # they are rounded
+            part["status"] = None
+            over = "--minutes were over" if self.left() <= 0 else "it had had its share of --minutes"
+            self.left_out[name] = f"stopped after {part['seconds']:.0f} s, when {over}"
+        elif part["status"] is None:
+            self.left_out[name] = part["output"].strip()[-300:]
+        self.parts[name] = part
+        said = {0: "passed", None: f"left out: {self.left_out.get(name)}"}.get(part["status"], "FAILED")
+        self.report(f"{name}: {said}, {part['seconds']} s")
+
+    def write(self, running: str | None = None) -> None:
+        """The JSON file, whole at any moment."""
+        values = self.values | {"running": running, "parts": self.parts, "left_out": self.left_out}
+        with whole_or_not(self.options.out) as partial:
+            partial.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def link_cuda_libraries(site: Path) -> None:
+    """ONNX Runtime looks for CUDA's libraries beside itself; torch's wheels have brought them elsewhere."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("nvidia")
+    found = [Path(folder) for folder in (spec.submodule_search_locations or ())] if spec is not None else []
+    if found and site.is_dir() and not (site / "nvidia").exists():
+        (site / "nvidia").symlink_to(found[0])
+
+
+def measure(options: argparse.Namespace, command: Sequence[str]) -> Outcome:
+    """Everything that was asked for. Raises BackendError without a GPU, KitError, RequestError."""
+    if options.minutes is not None and options.minutes < LEAST_MINUTES:
+        raise RequestError(f"--minutes is {options.minutes:g}, expected at least {LEAST_MINUTES}.")
+    session = Session(options, command)
+    unpacked = session.unpack()
+    session.describe()
+    session.values["kit"] = unpacked
+    for what, why in session.left_out.items():
+        session.report(f"{what}: left out: {why}")
+    session.write()
+    for name in options.only:
+        session.run(name)
+        session.write()
+    failed = [name for name, part in session.parts.items() if part["status"]]
+    left_out = ", ".join(session.left_out) or "nothing"
+    last = f"{options.out}: {', '.join(failed) or 'nothing'} failed, {left_out} left out"
+    values = session.values | {"parts": session.parts, "left_out": session.left_out}
+    return Outcome(values, [last], 1 if failed else 0)
+
+
+def make_kit(options: argparse.Namespace) -> Outcome:
+    """The kit. Raises what `prepare` does."""
+    from .kit.prepare import prepare  # brings torch
+
+    plan = Plan(
+        folder=options.prepare,
+        items=tuple(options.items or ()),
+        part_mib=options.part_mib,
+        python=options.python,
+        architecture=options.arch,
+        engine=Path(options.engine),
+        sdxl=Path(options.sdxl),
     )
-    try:
-        said, complained = process.communicate(timeout=seconds)
-    except BaseException as stopped:
-        os.killpg(process.pid, signal.SIGKILL)
-        said, complained = process.communicate()
-        if not isinstance(stopped, subprocess.TimeoutExpired):
-            raise
-        complained += f"stopped after {seconds} s"
-    result = None
-    if "--json" in arguments and process.returncode == 0:
-        with contextlib.suppress(ValueError, IndexError):
-            result = json.loads(said.strip().splitlines()[-1])
-    return {
-        "command": command.replace(PYTHON, "python"),
-        "seconds": round(time.perf_counter() - start, 1),
-        "status": process.returncode,
-        "output": ("" if result else said[-OUTPUT_CHARACTERS:]) + complained[-OUTPUT_CHARACTERS:],
-        "result": result,
-    }
+    result = prepare(plan, reporter(options.json))
+    lines = [f"{options.prepare}/{part}: {size / 2**20:.1f} MiB" for part, size in result["part_bytes"].items()]
+    return Outcome(result, lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = _parser().parse_args(arguments)
+    return run(lambda: make_kit(options) if options.prepare else measure(options, arguments), options.json)
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults: Mapping[str, Any] = vars(Plan(Path()))
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
-        description="Build, test and measure on this machine's GPU.",
+        description="Build, test and measure on this machine's GPU; or prepare for one that is lent for minutes.",
         epilog="""examples:
   python -m benchmarks.gpu --out gpu-test.json
-  python -m benchmarks.gpu --only checkpoint-sdxl build-sdxl latency-sdxl-1 --out sdxl.json""",
+  python -m benchmarks.gpu --only checkpoint-sdxl build-sdxl latency-sdxl-1 --out sdxl.json
+  python -m benchmarks.gpu --prepare gpu-kit                       # here, with a network and time
+  python -m benchmarks.gpu --kit gpu-kit --minutes 12              # there, with the parts that were carried""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--out", type=Path, default=Path("gpu-test.json"), metavar="FILE")
-    parser.add_argument("--engine", default="engines/miniature-fp16", metavar="DIR", help="built there")
-    parser.add_argument("--sdxl", default="engines/sdxl-fp16", metavar="DIR", help="the full-size engine, built there")
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
-    parser.add_argument("--json", action="store_true", help="the last line of stdout is one JSON object")
-    options = parser.parse_args(arguments)
-
-    def command() -> Outcome:
-        cuda = probe(0)
-        report = reporter(options.json)
-        parts: dict[str, Any] = {}
-        values = {
-            "schema": 1,
-            "date": now(),
-            "gpu": f"{Gpu(0).name}, driver for CUDA {cuda}",
-            "versions": versions(),
-            "parts": parts,
-        }
-        engine, sdxl = shlex.quote(options.engine), shlex.quote(options.sdxl)
-        for name in options.only:
-            asked = PARTS[name].command.format(python=PYTHON, engine=engine, sdxl=sdxl)
-            parts[name] = part = run_part(asked, PARTS[name].seconds)
-            said = {0: "passed", None: part["output"]}.get(part["status"], "FAILED")
-            report(f"{name}: {said}, {part['seconds']} s")
-            with whole_or_not(options.out) as partial:
-                partial.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-        failed = [name for name, part in parts.items() if part["status"]]
-        absent = [name for name, part in parts.items() if part["status"] is None]
-        last = f"{options.out}: {', '.join(failed) or 'nothing'} failed, {', '.join(absent) or 'nothing'} left out"
-        return Outcome(values, [last], 1 if failed else 0)
-
-    return run(command, options.json)
+    add = parser.add_argument
+    add("--out", type=Path, default=Path("gpu-test.json"), metavar="FILE")
+    add("--engine", default=str(defaults["engine"]), metavar="DIR", help="of the miniature, built there")
+    add("--sdxl", default=str(defaults["sdxl"]), metavar="DIR", help="the full-size engine, built there")
+    add("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
+    add("--minutes", type=float, metavar="N", help="that there are for everything (default: as many as it takes)")
+    add("--kit", type=Path, metavar="KIT", help="what was prepared for this machine")
+    add("--json", action="store_true", help="the last line of stdout is one JSON object")
+    kit = parser.add_argument_group("to prepare for a machine")
+    kit.add_argument("--prepare", type=Path, metavar="KIT", help="make a kit, and measure nothing")
+    kit.add_argument("--items", nargs="+", metavar="ITEM", help=f"{', '.join(ITEMS)} (default: all)")
+    kit.add_argument("--part-mib", type=int, default=defaults["part_mib"], metavar="N", help="default %(default)s")
+    kit.add_argument("--python", default=defaults["python"], help="of that machine, default %(default)s")
+    kit.add_argument("--arch", default=defaults["architecture"], help="of its GPU, default %(default)s")
+    return parser
 
 
 if __name__ == "__main__":

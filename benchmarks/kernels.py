@@ -8,8 +8,12 @@ Beside each kernel stand the torch operations that do the same (F.interpolate, s
 captured in a CUDA graph, in the same run on the same memory.
 
 --json prints one object as the last line of stdout, and --out FILE stores the same: {"schema", "date", "command",
-"device" (null in a dry run), "versions", "bandwidth_gb_per_s", "cases": [{"kernel", "picture", "faces", "box", "rows",
-"bytes", "floor_us", "launches", "torch_launches", and, measured: "us", "of_floor", "torch_us", "torch_graph_us"}]}.
+"device" (null in a dry run), "fused_left_out" (why only torch was timed, or null), "versions", "bandwidth_gb_per_s",
+"cases": [{"kernel", "picture", "faces", "box", "rows", "bytes", "floor_us", "launches", "torch_launches", and, timed:
+"torch_us", "torch_graph_us", and of the fused kernel "us", "of_floor"}]}.
+
+The torch operations (torch_operations.py) need nothing but torch: where the fused kernels do not run, for want of
+cuda-core or of code for the GPU, torch is timed all the same.
 
 Exit status: 0 done, 1 failed, 2 bad usage.
 """
@@ -20,8 +24,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,58 +34,10 @@ from realisid_trt.command_line import Outcome, run
 from realisid_trt.errors import RequestError
 from realisid_trt.files import whole_or_not
 
+from .cases import CANVAS, CHANNELS, FRACTIONS, SDXL, Case, cases
 from .measure import now, versions
 
-SDXL = ((320, 0),) * 3 + ((320, 1),) + ((640, 1),) * 2 + ((640, 2),) + ((1280, 2),) * 3  # channels, level; mid last
-CANVAS, CHANNELS, FACTOR, LEVELS = 128, 4, 8, 3
 HALF_BYTES, SECTOR_BYTES = 2, 32
-PICTURES = ((1024, 1024), (832, 1216))  # height, width, px
-FACES, FRACTIONS = (1, 2, 4, 8), (2, 4, 7)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One shape. rows: 1, a plain row; 3, the none, text and full row of guidance (two encoder rows)."""
-
-    height: int
-    width: int
-    faces: int
-    fraction: int
-    rows: int
-
-    @property
-    def encoder_of(self) -> list[int]:
-        return [0, 1, 1][: self.rows] if self.rows == 3 else [0]
-
-    @property
-    def branches_of(self) -> list[list[int]]:
-        """The null ID's branch rows first, then the persons' own."""
-        null, own = list(range(self.faces)), list(range(self.faces, 2 * self.faces))
-        return [null, null, own] if self.rows == 3 else [null]
-
-    @property
-    def branch_rows(self) -> int:
-        return self.faces * (2 if self.rows == 3 else 1)
-
-    def cells(self, level: int) -> tuple[int, int]:
-        """Height and width of the picture at a level."""
-        return self.height // FACTOR >> level, self.width // FACTOR >> level
-
-    def box(self, face: int, level: int) -> tuple[int, int, int, int]:
-        """x0, y0, x1, y1: faces in a row, overlapping where they must."""
-        height, width = self.cells(0)
-        side = max(4, min(height, width) // self.fraction)
-        x, y = (width - side) * face // max(1, self.faces - 1), (height - side) // 2
-        side_k = max(1, int(side / 2**level + 0.5))
-        return x >> level, y >> level, (x >> level) + side_k, (y >> level) + side_k
-
-
-def cases() -> Iterator[Case]:
-    for height, width in PICTURES:
-        for faces in FACES:
-            for fraction in FRACTIONS:
-                for rows in (1, 3):
-                    yield Case(height, width, faces, fraction, rows)
 
 
 def crop_bytes(case: Case) -> int:
@@ -160,13 +115,15 @@ def measure(bandwidth: float, command: Sequence[str] = ()) -> dict[str, Any]:
             }
             if bench is not None:
                 figures |= bench.time(kernel, case)
-                figures["of_floor"] = figures["floor_us"] / figures["us"]
+                if "us" in figures:
+                    figures["of_floor"] = figures["floor_us"] / figures["us"]
             rows.append(figures)
     return {
         "schema": 1,
         "date": now(),
         "command": shlex.join(["python", "-m", "benchmarks.kernels", *command]),
         "device": bench.device if bench is not None else None,
+        "fused_left_out": bench.problem if bench is not None else None,
         "versions": versions(),
         "bandwidth_gb_per_s": bandwidth,
         "shapes": {"canvas": CANVAS, "channels": CHANNELS, "skips": SDXL},
@@ -182,7 +139,8 @@ def _gpu_bench() -> Any:
         return None
     if not torch.cuda.is_available():
         return None
-    from .gpu_bench import GpuBench, TorchCuda
+    from .gpu_bench import GpuBench
+    from .torch_operations import TorchCuda
 
     return GpuBench(TorchCuda())
 
@@ -199,8 +157,11 @@ def table(result: dict[str, Any]) -> list[str]:
         line = f"{row['kernel']:<16}{row['picture']:>11}{row['faces']:>6}{row['box']:>5}{row['rows']:>5}"
         line += f"{row['bytes'] / 1e6:>9.2f}{row['floor_us']:>10.2f}{row['launches']:>9}{row['torch_launches']:>7}"
         if timed:
-            line += f"{row['us']:>9.1f}{row['of_floor']:>9.0%}{row['torch_us']:>10.1f}{row['torch_graph_us']:>10.1f}"
+            fused = f"{row['us']:>9.1f}{row['of_floor']:>9.0%}" if "us" in row else f"{'—':>9}{'—':>9}"
+            line += f"{fused}{row['torch_us']:>10.1f}{row['torch_graph_us']:>10.1f}"
         lines.append(line)
+    if result["fused_left_out"]:
+        lines += ["", f"the fused kernels were not timed: {result['fused_left_out']}"]
     return lines
 
 

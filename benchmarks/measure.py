@@ -20,7 +20,9 @@ from realisid_trt.machine import available_cores
 
 T = TypeVar("T")
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx")
-PACKAGES = ("realisid_trt", *RUNTIMES, "torch", "diffusers", "transformers", "numpy")
+CUDA = ("cuda-core", "cuda-bindings", "nvidia-cuda-nvrtc")
+EXPORTERS = ("onnx", "onnxscript", "tflite", "accelerate")
+PACKAGES = ("realisid_trt", *RUNTIMES, "torch", "diffusers", "transformers", "numpy", *CUDA, *EXPORTERS)
 STAT = Path("/proc/stat")  # Linux
 
 

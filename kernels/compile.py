@@ -1,8 +1,13 @@
-"""CUDA C++ → cubins and PTX with NVRTC, out of pip's wheel: no GPU, no driver and no CUDA toolkit is needed."""
+"""CUDA C++ → cubins and PTX with NVRTC, out of pip's wheel: no GPU, no driver and no CUDA toolkit is needed.
+
+Where there is no NVRTC either, what was compiled elsewhere from these sources will do: the folder that the variable
+REALISID_TRT_CUBINS names, as `compile_elsewhere` writes it.
+"""
 
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,6 +21,7 @@ from realisid_trt.machine import available_cores
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 LATER = "compute_120"  # PTX, which a driver compiles for GPUs that come after
 MAIN = "kernels.cu"
+CUBINS = "REALISID_TRT_CUBINS"
 OPTIONS = ("--std=c++17",)  # not --use_fast_math: divisions and square roots are rounded as IEEE 754 says
 
 
@@ -26,24 +32,57 @@ def sources() -> dict[str, str]:
     return {name: (here / name).read_text(encoding="utf-8") for name in [MAIN, *names]}
 
 
-def key() -> str:
-    """Hash over everything that goes into a compilation: part of the files' names. Raises BuildError without NVRTC."""
-    parts = (nvrtc_version(), *OPTIONS, *(f"{name}\0{text}" for name, text in sources().items()))
+def key(version: str | None = None) -> str:
+    """Hash over everything that goes into a compilation: part of the files' names.
+
+    version: of NVRTC; None: of the one that is installed. Raises BuildError if none is.
+    """
+    parts = (version or nvrtc_version(), *OPTIONS, *(f"{name}\0{text}" for name, text in sources().items()))
     return sha256("\0".join(parts).encode())[:12]
 
 
 def compile_kernels(folder: Path, architectures: Sequence[str] = (*ARCHITECTURES, LATER)) -> list[str]:
     """Writes `KEY.sm_NN.cubin`, or `KEY.compute_NN.ptx`, per architecture into `folder`. Returns the names.
 
-    Raises BuildError: with the compiler's own log, or with the command that installs it; DiskError.
+    Without NVRTC they are copied, if the variable REALISID_TRT_CUBINS names a folder that has all of them. Raises
+    BuildError: with the compiler's own log, or with the command that installs it; DiskError.
     """
-    prefix = key()
-    names = [f"{prefix}.{name}.{'cubin' if name.startswith('sm_') else 'ptx'}" for name in architectures]
+    try:
+        names = file_names(key(), architectures)
+    except BuildError as error:
+        return _copied(folder, architectures, error)
     with ThreadPoolExecutor(available_cores()) as pool:  # two seconds of one core each
         for name, code in zip(names, pool.map(compile_for, architectures), strict=True):
             with whole_or_not(folder / name) as partial:
                 partial.write_bytes(code)
     return names
+
+
+def compile_elsewhere(folder: Path, architectures: Sequence[str]) -> list[str]:
+    """Compiles for a machine without NVRTC: `folder`/VERSION/KEY.sm_NN.cubin. Returns the paths inside `folder`."""
+    version = nvrtc_version()
+    return [f"{version}/{name}" for name in compile_kernels(folder / version, architectures)]
+
+
+def file_names(prefix: str, architectures: Sequence[str]) -> list[str]:
+    return [f"{prefix}.{name}.{'cubin' if name.startswith('sm_') else 'ptx'}" for name in architectures]
+
+
+def _copied(folder: Path, architectures: Sequence[str], error: BuildError) -> list[str]:
+    """What another machine compiled, whichever NVRTC it has. Raises `error`, the folder named, if that is not there."""
+    elsewhere = os.environ.get(CUBINS)
+    if not elsewhere:
+        raise error
+    for versioned in sorted(Path(elsewhere).glob("*/")):
+        names = file_names(key(versioned.name), architectures)
+        if all((versioned / name).is_file() for name in names):
+            for name in names:
+                with whole_or_not(folder / name) as partial:
+                    partial.write_bytes((versioned / name).read_bytes())
+            return names
+    raise BuildError(
+        f"{error} Nor does {CUBINS}={elsewhere} hold what these sources compile to for {', '.join(architectures)}."
+    ) from error
 
 
 def compile_for(architecture: str, texts: Mapping[str, str] | None = None) -> bytes:

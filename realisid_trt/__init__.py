@@ -6,6 +6,11 @@ result = engine.generate("two friends hiking", [Person("alice.jpg", box=(…)), 
 result.images[0].save("out.png")
 """
 
+import os as _os
+
+if not _os.path.isdir(_os.path.join(__path__[0], "kernels")):  # a source tree: it lies beside this folder (setup.py)
+    __path__.append(_os.path.dirname(__path__[0]))
+
 from .engine import Engine
 from .errors import RealisIDError
 from .identity import Identity

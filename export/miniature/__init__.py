@@ -15,6 +15,7 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,9 @@ from ..checkpoint.files import STEMS
 from ..files import check_space, disk_errors, exchange, sweep, sync, target_folder
 from .presets import Recipe, component_configs, preprocessor_config, scheduler_config
 from .tokenizer import END, vocabulary_and_merges, write_tokenizer
-from .weights import carry_noise, draw, write_weights
+from .weights import CARRY_KEYS, Weights, draw, write_weights
 
-__all__ = ["make_checkpoint", "recipe_of"]
+__all__ = ["make_checkpoint", "recipe_of", "weights_of"]
 
 MADE_BY = "export.miniature"  # stands in model_index.json; only folders that say so are ever replaced
 RESERVE_BYTES = 64 * 2**20
@@ -114,24 +115,24 @@ def _weights_bytes(recipe: Recipe, modules: Modules) -> int:
     return numbers * recipe.dtype.itemsize
 
 
+def weights_of(recipe: Recipe, unet: Mapping[str, Any]) -> Weights:
+    """The numbers of a recipe's checkpoint. unet: the config of its UNet."""
+    carried = {key: unet[key] for key in CARRY_KEYS} if recipe.prediction == "epsilon" else None
+    return Weights(recipe.seed, 0.25 if recipe.preset == "sdxl" else 0.5, recipe.dtype, carried)
+
+
 def _write_components(recipe: Recipe, modules: Modules, progress: bool) -> None:
     """config.json and weights of everything that holds weights."""
-    branch_gain = 0.25 if recipe.preset == "sdxl" else 0.5
+    weights = weights_of(recipe, modules["unet"][0].config)
     total = _weights_bytes(recipe, modules)
     with tqdm(total=total, unit="B", unit_scale=True, disable=not progress, file=sys.stderr) as bar:
         for component, module in modules.values():
             bar.set_description(component.name)
-
-            def make(key: str, shape: tuple[int, ...], component: Component = component) -> torch.Tensor:
-                tensor = draw(recipe.seed, component.name, key, shape, branch_gain)
-                if component.name == "unet" and recipe.prediction == "epsilon":
-                    carry_noise(key, tensor, component.config)
-                return tensor
-
             _write_config(component, module)
             # transformers 5 keeps CLIPTextModel's keys without this prefix; published files have it, so ours do.
             prefix = "text_model." if component.name == "text_encoder" else ""
             keys = {key if key.startswith(prefix) else prefix + key: shape for key, shape in _shapes(module).items()}
+            make = partial(weights.draw, component.name)
             write_weights(component.folder, STEMS[component.name], keys, make, recipe.dtype, wrote=bar.update)
 
 

@@ -6,7 +6,10 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+
+from realisid_trt.machine import available_cores
 
 SHARD_BYTES = 2**30
 SILU_GAIN = 1.68  # 1/√E[silu(n)²] for a standard normal n: what follows a SiLU starts at unit variance again
@@ -40,6 +45,43 @@ BRANCH_GAINS = {"branch": 1.0, "silu": SILU_GAIN, "double": 2.0}
 SPREADS = {
     "token_embedding": 1.0, "position_embedding": 0.3, "class_embedding": 1.0, "latents": 1.0, "null_id_tokens": 1.0,
 }  # fmt: skip
+
+
+CARRY_KEYS = ("block_out_channels", "layers_per_block", "in_channels", "norm_num_groups")  # of the UNet's config
+
+
+@dataclass(frozen=True)
+class Weights:
+    """All weights of a checkpoint that `make_checkpoint` makes, each drawn when it is asked for.
+
+    seed, branch_gain: as in `draw`.
+    dtype:  as the checkpoint stores them.
+    unet:   CARRY_KEYS of the UNet's config, where it predicts ε and carries its noise; else None.
+    """
+
+    seed: int
+    branch_gain: float
+    dtype: torch.dtype
+    unet: Mapping[str, Any] | None
+
+    def draw(self, component: str, key: str, shape: tuple[int, ...]) -> Tensor:
+        """One tensor as it is stored."""
+        tensor = draw(self.seed, component, key, shape, self.branch_gain)
+        if component == "unet" and self.unet is not None:
+            carry_noise(key, tensor, self.unet)
+        return tensor.to(self.dtype).contiguous()
+
+
+@contextmanager
+def drawing_threads() -> Iterator[ThreadPoolExecutor]:
+    """A thread per core: NumPy draws without Python's lock. Torch's own threads would only be in their way."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(available_cores()) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)
 
 
 def draw(seed: int, component: str, key: str, shape: tuple[int, ...], branch_gain: float = 0.5) -> Tensor:
@@ -97,7 +139,8 @@ def write_weights(
 ) -> None:
     """`stem`.safetensors, or shards with their index when the tensors take more than `shard_bytes`.
 
-    shapes: key → shape of every tensor. make(key, shape) → its values; only one shard of them is held at a time.
+    shapes: key → shape of every tensor. make(key, shape) → its values, asked for by several threads at once; only one
+    shard of them is held at a time.
     wrote:  told the bytes of every tensor made, for a progress bar.
     """
     shards: list[dict[str, tuple[int, ...]]] = [{}]
@@ -110,9 +153,10 @@ def write_weights(
     for number, shard in enumerate(shards, start=1):
         name = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else f"{stem}.safetensors"
         tensors: dict[str, Tensor] = {}
-        for key, shape in shard.items():
-            tensors[key] = make(key, shape).to(dtype).contiguous()
-            wrote(sizes[key])
+        with drawing_threads() as pool:
+            for key, tensor in zip(shard, pool.map(make, shard, shard.values()), strict=True):
+                tensors[key] = tensor.to(dtype).contiguous()
+                wrote(sizes[key])
         save_file(tensors, folder / name, metadata={"format": "pt"})
         (folder / name).chmod(folder.stat().st_mode & 0o666)  # safetensors writes files that only their owner may read
         weight_map.update(dict.fromkeys(shard, name))

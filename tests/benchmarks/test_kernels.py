@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
-from benchmarks.kernels import SDXL, Case, cases, crop_bytes, guide_bytes, main, merge_bytes
+from benchmarks.cases import SDXL, Case, cases
+from benchmarks.gpu_bench import GpuBench
+from benchmarks.kernels import crop_bytes, guide_bytes, main, merge_bytes
+from benchmarks.torch_operations import Work
 from realisid_trt.boxes import Grid, snap_box
 
+ROOT = Path(__file__).resolve().parents[2]
+LOADED = """{}
+import sys
+print(*{{name.partition(".")[0] for name in sys.modules}} - set(sys.stdlib_module_names))"""
 HALF = 2
 ALL_LEVELS = sum(channels * (128 >> level) ** 2 for channels, level in SDXL)  # values of one row at 1024²
 
@@ -63,3 +76,61 @@ def test_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_no_bandwidth(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--bandwidth", "0"]) == 2
     assert "--bandwidth is 0, expected GB/s above 0." in capsys.readouterr().err
+
+
+class OnCpu:
+    """A `Machine` that has torch and nothing else."""
+
+    name, architecture = "a CPU", "sm_90"
+
+    @property
+    def stream(self) -> Any:
+        raise ImportError("No module named 'cuda'")
+
+    def place(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor
+
+    def normal(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return torch.randn(shape).to(dtype)
+
+    def wait(self) -> None: ...
+
+    def microseconds(self, work: Callable[[], object], queued: bool = True) -> float:
+        start = time.perf_counter()
+        work()
+        return (time.perf_counter() - start) * 1e6
+
+    def captured(self, work: Work) -> Callable[[], object]:
+        return work
+
+
+SMALL = Case(256, 256, faces=2, fraction=4, rows=3)
+
+
+def test_torch_is_timed_where_the_fused_kernels_do_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench = GpuBench(OnCpu(), tmp_path)
+    assert bench.problem == "No module named 'cuda'"
+    monkeypatch.setattr("benchmarks.kernels._gpu_bench", lambda: bench)
+    monkeypatch.setattr("benchmarks.kernels.cases", lambda: [SMALL, Case(256, 256, 2, 2, 3)])
+    for name, small in (("COPY_BYTES", 2**20), ("CANVAS", 32)):
+        monkeypatch.setattr(f"benchmarks.torch_operations.{name}", small)
+    assert main(["--json"]) == 0
+    shown, said = capsys.readouterr()
+    result = json.loads(shown)
+    assert result["device"] == "a CPU" and result["fused_left_out"] == bench.problem
+    assert [row["kernel"] for row in result["cases"]].count("relocate_merge") == 2
+    for row in result["cases"]:
+        assert row["torch_us"] > 0 and row["torch_graph_us"] > 0 and "us" not in row
+    assert "the fused kernels were not timed: No module named 'cuda'" in said
+
+
+def test_the_torch_operations_need_nothing_but_torch() -> None:
+    """In a process that can import nothing of what torch alone does not bring."""
+    with_torch, ours = (
+        subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+        for program in (LOADED.format("import torch"), LOADED.format("import benchmarks.torch_operations"))
+    )
+    assert ours.returncode == 0, ours.stderr
+    assert set(ours.stdout.split()) - set(with_torch.stdout.split()) == {"benchmarks"}

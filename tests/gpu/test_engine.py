@@ -173,7 +173,7 @@ def test_a_refused_capture_is_said_and_harmless(
 @needs_capture
 def test_steps_are_replayed_at_all(engine_dir: Path) -> None:
     with Engine.load(engine_dir, "onnxruntime", "cuda", cuda_graph=True) as engine:
-        latents(engine, 1, num_inference_steps=10)
+        latents(engine, 1, num_inference_steps=10, subject_conditioning_ratio=0.7)
         assert len(engine.backend._graphs) == 2  # type: ignore[attr-defined]  # without the ID, and with it
 
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu_bench import GpuBench, TorchCuda
-from benchmarks.kernels import Case
+from benchmarks.cases import Case
+from benchmarks.gpu_bench import GpuBench
+from benchmarks.torch_operations import GuideStep, TorchCuda
 from realisid_trt.errors import ParityError
 from tests.gpu.conftest import REHEARSAL
 
@@ -31,6 +32,10 @@ class StandInMachine:
         self._device.set_current()
         self.stream = self._device.create_stream()
         self._kept: list[Any] = []
+        self._random = torch.Generator().manual_seed(0)
+
+    def normal(self, *shape: int, dtype: torch.dtype) -> torch.Tensor:
+        return self.place(torch.randn(shape, generator=self._random).to(dtype))
 
     def place(self, tensor: torch.Tensor) -> torch.Tensor:
         buffer = self._device.allocate(tensor.numel() * tensor.element_size(), stream=self.stream)
@@ -66,6 +71,6 @@ def test_kernel_and_torch_do_the_same(bench: GpuBench, kernel: str, case: Case) 
 
 
 def test_another_result_is_no_time(bench: GpuBench) -> None:
-    fused, plain = bench._guide_step(SMALL)
+    inputs = GuideStep(bench._machine, SMALL)
     with pytest.raises(ParityError, match="guide_step differs from torch by"):
-        bench.compare("guide_step", fused, lambda: [plain()[0] + 1])
+        bench.compare("guide_step", bench.fused(inputs, SMALL), lambda: [inputs.plain()[0] + 1])

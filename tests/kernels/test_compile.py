@@ -83,3 +83,25 @@ def test_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
     with pytest.raises(BuildError, match=f"cuda-bindings is not installed.*{install}"):
         compiling.compile_kernels(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_was_compiled_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without NVRTC: the cubin of these sources, whichever release made it; not that of others, nor another GPU's."""
+    elsewhere, here = tmp_path / "elsewhere", tmp_path / "here"
+    here.mkdir()
+    [name] = compiling.compile_elsewhere(elsewhere, ["sm_90"])
+    monkeypatch.setattr(compiling, "_nvrtc", _no_nvrtc)
+    with pytest.raises(BuildError, match="^no NVRTC$"):
+        compiling.compile_kernels(here, ["sm_90"])
+    monkeypatch.setenv(compiling.CUBINS, str(elsewhere))
+    [copied] = compiling.compile_kernels(here, ["sm_90"])
+    assert (here / copied).read_bytes() == (elsewhere / name).read_bytes()
+    with pytest.raises(BuildError, match=f"no NVRTC Nor does {compiling.CUBINS}=.* compile to for sm_80"):
+        compiling.compile_kernels(here, ["sm_80"])
+    monkeypatch.setattr(compiling, "OPTIONS", ("--std=c++20",))
+    with pytest.raises(BuildError, match="compile to for sm_90"):
+        compiling.compile_kernels(here, ["sm_90"])
+
+
+def _no_nvrtc() -> None:
+    raise BuildError("no NVRTC")

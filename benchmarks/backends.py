@@ -1,0 +1,132 @@
+"""python -m benchmarks.backends: which backends open an engine on the GPU, and what that does to its pictures.
+
+Each backend that opens makes the pictures that the engine's float32 networks make on the CPU: of 0, 1 and 2 persons,
+from the same noise, by as many steps as a request takes.
+
+--json prints one object as the last line of stdout: {"schema", "date", "command", "versions", "engine", "steps",
+"backends": {NAME: {"left_out": why it does not open} or {"device", "precision", "pictures": [{"persons",
+"latents_relative_rms": of the difference of the final latents, "levels_mean", "levels_max": of the pictures'
+difference, in 1/255}]}}}.
+
+Exit status: 0 done, also if none opens; 1 a picture is another than its precision explains; 2 bad usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from realisid_trt import Engine
+from realisid_trt.backends import KNOWN
+from realisid_trt.command_line import Outcome, run
+from realisid_trt.errors import ParityError, RealisIDError
+from realisid_trt.manifest import Manifest
+
+from .measure import now, relative_rms, versions
+from .options import Options
+from .same import SAME
+from .scene import Scene
+
+PERSONS = (0, 1, 2)
+
+
+def compare(options: Options, command: Sequence[str] = ()) -> dict[str, Any]:
+    """The comparison, as JSON values. Raises ParityError for other pictures, and what keeps the CPU's engine away."""
+    scene = Scene.of(options, Manifest.read(options.engine))
+    backends: dict[str, Any] = {}
+    with Engine.load(options.engine, backend="onnxruntime", device="cpu") as engine:
+        expected = _pictures(engine, options, scene)
+    for name in KNOWN:
+        try:
+            with Engine.load(options.engine, backend=name, device="cuda") as engine:
+                pictures = _pictures(engine, options, scene)
+                precision = engine.backend.precision
+                backends[name] = {"device": engine.backend.device, "precision": precision}
+        except (RealisIDError, ImportError, OSError) as error:  # a package may lack its libraries
+            backends[name] = {"left_out": str(error)}
+            continue
+        backends[name]["pictures"] = figures = [
+            {"persons": persons, **_difference(*pair)}
+            for persons, pair in zip(PERSONS, zip(pictures, expected, strict=True), strict=True)
+        ]
+        worst = max(figure["latents_relative_rms"] for figure in figures)
+        bound = SAME[precision] / (1 if precision == "float32" else 2)  # which is between two in half precision
+        if not worst <= bound:
+            raise ParityError(
+                f"{name} on {engine.backend.device} makes other pictures than the CPU: their final latents differ by "
+                f"{worst:.1e} (relative RMS), where {precision} leaves less than {bound:.1e}. Report this as "
+                "a bug, with the GPU."
+            )
+    return {
+        "schema": 1,
+        "date": now(),
+        "command": shlex.join(["python", "-m", "benchmarks.backends", *command]),
+        "versions": versions(),
+        "engine": str(options.engine),
+        "steps": scene.steps,
+        "backends": backends,
+    }
+
+
+def _pictures(engine: Engine, options: Options, scene: Scene) -> list[tuple[Any, Any]]:
+    """Latents and picture (H, W, 3) in [0, 1], by number of persons."""
+    made = (engine.generate(options.prompt, output="np", **scene.given(count, scene.steps)) for count in PERSONS)
+    return [(result.latents, result.images[0]) for result in made]
+
+
+def _difference(ours: tuple[Any, Any], theirs: tuple[Any, Any]) -> dict[str, float]:
+    levels = np.abs(ours[1] - theirs[1]) * 255
+    return {
+        "latents_relative_rms": relative_rms(ours[0], theirs[0]),
+        "levels_mean": float(levels.mean()),
+        "levels_max": float(levels.max()),
+    }
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """What people read."""
+    lines = []
+    for name, found in result["backends"].items():
+        if "left_out" in found:
+            lines.append(f"{name}: does not open: {found['left_out']}")
+            continue
+        lines.append(f"{name} on {found['device']}, {found['precision']}, beside float32 on the CPU:")
+        for figure in found["pictures"]:
+            lines.append(
+                f"  {figure['persons']} persons: latents {figure['latents_relative_rms']:.1e} relative RMS, picture "
+                f"{figure['levels_mean']:.2f} of 255 levels, at most {figure['levels_max']:.1f}"
+            )
+    return lines
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns the exit status."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.backends",
+        description="Which backends open an engine on the GPU, and their pictures beside the CPU's in float32.",
+        epilog="example:\n  python -m benchmarks.backends --engine engines/miniature-fp16",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--engine", type=Path, required=True, metavar="DIR", help="engine directory")
+    parser.add_argument("--steps", type=int, help="denoising steps (default: the engine's)")
+    parser.add_argument("--json", action="store_true", help="the last line of stdout is one JSON object")
+    given = parser.parse_args(arguments)
+
+    def command() -> Outcome:
+        options = Options(engine=given.engine, steps=given.steps)
+        options.check()
+        result = compare(options, arguments)
+        return Outcome(result, table(result))
+
+    return run(command, given.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

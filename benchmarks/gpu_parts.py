@@ -1,0 +1,210 @@
+"""The parts of `benchmarks.gpu`, in the order of their worth: what each runs, takes and needs."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTPUT_CHARACTERS = 6000
+PYTHON = shlex.quote(sys.executable)
+MINIATURE = "checkpoints/miniature"
+LATENCY = "{python} -m benchmarks.latency --device cuda --backend all --json"
+SDXL = LATENCY + " --engine {sdxl} --height 1024 --width 1024 --steps 30 --runs {sdxl_runs} {baseline_sdxl} --persons "
+SANITIZER = "compute-sanitizer --error-exitcode 1 --tool"
+TOOLKIT = "/usr/local/cuda/bin"  # where CUDA's installers put it, and seldom on the PATH
+REFUSED = "Device not supported"  # what compute-sanitizer says where a virtual machine hides the counters
+EXPORTER = {"torch": "2.13", "diffusers": "0.42", "tflite": "", "onnxscript": ""}  # as setup.py has them
+DIFFUSERS = {"diffusers": ""}
+CUDA_PYTHON = {"cuda-core": "", "cuda-bindings": ""}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A command, and what decides whether it is run.
+
+    seconds: after which it is stopped.
+    least:   seconds; fewer left of --minutes, and it is not begun. Reckoned, not measured.
+    share:   the most seconds that it may take of --minutes; 0: all that are left.
+    item:    of a kit, which is put in its place instead of running the command.
+    needs:   package → how its version begins, where the command runs.
+    after:   parts without which it cannot be; one that was not asked for is taken to have been run before.
+    opens:   whether it needs a backend that opens on the GPU; as the part "backends" finds.
+    """
+
+    command: str
+    seconds: int = 1800
+    least: int = 30
+    share: int = 0
+    item: str = ""
+    needs: Mapping[str, str] = field(default_factory=dict)
+    after: tuple[str, ...] = ()
+    opens: bool = False
+
+
+PARTS = {
+    "kernel-tests": Part(
+        "{python} -m pytest -q -m gpu tests/kernels tests/gpu/test_kernel_benchmark.py", needs=CUDA_PYTHON
+    ),
+    "kernels": Part("{python} -m benchmarks.kernels --json", least=40),
+    "memcheck": Part(
+        SANITIZER + " memcheck {python} -m pytest -q -m gpu {some} tests/kernels", share=90, needs=CUDA_PYTHON
+    ),
+    "racecheck": Part(
+        SANITIZER + " racecheck {python} -m pytest -q -m gpu {some} tests/kernels", share=90, needs=CUDA_PYTHON
+    ),
+    "build": Part("{python} -m export.build --fp16 --out {engine} --json", least=10, item="miniature", needs=EXPORTER),
+    "backends": Part("{python} -m benchmarks.backends --engine {engine} --json", needs=CUDA_PYTHON, after=("build",)),
+    "engine-tests": Part(
+        "{python} -m pytest -q -m gpu {engine_tests}", least=60, share=150, after=("build",), opens=True
+    ),
+    "latency": Part(
+        LATENCY + " --engine {engine} --persons 1 2 --runs {runs} {baseline} {memory}", after=("build",), opens=True
+    ),
+    "pictures": Part(
+        "{python} -m training.evaluate --engine {engine} --checkpoint " + MINIATURE + " --experiment precision "
+        "--out {engine}-tables {pictures} --json",
+        share=90,
+        needs=DIFFUSERS,
+        after=("build",),
+        opens=True,
+    ),
+    "latency-graph": Part(
+        LATENCY + " --engine {engine} --persons 1 2 --runs {runs} --baseline none --cuda-graph",
+        needs={"tensorrt": ""},
+        after=("build",),
+        opens=True,
+    ),
+    "checkpoint-sdxl": Part(
+        "{python} -m export.miniature --preset sdxl --out {sdxl}-checkpoint --force --json",
+        item="sdxl-checkpoint",
+        needs=DIFFUSERS,
+    ),
+    "build-sdxl": Part(
+        "{python} -m export.build --checkpoint {sdxl}-checkpoint --out {sdxl} --fp16 --gpu-only --batch 1 "
+        "--persons 4 --resolution 1024 --json",
+        7200,
+        item="sdxl",
+        needs=EXPORTER,
+        after=("checkpoint-sdxl",),
+    ),
+    "latency-sdxl-1": Part(SDXL + "1 {memory}", 3600, 60, after=("build-sdxl",), opens=True),
+    "latency-sdxl-2": Part(SDXL + "2 {memory}", 3600, 60, after=("build-sdxl",), opens=True),
+    "latency-sdxl-graph": Part(
+        LATENCY + " --engine {sdxl} --persons 1 2 --runs {sdxl_runs} --baseline none --cuda-graph",
+        3600,
+        60,
+        needs={"tensorrt": ""},
+        after=("build-sdxl",),
+        opens=True,
+    ),
+    "latency-sdxl-4": Part(SDXL + "4 {memory}", 3600, 90, after=("build-sdxl",), opens=True),
+    "training-sdxl": Part(
+        "{python} -m benchmarks.training --checkpoint {sdxl}-checkpoint --batch-size 4 --checkpointing --json",
+        least=60,
+        needs=DIFFUSERS | {"accelerate": ""},
+        after=("checkpoint-sdxl",),
+    ),
+}
+
+
+def words(
+    engine: str, sdxl: str, brief: bool, kit: bool, versions: Mapping[str, str], sdxl_checkpoint: bool = True
+) -> dict[str, str]:
+    """What the commands' placeholders stand for.
+
+    engine, sdxl: the engines' folders. brief: minutes, not hours: fewer runs, no torch.compile, no memory, and under
+    compute-sanitizer, which slows them down a hundredfold, the tests of one number type.
+    kit: the engines come from one, so that what tests build is not there. versions: of the packages.
+    sdxl_checkpoint: whether the full-size baselines' weights are there.
+    """
+    baselines = "naive" if brief else "naive naive-compiled"
+
+    def baseline(checkpoint: str, there: bool = True) -> str:
+        if "diffusers" not in versions or not there:
+            return "--baseline none"
+        return f"--baseline {baselines} --checkpoint {shlex.quote(checkpoint)}"
+
+    return {
+        "python": PYTHON,
+        "engine": shlex.quote(engine),
+        "sdxl": shlex.quote(sdxl),
+        "baseline": baseline(MINIATURE),
+        "baseline_sdxl": baseline(f"{sdxl}-checkpoint", sdxl_checkpoint),
+        "memory": "" if brief else "--memory",
+        "runs": "5" if brief else "10",
+        "sdxl_runs": "5" if brief else "20",
+        "pictures": "--pictures 20" if brief else "",
+        "some": "-k 'float16 and not bfloat16'" if brief else "",
+        "engine_tests": "tests/gpu/test_engine.py" if kit else "tests/gpu",
+    }
+
+
+def lacking(needs: Mapping[str, str], versions: Mapping[str, str]) -> list[str]:
+    """What is not here of what is needed, in words."""
+    said = []
+    for package, version in needs.items():
+        found = versions.get(package)
+        if found is None:
+            said.append(f"{package} is not installed here")
+        elif not found.startswith(version):
+            said.append(f"{package} {found} is installed here, expected {version}")
+    return said
+
+
+def run_part(
+    command: str, seconds: float = 1800, environment: Mapping[str, str] | None = None, cwd: Path = ROOT
+) -> dict[str, Any]:
+    """One part, in a process of its own; it and whatever it started are ended after so many seconds.
+
+    "status": null for a program that is not here, or that refuses the device.
+    """
+    start = time.perf_counter()
+    arguments = shlex.split(command)
+    part = {"command": shlex.join(arguments).replace(PYTHON, "python"), "seconds": 0.0, "status": None, "result": None}
+    path = os.pathsep.join([(os.environ if environment is None else environment).get("PATH", os.defpath), TOOLKIT])
+    program = shutil.which(arguments[0], path=path)
+    if program is None:
+        return {**part, "output": f"{arguments[0]} is not here"}
+    process = subprocess.Popen(
+        [program, *arguments[1:]],
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said, complained = process.communicate(timeout=seconds)
+    except BaseException as stopped:
+        os.killpg(process.pid, signal.SIGKILL)
+        said, complained = process.communicate()
+        if not isinstance(stopped, subprocess.TimeoutExpired):
+            raise
+        complained += f"stopped after {seconds:.0f} s"
+    status: int | None = process.returncode
+    if status and arguments[0] == SANITIZER.split()[0] and REFUSED in said + complained:
+        status = None
+    result = None
+    if "--json" in arguments and status == 0:
+        with contextlib.suppress(ValueError, IndexError):
+            result = json.loads(said.strip().splitlines()[-1])
+    return {
+        **part,
+        "seconds": round(time.perf_counter() - start, 1),
+        "status": status,
+        "output": ("" if result else said[-OUTPUT_CHARACTERS:]) + complained[-OUTPUT_CHARACTERS:],
+        "result": result,
+    }

@@ -1,0 +1,131 @@
+"""The index of a kit: items, files, blobs, pieces. The same JSON file lies in every part."""
+
+from __future__ import annotations
+
+import json
+import lzma
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from realisid_trt.errors import RequestError
+from realisid_trt.files import sha256
+
+SCHEMA = 1
+INDEX = "index.json"
+
+
+class KitError(RequestError):
+    """A kit that is not there, incomplete or damaged."""
+
+
+@dataclass(frozen=True)
+class File:
+    """One file of an item.
+
+    blob:  its content; or what is left of it when the weights are taken out.
+    drawn: the blob that says which weights lie where (weightless.py), or None.
+    """
+
+    path: str
+    bytes: int
+    sha256: str
+    blob: str
+    drawn: str | None = None
+
+
+@dataclass(frozen=True)
+class Item:
+    """key: hash over all that it was made from. files: in any order."""
+
+    key: str
+    files: tuple[File, ...]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Item:
+        return cls(values["key"], tuple(File(**file) for file in values["files"]))
+
+    @property
+    def blobs(self) -> list[str]:
+        return list(dict.fromkeys(name for file in self.files for name in (file.blob, file.drawn) if name))
+
+
+@dataclass(frozen=True)
+class Piece:
+    part: str
+    file: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Blob:
+    """bytes: of the content, when unpacked. compressed: by xz."""
+
+    bytes: int
+    compressed: bool
+    pieces: tuple[Piece, ...]
+
+
+class Kit:
+    """A kit as it lies on a machine: the index, and those parts that were carried. Use `Kit.open`."""
+
+    def __init__(
+        self, folder: Path, items: Mapping[str, Item], blobs: Mapping[str, Blob], strangers: Collection[str] = ()
+    ) -> None:
+        """strangers: parts that are there and belong to another preparation."""
+        self.folder, self.items, self.blobs, self._strangers = folder, items, blobs, strangers
+
+    @classmethod
+    def open(cls, folder: Path) -> Kit:
+        """The first part's index counts. Raises KitError if no part is there."""
+        found = {path.parent.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob(f"part-*/{INDEX}"))}
+        again = f"Carry at least one part of it; it is made by: python -m benchmarks.gpu --prepare {folder}"
+        if not found:
+            raise KitError(f"{folder} holds no part of a kit (part-01/{INDEX}, …). {again}")
+        text = next(iter(found.values()))
+        values = json.loads(text)
+        if values.get("schema") != SCHEMA:
+            raise KitError(f"{folder} is a kit of schema {values.get('schema')!r}, expected {SCHEMA}. {again}")
+        blobs = {
+            name: Blob(blob["bytes"], blob["compressed"], tuple(Piece(**piece) for piece in blob["pieces"]))
+            for name, blob in values["blobs"].items()
+        }
+        items = {name: Item.from_dict(item) for name, item in values["items"].items()}
+        return cls(folder, items, blobs, [part for part, content in found.items() if content != text])
+
+    def missing(self, item: str) -> str | None:
+        """Why an item cannot be had, or None."""
+        if item not in self.items:
+            return f"{self.folder} was prepared without {item}"
+        absent: dict[str, str] = {}
+        for piece in (piece for name in self.items[item].blobs for piece in self.blobs[name].pieces):
+            if piece.part in self._strangers:
+                absent[piece.part] = "is of another preparation than the first"
+            elif not (self.folder / piece.part / piece.file).is_file():
+                absent[piece.part] = "is not here"
+        if not absent:
+            return None
+        reasons = ", ".join(f"{part} {reason}" for part, reason in sorted(absent.items()))
+        return f"a part of {self.folder} that {item} lies in was not carried: {reasons}"
+
+    def content(self, name: str) -> bytes:
+        """A blob, its pieces joined and verified. Raises KitError."""
+        blob, joined = self.blobs[name], bytearray()
+        for piece in blob.pieces:
+            path = self.folder / piece.part / piece.file
+            content = path.read_bytes()
+            if sha256(content) != piece.sha256:
+                raise KitError(f"{path} is damaged: its sha256 is not the index's. Carry {piece.part} again.")
+            joined += content
+        return lzma.decompress(joined) if blob.compressed else bytes(joined)
+
+
+def write(path: Path, items: Mapping[str, Item], blobs: Mapping[str, Blob]) -> None:
+    values = {
+        "schema": SCHEMA,
+        "items": {name: asdict(item) for name, item in items.items()},
+        "blobs": {name: asdict(blob) for name, blob in blobs.items()},
+    }
+    path.write_text(json.dumps(values) + "\n", encoding="utf-8")

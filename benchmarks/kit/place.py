@@ -1,0 +1,91 @@
+"""Puts items of a kit in their places: whole, verified, or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from export.files import check_space, disk_errors, exchange
+from realisid_trt.errors import RequestError
+from realisid_trt.files import VerifiedFiles
+from realisid_trt.machine import available_cores
+
+from .index import File, Kit, KitError
+
+
+def place(kit: Kit, item: str, folder: Path) -> int:
+    """Writes an item's files into a folder that appears whole or not at all. Returns their bytes; 0 if they stand.
+
+    Raises KitError if a part of it is missing or damaged, RequestError if the folder holds something else, DiskError.
+    """
+    if problem := kit.missing(item):
+        raise KitError(f"{problem}. Carry every part of a kit that was prepared with it.")
+    files = kit.items[item].files
+    if folder.exists():
+        if _stand(files, folder):
+            return 0
+        raise RequestError(f"{folder} exists and is not the {item} of {kit.folder}. Move it away.")
+    total = sum(file.bytes for file in files)
+    check_space(folder.parent, total, f"{item} of the kit")
+    building = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    with disk_errors(folder.parent):
+        try:
+            write(kit, files, building)
+            exchange(building, folder)
+        finally:
+            shutil.rmtree(building, ignore_errors=True)
+    _stand(files, folder)  # which `Engine.load` then need not read again
+    return total
+
+
+def place_beside(kit: Kit, item: str, folder: Path) -> None:
+    """The same for files that lie in a folder with others. Raises KitError, DiskError."""
+    if problem := kit.missing(item):
+        raise KitError(f"{problem}. Carry every part of a kit that was prepared with it.")
+    with disk_errors(folder):
+        write(kit, kit.items[item].files, folder)
+
+
+def write(kit: Kit, files: tuple[File, ...], folder: Path) -> None:
+    """Writes files and verifies them. Raises KitError, OSError."""
+    weighted: dict[str, list[Any]] = {}
+    for file in files:
+        path = folder / file.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if file.drawn is None:
+            path.write_bytes(kit.content(file.blob))
+        else:
+            said = json.loads(kit.content(file.drawn))
+            entry = path, file.bytes, kit.content(file.blob), said["gaps"]
+            weighted.setdefault(json.dumps(said["source"]), []).append(entry)
+    for source, entries in weighted.items():
+        from .weightless import Gap, put_back, source_of  # torch, which other files do without
+
+        put_back(
+            ((path, nbytes, left, [Gap.from_list(gap) for gap in gaps]) for path, nbytes, left, gaps in entries),
+            source_of(json.loads(source)),
+        )
+    if wrong := _wrong(files, folder):
+        raise KitError(
+            f"{', '.join(wrong)}: what was put together has another sha256 than the index says. The weights come out "
+            "otherwise here, or the source tree is not the one that the kit was made from. Prepare it again."
+        )
+
+
+def _stand(files: tuple[File, ...], folder: Path) -> bool:
+    return not _wrong(files, folder)
+
+
+def _wrong(files: tuple[File, ...], folder: Path) -> list[str]:
+    """Files that are not what the index says, read on every core; what is right is remembered as verified."""
+    with VerifiedFiles() as verified, ThreadPoolExecutor(available_cores()) as pool:
+
+        def right(file: File) -> bool:
+            path = folder / file.path
+            return path.is_file() and path.stat().st_size == file.bytes and verified.sha256(path) == file.sha256
+
+        return [file.path for file, good in zip(files, pool.map(right, files), strict=True) if not good]
