@@ -10,24 +10,30 @@ VENV        := .venv
 RUN         := $(VENV)/bin/python
 GPU_VENV    := .venv-gpu
 LANE        ?= commit
-PYTEST      := $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test test-all gpu-test lint clean
+.PHONY: demo test test-all pytest lint ruff mypy gpu-test clean
 
 demo: $(VENV)/.demo
 	$(RUN) -m export.build --out engines/miniature
 	$(RUN) -m examples.demo --engine engines/miniature --out out
 	$(RUN) -m examples.photographs --engine engines/miniature --out out
 
-test: $(VENV)/.test lint
-	$(PYTEST) --lane $(LANE)
+test: ruff
+	$(MAKE) --jobs 2 mypy pytest
 
-test-all: $(VENV)/.test lint
-	$(PYTEST) --lane all
+test-all: ruff
+	$(MAKE) --jobs 2 mypy pytest LANE=all
 
-lint: $(VENV)/.test
+pytest: $(VENV)/.test
+	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --lane $(LANE)
+
+lint: ruff mypy
+
+ruff: $(VENV)/.test
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+
+mypy: $(VENV)/.test
 	$(RUN) -m mypy
 
 $(VENV)/bin/python:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -119,7 +119,8 @@ def time_torch(machine: Machine, work: Work) -> dict[str, float]:
     }
 
 
-# Each: the inputs of a kernel at one shape, and the torch operations that do what it does.
+# Each: the inputs of a kernel at one shape, the torch operations that do what it does, and the same in float64, one
+# result after another: all at once would not fit into smaller cards.
 
 
 class CropUpsample:
@@ -128,8 +129,14 @@ class CropUpsample:
         self.latents = machine.normal(1, CHANNELS, *case.cells(0), dtype=torch.float32)
 
     def plain(self) -> list[Tensor]:
-        crops = [self.latents[..., y0:y1, x0:x1] for x0, y0, x1, y1 in self.boxes]
-        return [torch.cat([F.interpolate(crop, (CANVAS, CANVAS), mode="bilinear") for crop in crops]).half()]
+        return [self._resized(self.latents).half()]
+
+    def exact(self) -> Iterator[Tensor]:
+        yield self._resized(self.latents.double())
+
+    def _resized(self, latents: Tensor) -> Tensor:
+        crops = [latents[..., y0:y1, x0:x1] for x0, y0, x1, y1 in self.boxes]
+        return torch.cat([F.interpolate(crop, (CANVAS, CANVAS), mode="bilinear") for crop in crops])
 
 
 class RelocateMerge:
@@ -144,19 +151,25 @@ class RelocateMerge:
         self.boxes = [[case.box(row % case.faces, level) for level in range(LEVELS)] for row in range(case.branch_rows)]
 
     def plain(self) -> list[Tensor]:
-        merged, case = [], self.case
-        for skip, local, whole, (_, level) in zip(self.skips, self.local, self.whole, SDXL, strict=True):
-            injected: dict[tuple[int, ...], Tensor] = {}
-            for rows in dict.fromkeys(map(tuple, case.branches_of)):
-                total = whole[rows[0] : rows[-1] + 1].mean(0, keepdim=True)
-                for row in rows:
-                    x0, y0, x1, y1 = self.boxes[row][level]
-                    small = F.interpolate(local[row : row + 1], (y1 - y0, x1 - x0), mode="bilinear")
-                    total[..., y0:y1, x0:x1] += small
-                injected[rows] = total
-            pairs = zip(case.encoder_of, map(tuple, case.branches_of), strict=True)
-            merged.append(torch.cat([skip[encoder : encoder + 1] + injected[rows] for encoder, rows in pairs]))
-        return merged
+        return [self._merged(level, *tensors) for level, *tensors in self._entries()]
+
+    def exact(self) -> Iterator[Tensor]:
+        return (self._merged(level, *(tensor.double() for tensor in tensors)) for level, *tensors in self._entries())
+
+    def _entries(self) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        return zip((level for _, level in SDXL), self.skips, self.local, self.whole, strict=True)
+
+    def _merged(self, level: int, skip: Tensor, local: Tensor, whole: Tensor) -> Tensor:
+        injected: dict[tuple[int, ...], Tensor] = {}
+        for rows in dict.fromkeys(map(tuple, self.case.branches_of)):
+            total = whole[rows[0] : rows[-1] + 1].mean(0, keepdim=True)
+            for row in rows:
+                x0, y0, x1, y1 = self.boxes[row][level]
+                small = F.interpolate(local[row : row + 1], (y1 - y0, x1 - x0), mode="bilinear")
+                total[..., y0:y1, x0:x1] += small
+            injected[rows] = total
+        pairs = zip(self.case.encoder_of, map(tuple, self.case.branches_of), strict=True)
+        return torch.cat([skip[encoder : encoder + 1] + injected[rows] for encoder, rows in pairs])
 
 
 class GuideStep:
@@ -168,12 +181,18 @@ class GuideStep:
         self.factors = [-6.5, 2.5, 5.0] if case.rows == 3 else [1.0, 0.0, 0.0]
 
     def plain(self) -> list[Tensor]:
-        none, *others = self.noise_pred.float().split(1)
+        return [self._guided(torch.float32)]
+
+    def exact(self) -> Iterator[Tensor]:
+        yield self._guided(torch.float64)
+
+    def _guided(self, dtype: torch.dtype) -> Tensor:
+        none, *others = self.noise_pred.to(dtype).split(1)
         predicted = self.factors[0] * none
         for factor, row in zip(self.factors[1:], others, strict=False):
             predicted = predicted + factor * row
         scale, shift = FIRST_STEP
-        return [scale * self.before + shift * predicted]
+        return scale * self.before.to(dtype) + shift * predicted
 
 
 Inputs = CropUpsample | RelocateMerge | GuideStep

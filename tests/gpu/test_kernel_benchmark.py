@@ -72,5 +72,8 @@ def test_kernel_and_torch_do_the_same(bench: GpuBench, kernel: str, case: Case) 
 
 def test_another_result_is_no_time(bench: GpuBench) -> None:
     inputs = GuideStep(bench._machine, SMALL)
-    with pytest.raises(ParityError, match="guide_step differs from torch by"):
-        bench.compare("guide_step", bench.fused(inputs, SMALL), lambda: [inputs.plain()[0] + 1])
+    fused = bench.fused(inputs, SMALL)
+    bench.compare("guide_step", fused, inputs)
+    inputs.before *= 1 + 1e-5  # the latents that it should have started from
+    with pytest.raises(ParityError, match=r"guide_step errs \S+ against float64, torch's operations"):
+        bench.compare("guide_step", lambda: [inputs.latents], inputs)
