@@ -30,6 +30,15 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]
     return folder, compile_kernels(folder)
 
 
+@pytest.fixture(params=["of-the-commit", pytest.param("fixed", marks=pytest.mark.slow)])
+def draws(request: pytest.FixtureRequest, seed: int) -> Callable[[int], list[list[int]]]:
+    """draws(n): seeds of n random cases that are the same for ever, in the slow lanes; of n/4 that every commit has
+    anew, every time: --seed repeats them."""
+    if request.param == "fixed":
+        return lambda count: [[number] for number in range(count)]
+    return lambda count: [[seed, number] for number in range(-(-count // 4))]
+
+
 @pytest.fixture(scope="module", params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
 def new_bench(request: pytest.FixtureRequest) -> Callable[[], Any]:
     """Makes a bench without any arrays: OnCpu, or the OnGpu that there is."""

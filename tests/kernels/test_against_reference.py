@@ -1,5 +1,5 @@
-"""The kernels' own source against the NumPy reference: 772 random cases and what must be exact. Compiled by g++ on a
-CPU, and by NVRTC on a GPU.
+"""The kernels' own source against the NumPy reference: 772 random cases, a quarter as many that every commit has anew,
+and what must be exact. Compiled by g++ on a CPU, and by NVRTC on a GPU.
 
 Bounds are counted roundings. u = 2⁻²⁴ is the most that one float32 operation errs, relative to its result; a sum of
 products errs by at most (its roundings)·u·(the sum of the magnitudes). For a result v of float32 arithmetic that is B
@@ -24,6 +24,7 @@ from tests.kernels.cases import TYPES, Crop, Guide, Merge, Take, rectangle
 from tests.kernels.test_kernels import merge_in_float64
 
 NewBench = Callable[[], Any]
+Draws = Callable[[int], list[list[int]]]
 U = 2.0**-24
 
 # Bilinear, per axis: two products and a sum, 2 u; in the kernel the share is a product with a rounded inverse, 2 u, its
@@ -41,9 +42,9 @@ def check(ours: NDArray[Any], expected: NDArray[np.float32], bound: NDArray[Any]
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_crop_upsample(dtype: str, new_bench: NewBench) -> None:
+def test_crop_upsample(dtype: str, new_bench: NewBench, draws: Draws) -> None:
     roundings = KERNEL_BILINEAR + REFERENCE_BILINEAR
-    for seed in range(60):
+    for seed in draws(60):
         case, bench = Crop.draw(np.random.default_rng(seed)), new_bench()
         [faces] = case.launch(bench, dtype)
         expected = reference.crop_upsample(case.latents, case.pictures, case.boxes, case.canvas)
@@ -54,12 +55,12 @@ def test_crop_upsample(dtype: str, new_bench: NewBench) -> None:
 @pytest.mark.parametrize("mode", ["bilinear", "area"])
 @pytest.mark.parametrize("overlap", OVERLAPS)
 @pytest.mark.parametrize("dtype", TYPES)
-def test_relocate_merge(dtype: str, overlap: str, mode: str, new_bench: NewBench) -> None:
+def test_relocate_merge(dtype: str, overlap: str, mode: str, new_bench: NewBench, draws: Draws) -> None:
     """Both add N - 1 placed residuals and divide by the boxes, and N - 1 global ones and divide by N (the kernel: the
     scale); then two scales and two sums."""
-    vectors = set()
-    for seed in range(24):
-        case, bench = Merge.draw(np.random.default_rng([seed, len(mode), len(overlap)]), dtype), new_bench()
+    vectors, seeds = set(), draws(24)
+    for seed in seeds:
+        case, bench = Merge.draw(np.random.default_rng([*seed, len(mode), len(overlap)]), dtype), new_bench()
         out = case.launch(bench, dtype, mode, overlap)
         vectors.add(levels(out, out, out, out, case.levels).vector)
         sample = KERNEL_BILINEAR + REFERENCE_BILINEAR if mode == "bilinear" else 2 * (case.window() + 1)
@@ -68,13 +69,14 @@ def test_relocate_merge(dtype: str, overlap: str, mode: str, new_bench: NewBench
         expected = case.reference(mode, overlap)
         for array, truth, magnitude in zip(out, expected, case.magnitude(mode, overlap), strict=True):
             check(bench.get(array), truth, roundings * U * magnitude, dtype, f"seed {seed}")
-    assert vectors == {1, 16 // (4 if dtype == "float32" else 2)}
+    both = {1, 16 // (4 if dtype == "float32" else 2)}
+    assert vectors == both or (len(seeds) < 24 and vectors < both)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_guide_step(dtype: str, new_bench: NewBench) -> None:
+def test_guide_step(dtype: str, new_bench: NewBench, draws: Draws) -> None:
     """Both multiply by the same rounded coefficients: per term a product and at most three sums."""
-    for seed in range(40):
+    for seed in draws(40):
         case, bench = Guide.draw(np.random.default_rng(seed), dtype), new_bench()
         latents, step, tickets = (bench.get(array) for array in case.launch(bench, dtype))
         expected, expected_step = case.reference()
@@ -84,9 +86,9 @@ def test_guide_step(dtype: str, new_bench: NewBench) -> None:
 
 
 @pytest.mark.parametrize("source, dtype", [*((t, t) for t in TYPES), ("float32", "float16"), ("float32", "bfloat16")])
-def test_take_and_take_step(source: str, dtype: str, new_bench: NewBench) -> None:
+def test_take_and_take_step(source: str, dtype: str, new_bench: NewBench, draws: Draws) -> None:
     """Nothing is computed, so nothing differs."""
-    for seed in range(8):
+    for seed in draws(8):
         case, bench = Take.draw(np.random.default_rng(seed), source), new_bench()
         taken, stepped = case.launch(bench, source, dtype)
         expected = case.reference()
