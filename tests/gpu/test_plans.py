@@ -136,6 +136,7 @@ def test_a_gpu_that_is_full(plans: Engine, monkeypatch: pytest.MonkeyPatch) -> N
     assert latents(plans, 1).latents.size
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow(plans_replayed: Engine, device_bytes: Callable[[], int]) -> None:
     """200 pictures of changing sizes and numbers of persons, in batches of four, captured where a shape comes again."""
     model, held, warm = plans_replayed.model, [], 3 * 12

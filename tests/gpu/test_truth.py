@@ -42,6 +42,7 @@ def case_errors(
     return errors(engine, checkpoint, scene, precision, num_inference_steps=STEPS, subject_conditioning_ratio=0.7)
 
 
+@pytest.mark.slow
 def test_float32(built: Any, with_config: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
     float32_only(monkeypatch)
     found = [case_errors(case, built, with_config) for case in CASES]

@@ -69,7 +69,7 @@ def test_the_first_losses_come_out_again(step: str, capsys: pytest.CaptureFixtur
     assert len(told["losses"]) == STEPS[step] and told["worst"] < TOLERANCE
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_further_step_is_checked_from_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
     """It goes on with what the checkpoint holds, and so sees that another one was not its beginning."""
     arguments = ["branches-together", "--check", "1", "--checkpoint", str(MINIATURE), "--tolerance", "1e-6", "--json"]
