@@ -25,7 +25,7 @@ def lane_of(name: str) -> int:
 
 def commit_number(folder: Path = ROOT) -> int:
     """The commit that is checked out, as a number; 0 without git."""
-    line = ["git", "rev-parse", "--short=8", "HEAD"]
+    line = ["git", "rev-parse", "HEAD"]
     try:
         return int(subprocess.run(line, cwd=folder, capture_output=True, text=True, check=True).stdout[:8], 16)
     except (OSError, subprocess.CalledProcessError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -40,7 +41,11 @@ def test_other_tests() -> None:
     assert lanes(long) == [] and taken(long, None)
 
 
-def test_the_commit_chooses(tmp_path: Path) -> None:
+def test_the_commit_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("GIT_")]:  # a hook's, of the repository that it serves
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)
     assert commit_number(tmp_path) == 0 and asked_lane("commit", tmp_path) == 0  # no git here
     git = ["git", "-c", "user.name=x", "-c", "user.email=x@example.org"]
     for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "x"]):

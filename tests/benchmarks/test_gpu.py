@@ -248,7 +248,7 @@ def test_a_machine_that_is_lent(kit: Path, stand_in: dict[str, str], tmp_path: P
     assert set(left["parts"]) | set(reasons) >= set(only)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_machine_that_is_lent_with_an_onnxruntime_for_its_gpu(
     kit: Path, stand_in: dict[str, str], tmp_path: Path
 ) -> None:

@@ -4,7 +4,6 @@ the real cuda-python over a driver of our own, and ONNX Runtime's CPU sessions i
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import sys
 import warnings
@@ -135,8 +134,7 @@ def bounds(checkpoint_dir: Path, cpu_engine: Any) -> dict[str, float]:
     Plain torch's own error in that precision against float64, of two persons in five steps: an engine may err four
     times as much, and the CPU's may err four times as much as torch does in float32.
     """
-    if importlib.util.find_spec("diffusers") is None:
-        pytest.skip("the bound is plain torch's own error, and diffusers is not installed")
+    pytest.importorskip("diffusers", reason="the bound is plain torch's own error", exc_type=ImportError)
     from export.checkpoint import Checkpoint
     from export.half_reference import half_reference
     from export.reference import Reference

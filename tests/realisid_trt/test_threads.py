@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from pathlib import Path
@@ -26,6 +27,7 @@ def threads() -> int:
 @pytest.mark.skipif(not TASKS.is_dir(), reason="only Linux lists the threads of a process")
 def test_every_engine_of_a_process_has_its_own_number_of_threads(engine_dir: Path) -> None:
     """And a session of the caller's keeps the pool that it asked for."""
+    gc.collect()  # engines of other tests, whose threads would end meanwhile
     before = threads()
     one = Engine.load(engine_dir, device="cpu:1")
     assert threads() == before
@@ -40,6 +42,7 @@ def test_every_engine_of_a_process_has_its_own_number_of_threads(engine_dir: Pat
         session.get_session_options().get_session_config_entry("session.intra_op.allow_spinning")
     three.close()
     assert threads() == before + 3
+    one.close()
 
 
 def test_waiting_costs_no_processor_time(engine_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,5 +68,7 @@ def test_waiting_costs_no_processor_time(engine_dir: Path, monkeypatch: pytest.M
             made.append(engine.generate(PROMPT, people(engine, 1), num_inference_steps=4, seed=0, output="latents"))
             taken[name].append(time.process_time() - start)
         assert np.array_equal(made[0].latents, made[1].latents)
+    quiet.close()
+    spinning.close()
     print({name: [round(seconds, 3) for seconds in values] for name, values in taken.items()})
     assert 1.5 * min(taken["quiet"][1:]) <= min(taken["spinning"][1:])
