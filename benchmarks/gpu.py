@@ -45,7 +45,7 @@ from realisid_trt.command_line import Outcome, reporter, run
 from realisid_trt.errors import BackendError, DiskError, RequestError
 from realisid_trt.files import cache_folder, whole_or_not
 
-from .gpu_parts import PARTS, PYTHON, Part, lacking, run_part, words
+from .gpu_parts import FOUND, PARTS, PYTHON, Part, lacking, run_part, words
 from .kit.index import Kit, KitError
 from .kit.plan import ITEMS, Plan
 from .measure import now
@@ -187,7 +187,8 @@ class Session:
         brief = self.options.minutes is not None
         limit = min(self.left(), PARTS[name].seconds, PARTS[name].share or math.inf if brief else math.inf)
         part = run_part(self.command(name), limit, self.environment)
-        if brief and part["status"] and part["seconds"] + 0.1 >= limit:  # they are rounded
+        stopped = part["seconds"] + 0.1 >= limit  # they are rounded
+        if brief and part["status"] and stopped and not FOUND.search(part["output"]):
             part["status"] = None
             over = "--minutes were over" if self.left() <= 0 else "it had had its share of --minutes"
             self.left_out[name] = f"stopped after {part['seconds']:.0f} s, when {over}"

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from realisid_trt.errors import ParityError, RealisIDError
+from realisid_trt.errors import ParityError
 from realisid_trt.files import cache_folder
 from realisid_trt.kernels import compile as nvrtc
 from realisid_trt.kernels import launch
@@ -49,8 +49,8 @@ class GpuBench:
         try:
             self._stream = machine.stream
             self._kernels = launch.Kernels.load(folder, nvrtc.compile_kernels(folder, [machine.architecture]))
-        except (RealisIDError, ImportError) as error:
-            self.problem = str(error)
+        except Exception as error:  # cuda.core's exceptions have no common base
+            self.problem = str(error) or type(error).__name__
 
     @property
     def device(self) -> str:

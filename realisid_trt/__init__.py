@@ -8,7 +8,9 @@ result.images[0].save("out.png")
 
 import os as _os
 
-if not _os.path.isdir(_os.path.join(__path__[0], "kernels")):  # a source tree: it lies beside this folder (setup.py)
+if not _os.path.isdir(_os.path.join(__path__[0], "kernels")) and _os.path.isfile(
+    _os.path.join(_os.path.dirname(__path__[0]), "kernels", "kernels.cu")
+):  # a source tree: realisid_trt.kernels lies beside this folder, as setup.py has it
     __path__.append(_os.path.dirname(__path__[0]))
 
 from .engine import Engine

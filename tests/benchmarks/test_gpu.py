@@ -19,7 +19,7 @@ import pytest
 
 from benchmarks import gpu_parts
 from benchmarks.gpu import Session
-from benchmarks.gpu_parts import PARTS, PYTHON, Part, run_part, words
+from benchmarks.gpu_parts import FOUND, PARTS, PYTHON, Part, run_part, words
 from realisid_trt.manifest import Manifest
 from tests.benchmarks.support import for_onnxruntime
 from tests.kernels.stand_in import build
@@ -158,6 +158,19 @@ def test_what_a_part_needs(tmp_path: Path) -> None:
     assert made.obstacle("latency") == "no backend opens on this GPU: see the part backends"
     made.parts["backends"]["result"]["backends"]["tensorrt"] = {"pictures": []}
     assert made.obstacle("latency") is None
+
+
+def test_what_a_sanitizer_found_is_a_failure_though_it_was_stopped() -> None:
+    said = "========= COMPUTE-SANITIZER\n..\n"
+    assert not FOUND.search(said)
+    assert FOUND.search(said + "========= Invalid __global__ write of size 4 bytes\n")
+    assert FOUND.search(said + "========= Error: Race reported between Write access at\n")
+
+
+def test_a_result_is_kept_of_a_part_that_failed() -> None:
+    command = f"""{PYTHON} -c 'print("bar"); print("[1, 2]"); raise SystemExit(1)' --json"""
+    part = run_part(command)
+    assert part["status"] == 1 and part["result"] == [1, 2] and "bar" in part["output"]
 
 
 def test_minutes_ask_for_less() -> None:
