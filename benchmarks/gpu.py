@@ -23,7 +23,7 @@ The machine needs Python with torch, onnx, transformers, opencv, pytest and what
 null), "parts": {PART: {"command", "seconds", "status" (null: its program is not here, or refuses the GPU, or the time
 was over), "output" (its end), "result" (its own JSON, or null)}}, "left_out": {what: why}}.
 
-Exit status: 0 no part failed (one that is left out is said, and is no failure), 1 one failed.
+Exit status: 0 no part failed (a part that was left out has not failed), 1 one failed.
 """
 
 from __future__ import annotations
@@ -33,6 +33,8 @@ import json
 import math
 import os
 import shlex
+import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -45,12 +47,12 @@ from realisid_trt.command_line import Outcome, reporter, run
 from realisid_trt.errors import BackendError, DiskError, RequestError
 from realisid_trt.files import cache_folder, whole_or_not
 
-from .gpu_parts import FOUND, PARTS, PYTHON, Part, lacking, run_part, words
+from .gpu_parts import PARTS, PYTHON, SANITIZER_FAULT, Part, missing_packages, placeholders, run_part
 from .kit.index import Kit, KitError
 from .kit.plan import ITEMS, Plan
 from .measure import now
 
-LEAST_MINUTES = 1
+MIN_MINUTES = 1
 SPARE_SECONDS = 5  # of --minutes, for writing and ending
 TENSORRT = "tensorrt is not installed here, and no kit brings it: its libraries are gigabytes"
 
@@ -76,7 +78,7 @@ class Session:
             "minutes": options.minutes,
         }
 
-    def left(self) -> float:
+    def seconds_left(self) -> float:
         """Seconds of --minutes; without them, as many as you like."""
         if self.options.minutes is None:
             return math.inf
@@ -89,7 +91,9 @@ class Session:
         from .kit.place import place_beside
         from .kit.wheels import WHEELS, unzip
 
-        site, found = self.kit.folder.absolute() / "site", {}
+        site, found = self.kit.folder.absolute() / f"site-{self.kit.key[:8]}", {}
+        for outdated in set(self.kit.folder.absolute().glob("site-*")) - {site}:
+            shutil.rmtree(outdated, ignore_errors=True)
         for name, folder in {
             "cubins": self.kit.folder.absolute() / "cubins",
             "photos": cache_folder(),
@@ -117,7 +121,13 @@ class Session:
 
     def describe(self) -> None:
         """The GPU, the machine and the versions, as the parts see them. Raises BackendError without a GPU."""
-        part = run_part(f"{PYTHON} -m benchmarks.machine --json", 120, self.environment)
+        limit = max(1.0, min(120.0, self.seconds_left()))
+        part = run_part(f"{PYTHON} -m benchmarks.machine --json", limit, self.environment)
+        if part["status"] == -signal.SIGKILL:
+            raise BackendError(
+                f"the GPU did not say what it is within {limit:.0f} s: python -m benchmarks.machine was stopped. See "
+                f"whether nvidia-smi answers. Its last words: {part['output'].strip()[-300:]}"
+            )
         if part["result"] is None:
             raise BackendError(part["output"].rpartition("error: ")[2].strip())
         self.values |= {key: part["result"][key] for key in ("gpu", "driver_problem", "hardware", "versions")}
@@ -134,15 +144,15 @@ class Session:
         """Why a part is left out; None if it can be run now."""
         part, reasons = PARTS[name], list[str]()
         if not self._in_kit(part):
-            reasons = lacking(part.needs, self.values["versions"])
+            reasons = missing_packages(part.needs, self.values["versions"])
             if reasons and part.item and self.kit is not None:
                 reasons.append(self.kit.missing(part.item) or "")
             reasons += [f"{other} {problem}" for other in part.after if (problem := self._problem(other))]
-        if part.opens and not reasons and not self._opens():
+        if part.needs_backend and not reasons and not self._opens():
             reasons.append("no backend opens on this GPU: see the part backends")
-        if not reasons and part.least > self.left():
-            left = max(0, self.left())
-            reasons.append(f"{left:.0f} s of --minutes are left, and it takes about {part.least} s or more")
+        if not reasons and part.min_seconds > self.seconds_left():
+            left = max(0, self.seconds_left())
+            reasons.append(f"{left:.0f} s of --minutes are left, and it takes about {part.min_seconds} s or more")
         return "; ".join(reasons) or None
 
     def _problem(self, name: str) -> str | None:
@@ -163,7 +173,7 @@ class Session:
 
     def command(self, name: str) -> str:
         part = PARTS[name]
-        spoken = words(
+        values = placeholders(
             self.options.engine,
             self.options.sdxl,
             brief=self.options.minutes is not None,
@@ -172,10 +182,10 @@ class Session:
             sdxl_checkpoint=self._problem("checkpoint-sdxl") is None,
         )
         if self._in_kit(part):
-            out = spoken["engine"] if name == "build" else spoken["sdxl"]
+            out = values["engine"] if name == "build" else values["sdxl"]
             out += "-checkpoint" if name == "checkpoint-sdxl" else ""
             return f"{PYTHON} -m benchmarks.kit {shlex.quote(str(self.options.kit))} {part.item} --out {out} --json"
-        return part.command.format_map(spoken)
+        return part.command.format_map(values)
 
     def run(self, name: str) -> None:
         """A part, or why not; into the values and onto the disk."""
@@ -185,18 +195,19 @@ class Session:
             return
         self.write(running=name)
         brief = self.options.minutes is not None
-        limit = min(self.left(), PARTS[name].seconds, PARTS[name].share or math.inf if brief else math.inf)
+        share = PARTS[name].share_seconds if brief and PARTS[name].share_seconds else math.inf
+        limit = min(self.seconds_left(), PARTS[name].max_seconds, share)
         part = run_part(self.command(name), limit, self.environment)
         stopped = part["seconds"] + 0.1 >= limit  # they are rounded
-        if brief and part["status"] and stopped and not FOUND.search(part["output"]):
+        if brief and part["status"] and stopped and not SANITIZER_FAULT.search(part["output"]):
             part["status"] = None
-            over = "--minutes were over" if self.left() <= 0 else "it had had its share of --minutes"
+            over = "--minutes were over" if self.seconds_left() <= 0 else "it had had its share of --minutes"
             self.left_out[name] = f"stopped after {part['seconds']:.0f} s, when {over}"
         elif part["status"] is None:
             self.left_out[name] = part["output"].strip()[-300:]
         self.parts[name] = part
-        said = {0: "passed", None: f"left out: {self.left_out.get(name)}"}.get(part["status"], "FAILED")
-        self.report(f"{name}: {said}, {part['seconds']} s")
+        outcome = {0: "passed", None: f"left out: {self.left_out.get(name)}"}.get(part["status"], "FAILED")
+        self.report(f"{name}: {outcome}, {part['seconds']} s")
 
     def write(self, running: str | None = None) -> None:
         """The JSON file, whole at any moment."""
@@ -217,8 +228,8 @@ def link_cuda_libraries(site: Path) -> None:
 
 def measure(options: argparse.Namespace, command: Sequence[str]) -> Outcome:
     """Everything that was asked for. Raises BackendError without a GPU, KitError, RequestError."""
-    if options.minutes is not None and options.minutes < LEAST_MINUTES:
-        raise RequestError(f"--minutes is {options.minutes:g}, expected at least {LEAST_MINUTES}.")
+    if options.minutes is not None and options.minutes < MIN_MINUTES:
+        raise RequestError(f"--minutes is {options.minutes:g}, expected at least {MIN_MINUTES}.")
     session = Session(options, command)
     unpacked = session.unpack()
     session.describe()

@@ -25,8 +25,8 @@ LATENCY = "{python} -m benchmarks.latency --device cuda --backend all --json"
 SDXL = LATENCY + " --engine {sdxl} --height 1024 --width 1024 --steps 30 --runs {sdxl_runs} {baseline_sdxl} --persons "
 SANITIZER = "compute-sanitizer --error-exitcode 1 --tool"
 TOOLKIT = "/usr/local/cuda/bin"  # where CUDA's installers put it, and seldom on the PATH
-FOUND = re.compile(r"^========= (Invalid|.*[Rr]ace reported)", re.MULTILINE)  # what it says of a fault, as it comes
-REFUSED = "Device not supported"  # what compute-sanitizer says where a virtual machine hides the counters
+SANITIZER_FAULT = re.compile(r"^========= (Invalid|.*[Rr]ace reported)", re.MULTILINE)  # printed when it is found
+SANITIZER_REFUSAL = "Device not supported"  # what compute-sanitizer says where a virtual machine hides the counters
 EXPORTER = {"torch": "2.13", "diffusers": "0.42", "tflite": "", "onnxscript": ""}  # as setup.py has them
 DIFFUSERS = {"diffusers": ""}
 CUDA_PYTHON = {"cuda-core": "", "cuda-bindings": ""}
@@ -36,57 +36,69 @@ CUDA_PYTHON = {"cuda-core": "", "cuda-bindings": ""}
 class Part:
     """A command, and what decides whether it is run.
 
-    seconds: after which it is stopped.
-    least:   seconds; fewer left of --minutes, and it is not begun. Reckoned, not measured.
-    share:   the most seconds that it may take of --minutes; 0: all that are left.
-    item:    of a kit, which is put in its place instead of running the command.
-    needs:   package → how its version begins, where the command runs.
-    after:   parts without which it cannot be; one that was not asked for is taken to have been run before.
-    opens:   whether it needs a backend that opens on the GPU; as the part "backends" finds.
+    max_seconds:   after which it is stopped.
+    min_seconds:   with fewer left of --minutes, it is not begun. Reckoned, not measured.
+    share_seconds: the most that it may take of --minutes; 0: all that are left.
+    item:          of a kit; it is put in its place, and the command is not run.
+    needs:         package → how its version begins, where the command runs.
+    after:         parts that must not have failed before this one. One that was not asked for is taken to be done.
+    needs_backend: whether it needs a backend that opens on the GPU; the part "backends" finds that out.
     """
 
     command: str
-    seconds: int = 1800
-    least: int = 30
-    share: int = 0
+    max_seconds: int = 1800
+    min_seconds: int = 30
+    share_seconds: int = 0
     item: str = ""
     needs: Mapping[str, str] = field(default_factory=dict)
     after: tuple[str, ...] = ()
-    opens: bool = False
+    needs_backend: bool = False
 
 
 PARTS = {
     "kernel-tests": Part(
         "{python} -m pytest -q -m gpu tests/kernels tests/gpu/test_kernel_benchmark.py", needs=CUDA_PYTHON
     ),
-    "kernels": Part("{python} -m benchmarks.kernels --json", least=40),
+    "kernels": Part("{python} -m benchmarks.kernels --json", min_seconds=40),
     "memcheck": Part(
-        SANITIZER + " memcheck {python} -m pytest -q -m gpu {some} tests/kernels", share=90, needs=CUDA_PYTHON
+        SANITIZER + " memcheck {python} -m pytest -q -m gpu {some} tests/kernels",
+        share_seconds=90,
+        needs=CUDA_PYTHON,
     ),
     "racecheck": Part(
-        SANITIZER + " racecheck {python} -m pytest -q -m gpu {some} tests/kernels", share=90, needs=CUDA_PYTHON
+        SANITIZER + " racecheck {python} -m pytest -q -m gpu {some} tests/kernels",
+        share_seconds=90,
+        needs=CUDA_PYTHON,
     ),
-    "build": Part("{python} -m export.build --fp16 --out {engine} --json", least=10, item="miniature", needs=EXPORTER),
+    "build": Part(
+        "{python} -m export.build --fp16 --out {engine} --json", min_seconds=10, item="miniature", needs=EXPORTER
+    ),
     "backends": Part("{python} -m benchmarks.backends --engine {engine} --json", needs=CUDA_PYTHON, after=("build",)),
     "engine-tests": Part(
-        "{python} -m pytest -q -m gpu {engine_tests}", least=60, share=150, after=("build",), opens=True
+        "{python} -m pytest -q -m gpu {engine_tests}",
+        min_seconds=60,
+        share_seconds=150,
+        after=("build",),
+        needs_backend=True,
     ),
     "latency": Part(
-        LATENCY + " --engine {engine} --persons 1 2 --runs {runs} {baseline} {memory}", after=("build",), opens=True
+        LATENCY + " --engine {engine} --persons 1 2 --runs {runs} {baseline} {memory}",
+        after=("build",),
+        needs_backend=True,
     ),
     "pictures": Part(
         "{python} -m training.evaluate --engine {engine} --checkpoint " + MINIATURE + " --experiment precision "
         "--out {engine}-tables {pictures} --json",
-        share=90,
+        share_seconds=90,
         needs=DIFFUSERS,
         after=("build",),
-        opens=True,
+        needs_backend=True,
     ),
     "latency-graph": Part(
         LATENCY + " --engine {engine} --persons 1 2 --runs {runs} --baseline none --cuda-graph",
         needs={"tensorrt": ""},
         after=("build",),
-        opens=True,
+        needs_backend=True,
     ),
     "checkpoint-sdxl": Part(
         "{python} -m export.miniature --preset sdxl --out {sdxl}-checkpoint --force --json",
@@ -101,27 +113,27 @@ PARTS = {
         needs=EXPORTER,
         after=("checkpoint-sdxl",),
     ),
-    "latency-sdxl-1": Part(SDXL + "1 {memory}", 3600, 60, after=("build-sdxl",), opens=True),
-    "latency-sdxl-2": Part(SDXL + "2 {memory}", 3600, 60, after=("build-sdxl",), opens=True),
+    "latency-sdxl-1": Part(SDXL + "1 {memory}", 3600, 60, after=("build-sdxl",), needs_backend=True),
+    "latency-sdxl-2": Part(SDXL + "2 {memory}", 3600, 60, after=("build-sdxl",), needs_backend=True),
     "latency-sdxl-graph": Part(
         LATENCY + " --engine {sdxl} --persons 1 2 --runs {sdxl_runs} --baseline none --cuda-graph",
         3600,
         60,
         needs={"tensorrt": ""},
         after=("build-sdxl",),
-        opens=True,
+        needs_backend=True,
     ),
-    "latency-sdxl-4": Part(SDXL + "4 {memory}", 3600, 90, after=("build-sdxl",), opens=True),
+    "latency-sdxl-4": Part(SDXL + "4 {memory}", 3600, 90, after=("build-sdxl",), needs_backend=True),
     "training-sdxl": Part(
         "{python} -m benchmarks.training --checkpoint {sdxl}-checkpoint --batch-size 4 --checkpointing --json",
-        least=60,
+        min_seconds=60,
         needs=DIFFUSERS | {"accelerate": ""},
         after=("checkpoint-sdxl",),
     ),
 }
 
 
-def words(
+def placeholders(
     engine: str, sdxl: str, brief: bool, kit: bool, versions: Mapping[str, str], sdxl_checkpoint: bool = True
 ) -> dict[str, str]:
     """What the commands' placeholders stand for.
@@ -154,16 +166,16 @@ def words(
     }
 
 
-def lacking(needs: Mapping[str, str], versions: Mapping[str, str]) -> list[str]:
-    """What is not here of what is needed, in words."""
-    said = []
+def missing_packages(needs: Mapping[str, str], versions: Mapping[str, str]) -> list[str]:
+    """Which packages are missing or of another version, a phrase for each."""
+    problems = []
     for package, version in needs.items():
         found = versions.get(package)
         if found is None:
-            said.append(f"{package} is not installed here")
+            problems.append(f"{package} is not installed here")
         elif not found.startswith(version):
-            said.append(f"{package} {found} is installed here, expected {version}")
-    return said
+            problems.append(f"{package} {found} is installed here, expected {version}")
+    return problems
 
 
 def run_part(
@@ -190,24 +202,24 @@ def run_part(
         start_new_session=True,
     )
     try:
-        said, complained = process.communicate(timeout=seconds)
+        stdout, stderr = process.communicate(timeout=seconds)
     except BaseException as stopped:
         os.killpg(process.pid, signal.SIGKILL)
-        said, complained = process.communicate()
+        stdout, stderr = process.communicate()
         if not isinstance(stopped, subprocess.TimeoutExpired):
             raise
-        complained += f"stopped after {seconds:.0f} s"
+        stderr += f"stopped after {seconds:.0f} s"
     status: int | None = process.returncode
-    if status and arguments[0] == SANITIZER.split()[0] and REFUSED in said + complained:
+    if status and arguments[0] == SANITIZER.split()[0] and SANITIZER_REFUSAL in stdout + stderr:
         status = None
     result = None
     if "--json" in arguments:
         with contextlib.suppress(ValueError, IndexError):
-            result = json.loads(said.strip().splitlines()[-1])
+            result = json.loads(stdout.strip().splitlines()[-1])
     return {
         **part,
         "seconds": round(time.perf_counter() - start, 1),
         "status": status,
-        "output": ("" if result and not status else said[-OUTPUT_CHARACTERS:]) + complained[-OUTPUT_CHARACTERS:],
+        "output": ("" if result and not status else stdout[-OUTPUT_CHARACTERS:]) + stderr[-OUTPUT_CHARACTERS:],
         "result": result,
     }

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from export.checkpoint import Checkpoint
 
 # How far the final latents of two that do the same work may lie apart, relative RMS.
-# float32: half of its digits. float16: each of the two may lie 1e-2 from float32 (what tests/gpu hold the engine to:
-# 2⁻¹¹ per rounding, grown 8.57-fold by Eq. (8), over the steps; plain torch errs up to 7e-3 on the miniatures), so
-# twice that between them. bfloat16 rounds eight times as coarsely. Another prompt, or a person too few, makes 0.3 or
-# more; another ID makes 0.05 to 0.1, which bfloat16 does not tell.
+# float32: half of its digits. float16: each of the two may lie 1e-2 from float32 (2⁻¹¹ per rounding, grown 8.57-fold by
+# Eq. (8), over the steps; plain torch errs up to 7e-3 on the miniatures), so twice that between them. bfloat16 rounds
+# eight times as coarsely. Another prompt, or a person too few, makes 0.3 or more; another ID makes 0.05 to 0.1, which
+# bfloat16 does not tell.
 SAME = {"float32": 2.0**-11.5, "float16": 2 * 1e-2, "bfloat16": 2 * 8 * 1e-2}
 
 

@@ -88,11 +88,15 @@ class VerifiedFiles:
 
     def sha256(self, path: Path) -> str:
         """Hex digest of the file's content. Raises OSError."""
-        stat = path.stat()
-        key = f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
+        key = _identity(path)
         if key not in self._known:
             self._known[key] = self._learned[key] = file_sha256(path)
         return self._known[key]
+
+    def remember(self, path: Path, sha256: str) -> None:
+        """The digest of a file that the caller has read himself, under another name. Raises OSError."""
+        key = _identity(path)
+        self._known[key] = self._learned[key] = sha256
 
     def __exit__(self, *exception: object) -> None:
         if not self._learned:
@@ -110,3 +114,9 @@ class VerifiedFiles:
             known = json.loads(self._file.read_text(encoding="utf-8"))
             return {str(key): str(value) for key, value in known.items()}
         return {}
+
+
+def _identity(path: Path) -> str:
+    """What changes when a file does."""
+    stat = path.stat()
+    return f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"

@@ -23,7 +23,7 @@ from export.origins import remember
 from export.wheels import demo_photos
 from realisid_trt.errors import RealisIDError
 from realisid_trt.manifest import Manifest
-from tests.lanes import asked_lane, commit_number, taken
+from tests.lanes import asked_lane, commit_number, in_lane
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test asks the model hub
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: threads that spin stop everything else on two cores
@@ -76,7 +76,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    left_out = [item for item in items if not taken(item, config.stash[LANE])]
+    left_out = [item for item in items if not in_lane(item, config.stash[LANE])]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in set(left_out)]
     items.sort(key=lambda item: next((n for n, part in enumerate(LONG) if part in item.path.parts), len(LONG)))

@@ -43,7 +43,7 @@ def asked_lane(text: str, folder: Path = ROOT) -> int | None:
     raise pytest.UsageError(f"--lane {text}: expected 0 to {LANES - 1}, commit or all")
 
 
-def taken(item: pytest.Item, lane: int | None) -> bool:
+def in_lane(item: pytest.Item, lane: int | None) -> bool:
     """Whether a run of this lane takes the test."""
     if lane is None or item.get_closest_marker("gpu"):
         return True

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.lanes import LANES, asked_lane, commit_number, lane_of, taken
+from tests.lanes import LANES, asked_lane, commit_number, in_lane, lane_of
 
 
 def item(name: str, *marks: pytest.MarkDecorator) -> Any:
@@ -18,14 +18,14 @@ def item(name: str, *marks: pytest.MarkDecorator) -> Any:
 
 
 def lanes(of: Any) -> list[int]:
-    return [lane for lane in range(LANES) if taken(of, lane)]
+    return [lane for lane in range(LANES) if in_lane(of, lane)]
 
 
 def test_every_slow_test_is_in_one_lane_and_every_lane_has_some() -> None:
     slow = [item(f"tests/test_x.py::test_y[{number}]", pytest.mark.slow) for number in range(100)]
     found = [lanes(test) for test in slow]
     assert all(len(lane) == 1 for lane in found) and {lane for [lane] in found} == set(range(LANES))
-    assert all(taken(test, None) for test in slow)
+    assert all(in_lane(test, None) for test in slow)
 
 
 def test_what_shares_what_is_slow_shares_a_lane() -> None:
@@ -38,7 +38,7 @@ def test_other_tests() -> None:
     assert lanes(item("fast")) == every
     assert lanes(item("gpu", pytest.mark.gpu, pytest.mark.slow)) == every  # a run on a GPU takes them all
     long = item("long", pytest.mark.long, pytest.mark.slow)
-    assert lanes(long) == [] and taken(long, None)
+    assert lanes(long) == [] and in_lane(long, None)
 
 
 def test_the_commit_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

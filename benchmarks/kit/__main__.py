@@ -34,9 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         start = time.perf_counter()
         written = place(Kit.open(options.kit), options.item, options.out)
         seconds = round(time.perf_counter() - start, 1)
-        said = f"{written / 1e6:.1f} MB in {seconds} s" if written else "stands"
+        outcome = f"{written / 1e6:.1f} MB in {seconds} s" if written else "stands"
         values = {"item": options.item, "out": str(options.out), "bytes": written, "seconds": seconds}
-        return Outcome(values, [f"{options.out}: {said}"])
+        return Outcome(values, [f"{options.out}: {outcome}"])
 
     return run(command, options.json)
 

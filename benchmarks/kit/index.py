@@ -24,15 +24,15 @@ class KitError(RequestError):
 class File:
     """One file of an item.
 
-    blob:  its content; or what is left of it when the weights are taken out.
-    drawn: the blob that says which weights lie where (weightless.py), or None.
+    blob: its content; or the rest of it, when the weights are taken out.
+    gaps: the blob that says which weights lie where (weightless.py), or None.
     """
 
     path: str
     bytes: int
     sha256: str
     blob: str
-    drawn: str | None = None
+    gaps: str | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Item:
 
     @property
     def blobs(self) -> list[str]:
-        return list(dict.fromkeys(name for file in self.files for name in (file.blob, file.drawn) if name))
+        return list(dict.fromkeys(name for file in self.files for name in (file.blob, file.gaps) if name))
 
 
 @dataclass(frozen=True)
@@ -72,28 +72,37 @@ class Kit:
     """A kit as it lies on a machine: the index, and those parts that were carried. Use `Kit.open`."""
 
     def __init__(
-        self, folder: Path, items: Mapping[str, Item], blobs: Mapping[str, Blob], strangers: Collection[str] = ()
+        self, folder: Path, items: Mapping[str, Item], blobs: Mapping[str, Blob], foreign_parts: Collection[str] = ()
     ) -> None:
-        """strangers: parts that are there and belong to another preparation."""
-        self.folder, self.items, self.blobs, self._strangers = folder, items, blobs, strangers
+        """foreign_parts: parts that are there and belong to another preparation."""
+        self.folder, self.items, self.blobs, self._foreign_parts = folder, items, blobs, foreign_parts
+
+    @property
+    def key(self) -> str:
+        """Hash over what all its items were made from."""
+        return sha256(json.dumps({name: item.key for name, item in sorted(self.items.items())}).encode())
 
     @classmethod
     def open(cls, folder: Path) -> Kit:
-        """The first part's index counts. Raises KitError if no part is there."""
-        found = {path.parent.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob(f"part-*/{INDEX}"))}
+        """The first part's index counts. Raises KitError if no part is there, or that index cannot be read."""
+        indexes = {path.parent.name: path.read_bytes() for path in sorted(folder.glob(f"part-*/{INDEX}"))}
         again = f"Carry at least one part of it; it is made by: python -m benchmarks.gpu --prepare {folder}"
-        if not found:
+        if not indexes:
             raise KitError(f"{folder} holds no part of a kit (part-01/{INDEX}, …). {again}")
-        text = next(iter(found.values()))
-        values = json.loads(text)
-        if values.get("schema") != SCHEMA:
-            raise KitError(f"{folder} is a kit of schema {values.get('schema')!r}, expected {SCHEMA}. {again}")
-        blobs = {
-            name: Blob(blob["bytes"], blob["compressed"], tuple(Piece(**piece) for piece in blob["pieces"]))
-            for name, blob in values["blobs"].items()
-        }
-        items = {name: Item.from_dict(item) for name, item in values["items"].items()}
-        return cls(folder, items, blobs, [part for part, content in found.items() if content != text])
+        first, index = next(iter(indexes.items()))
+        try:
+            values = json.loads(index)
+            if values["schema"] != SCHEMA:
+                raise KitError(f"{folder} is a kit of schema {values['schema']!r}, expected {SCHEMA}. {again}")
+            blobs = {
+                name: Blob(blob["bytes"], blob["compressed"], tuple(Piece(**piece) for piece in blob["pieces"]))
+                for name, blob in values["blobs"].items()
+            }
+            items = {name: Item.from_dict(item) for name, item in values["items"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise KitError(f"{folder / first / INDEX} cannot be read ({problem}). Carry {first} again.") from error
+        return cls(folder, items, blobs, [part for part, content in indexes.items() if content != index])
 
     def missing(self, item: str) -> str | None:
         """Why an item cannot be had, or None."""
@@ -101,7 +110,7 @@ class Kit:
             return f"{self.folder} was prepared without {item}"
         absent: dict[str, str] = {}
         for piece in (piece for name in self.items[item].blobs for piece in self.blobs[name].pieces):
-            if piece.part in self._strangers:
+            if piece.part in self._foreign_parts:
                 absent[piece.part] = "is of another preparation than the first"
             elif not (self.folder / piece.part / piece.file).is_file():
                 absent[piece.part] = "is not here"
@@ -115,7 +124,10 @@ class Kit:
         blob, joined = self.blobs[name], bytearray()
         for piece in blob.pieces:
             path = self.folder / piece.part / piece.file
-            content = path.read_bytes()
+            try:
+                content = path.read_bytes()
+            except OSError as error:
+                raise KitError(f"{path} cannot be read ({error.strerror}). Carry {piece.part} again.") from error
             if sha256(content) != piece.sha256:
                 raise KitError(f"{path} is damaged: its sha256 is not the index's. Carry {piece.part} again.")
             joined += content

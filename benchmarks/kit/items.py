@@ -21,10 +21,11 @@ from realisid_trt.manifest import Manifest
 from .index import File, Item
 from .plan import Plan
 from .store import Store
-from .weightless import ROOT, Weighted, source_of_checkpoint, take_out
+from .weightless import ROOT, TensorIndex, source_of_checkpoint, take_out
 from .wheels import WHEELS, download
 
 FORMAT = 1  # of what an item's files are stored as; another number makes all of them anew
+MAX_REST = 0.5  # of a folder's bytes, when its weights are taken out; of the miniature's engine a third is left
 PHOTOS = {  # what demo_photos calls them: what they are called in the cache
     "astronaut.png": f"{ASTRONAUT_SHA256[:16]}-{Path(ASTRONAUT).name}",
     "hopper.jpg": f"{HOPPER_SHA256[:16]}-{Path(HOPPER).name}",
@@ -32,7 +33,7 @@ PHOTOS = {  # what demo_photos calls them: what they are called in the cache
 Report = Callable[[str], None]
 
 
-class Work:
+class ItemMaker:
     """Makes items in a store."""
 
     def __init__(self, plan: Plan, store: Store, report: Report) -> None:
@@ -47,7 +48,7 @@ class Work:
         self.store.record(name, Item(key, tuple(files())))
         return True
 
-    def cubins(self) -> Made:
+    def cubins(self) -> Draft:
         architecture = self.plan.architecture
 
         def files() -> list[File]:
@@ -57,7 +58,7 @@ class Work:
 
         return f"{nvrtc.key()} {architecture}", files
 
-    def photos(self) -> Made:
+    def photos(self) -> Draft:
         """As `export.wheels` keeps them, so that the far machine need not download them."""
 
         def files() -> list[File]:
@@ -66,7 +67,7 @@ class Work:
 
         return " ".join(PHOTOS.values()), files
 
-    def wheels(self, name: str) -> Made:
+    def wheels(self, name: str) -> Draft:
         def files() -> list[File]:
             with tempfile.TemporaryDirectory() as folder:
                 return [
@@ -75,18 +76,18 @@ class Work:
 
         return f"{WHEELS[name]} {self.plan.python}", files
 
-    def miniature(self) -> Made:
+    def miniature(self) -> Draft:
         self._build(self.plan.engine, "--fp16")
         return self._engine(self.plan.engine)
 
-    def sdxl_checkpoint(self) -> Made:
+    def sdxl_checkpoint(self) -> Draft:
         folder = self._full_size_checkpoint()
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         with VerifiedFiles() as verified:
             hashes = {name: verified.sha256(folder / name) for name in names}
         return content_key(hashes), lambda: self._without_weights(folder, names, folder)
 
-    def sdxl(self) -> Made:
+    def sdxl(self) -> Draft:
         checkpoint = self._full_size_checkpoint()
         size = "--batch", "1", "--persons", "4", "--resolution", "1024"
         self._build(self.plan.sdxl, "--checkpoint", str(checkpoint.absolute()), "--fp16", "--gpu-only", *size)
@@ -99,11 +100,11 @@ class Work:
         return folder
 
     def _build(self, engine: Path, *options: str) -> None:
-        """An engine for ONNX Runtime alone, which is all that can travel, unless one is there."""
+        """An engine for ONNX Runtime alone, which is all that can travel. One that is there is taken as it is."""
         if not (engine / "manifest.json").is_file():
             self._run("export.build", "--out", str(engine.absolute()), "--backend", "onnxruntime", *options)
 
-    def _engine(self, engine: Path) -> Made:
+    def _engine(self, engine: Path) -> Draft:
         manifest = Manifest.read(engine)
         manifest.check_files()
         backends = sorted({build.backend for build in manifest.builds.values()})
@@ -111,6 +112,11 @@ class Work:
             raise RequestError(
                 f"{engine} was built for {', '.join(backends)}; plans are too large to travel. Name another --engine, "
                 "which is built for ONNX Runtime alone."
+            )
+        if (precision := manifest.build_for("onnxruntime", "cuda").precision) != "float16":
+            raise RequestError(
+                f"{engine} has {precision} networks for a GPU, and what is measured there is float16. Name another "
+                "--engine, which is built with --fp16."
             )
         if "path" not in (origin := recall(manifest.values)):
             raise RequestError(
@@ -123,19 +129,28 @@ class Work:
         return key, lambda: self._without_weights(engine, names, checkpoint)
 
     def _without_weights(self, folder: Path, names: Sequence[str], checkpoint: Path) -> list[File]:
-        """These files of a folder, without the checkpoint's weights."""
-        source, files = source_of_checkpoint(checkpoint), []
-        weighted = Weighted(checkpoint) if source is not None else None
+        """These files of a folder, without the checkpoint's weights; with them, if no other machine can have them.
+
+        Raises BuildError if the folder's weights are not the checkpoint's.
+        """
+        source = source_of_checkpoint(checkpoint)
+        if source is None:
+            return [self.store.add_file(folder / name, name) for name in names]
+        tensors, files, whole_bytes, rest_bytes = TensorIndex(checkpoint), list[File](), 0, 0
         with VerifiedFiles() as verified:
             for name in names:
                 path = folder / name
-                left, gaps = take_out(path, weighted) if weighted is not None else (path.read_bytes(), [])
-                drawn = None
-                if gaps and source is not None:
-                    said = {"source": source.description, "gaps": [list(gap) for gap in gaps]}
-                    drawn = self.store.add_blob(json.dumps(said).encode())
-                stored = self.store.add_blob(left)
-                files.append(File(name, path.stat().st_size, verified.sha256(path), stored, drawn))
+                rest, gaps = take_out(path, tensors)
+                nbytes = path.stat().st_size
+                whole_bytes, rest_bytes = whole_bytes + nbytes, rest_bytes + len(rest)
+                described = {"source": source.description, "gaps": [list(gap) for gap in gaps]}
+                stored = self.store.add_blob(json.dumps(described).encode()) if gaps else None
+                files.append(File(name, nbytes, verified.sha256(path), self.store.add_blob(rest), stored))
+        if rest_bytes > MAX_REST * whole_bytes:
+            raise BuildError(
+                f"{rest_bytes / 1e6:.0f} of {whole_bytes / 1e6:.0f} MB of {folder} are not weights of {checkpoint}: it "
+                f"was built from others. Remove {folder} and run the same command again, which builds it anew."
+            )
         return files
 
     def _run(self, module: str, *arguments: str) -> None:
@@ -148,14 +163,14 @@ class Work:
             )
 
 
-Made = tuple[str, Callable[[], list[File]]]  # what decides an item, and what makes its files
-MAKERS: dict[str, Callable[[Work], Made]] = {
-    "cubins": Work.cubins,
-    "cuda-python": lambda work: work.wheels("cuda-python"),
-    "photos": Work.photos,
-    "miniature": Work.miniature,
-    "diffusers": lambda work: work.wheels("diffusers"),
-    "sdxl": Work.sdxl,
-    "sdxl-checkpoint": Work.sdxl_checkpoint,
-    "onnxruntime-gpu": lambda work: work.wheels("onnxruntime-gpu"),
+Draft = tuple[str, Callable[[], list[File]]]  # what decides an item, and what makes its files
+MAKERS: dict[str, Callable[[ItemMaker], Draft]] = {
+    "cubins": ItemMaker.cubins,
+    "cuda-python": lambda maker: maker.wheels("cuda-python"),
+    "photos": ItemMaker.photos,
+    "miniature": ItemMaker.miniature,
+    "diffusers": lambda maker: maker.wheels("diffusers"),
+    "sdxl": ItemMaker.sdxl,
+    "sdxl-checkpoint": ItemMaker.sdxl_checkpoint,
+    "onnxruntime-gpu": lambda maker: maker.wheels("onnxruntime-gpu"),
 }

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from export.files import check_space, disk_errors, exchange
+from export.files import check_space, disk_errors, exchange, locked, sweep
 from realisid_trt.errors import RequestError
 from realisid_trt.files import VerifiedFiles
 from realisid_trt.machine import available_cores
@@ -20,25 +20,33 @@ from .index import File, Kit, KitError
 def place(kit: Kit, item: str, folder: Path) -> int:
     """Writes an item's files into a folder that appears whole or not at all. Returns their bytes; 0 if they stand.
 
-    Raises KitError if a part of it is missing or damaged, RequestError if the folder holds something else, DiskError.
+    Raises KitError if a part of it is missing or damaged, RequestError if the folder holds something else or another
+    process is placing it, DiskError.
     """
     if problem := kit.missing(item):
         raise KitError(f"{problem}. Carry every part of a kit that was prepared with it.")
     files = kit.items[item].files
-    if folder.exists():
-        if _stand(files, folder):
-            return 0
-        raise RequestError(f"{folder} exists and is not the {item} of {kit.folder}. Move it away.")
-    total = sum(file.bytes for file in files)
-    check_space(folder.parent, total, f"{item} of the kit")
-    building = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     with disk_errors(folder.parent):
-        try:
-            write(kit, files, building)
-            exchange(building, folder)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-    _stand(files, folder)  # which `Engine.load` then need not read again
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    busy = RequestError(f"another process is making {folder}. Wait for it, or choose another --out.")
+    with locked(folder.with_name(f".{folder.name}.lock"), busy):
+        sweep(folder)
+        if folder.exists():
+            if _wrong(files, folder):
+                raise RequestError(f"{folder} exists and is not the {item} of {kit.folder}. Move it away.")
+            return 0
+        total = sum(file.bytes for file in files)
+        check_space(folder.parent, total, f"{item} of the kit")
+        building = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+        with disk_errors(folder.parent):
+            try:
+                write(kit, files, building)
+                exchange(building, folder)
+            finally:
+                shutil.rmtree(building, ignore_errors=True)
+        with VerifiedFiles() as verified:  # `Engine.load` then need not read 13 GB again
+            for file in files:
+                verified.remember(folder / file.path, file.sha256)
     return total
 
 
@@ -52,21 +60,21 @@ def place_beside(kit: Kit, item: str, folder: Path) -> None:
 
 def write(kit: Kit, files: tuple[File, ...], folder: Path) -> None:
     """Writes files and verifies them. Raises KitError, OSError."""
-    weighted: dict[str, list[Any]] = {}
+    by_source: dict[str, list[Any]] = {}
     for file in files:
         path = folder / file.path
         path.parent.mkdir(parents=True, exist_ok=True)
-        if file.drawn is None:
+        if file.gaps is None:
             path.write_bytes(kit.content(file.blob))
         else:
-            said = json.loads(kit.content(file.drawn))
-            entry = path, file.bytes, kit.content(file.blob), said["gaps"]
-            weighted.setdefault(json.dumps(said["source"]), []).append(entry)
-    for source, entries in weighted.items():
+            described = json.loads(kit.content(file.gaps))
+            entry = path, file.bytes, kit.content(file.blob), described["gaps"]
+            by_source.setdefault(json.dumps(described["source"]), []).append(entry)
+    for source, entries in by_source.items():
         from .weightless import Gap, put_back, source_of  # torch, which other files do without
 
         put_back(
-            ((path, nbytes, left, [Gap.from_list(gap) for gap in gaps]) for path, nbytes, left, gaps in entries),
+            ((path, nbytes, rest, [Gap.from_list(gap) for gap in gaps]) for path, nbytes, rest, gaps in entries),
             source_of(json.loads(source)),
         )
     if wrong := _wrong(files, folder):
@@ -74,10 +82,6 @@ def write(kit: Kit, files: tuple[File, ...], folder: Path) -> None:
             f"{', '.join(wrong)}: what was put together has another sha256 than the index says. The weights come out "
             "otherwise here, or the source tree is not the one that the kit was made from. Prepare it again."
         )
-
-
-def _stand(files: tuple[File, ...], folder: Path) -> bool:
-    return not _wrong(files, folder)
 
 
 def _wrong(files: tuple[File, ...], folder: Path) -> list[str]:

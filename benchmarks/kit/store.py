@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import lzma
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from export.files import disk_errors, exchange, write_json
+from realisid_trt.errors import RequestError
 from realisid_trt.files import file_sha256, sha256, whole_or_not
 
 from .index import INDEX, Blob, File, Item, Piece, write
@@ -21,7 +21,7 @@ PRESET = 1  # of xz: of an engine's graphs and face models it makes 6 % more tha
 
 
 class Store:
-    """The blobs and items in KIT/store. What was finished stands after a run that was stopped."""
+    """The blobs and items in KIT/store. What is finished outlasts a run that is stopped. One process at a time."""
 
     def __init__(self, folder: Path) -> None:
         """folder: KIT, made if need be. Raises DiskError."""
@@ -78,21 +78,26 @@ class Store:
         write_json(self._folder / RECORDS, {name: asdict(item) for name, item in self.items.items()})
 
     def cut(self, names: Sequence[str], part_bytes: int) -> list[Path]:
-        """Lays these items out in parts of at most so many bytes each, in this order, and removes what is no longer in
-        any. Returns the parts."""
+        """Lays these items out in parts of at most so many bytes each, in this order, and removes blobs that no item
+        has any more. Returns the parts. Raises RequestError for parts that are too small, DiskError.
+        """
         items = {name: self.items[name] for name in names}
         blobs = dict.fromkeys(blob for item in items.values() for blob in item.blobs)
         room = part_bytes - self._index_bytes(items, part_bytes)
-        assert room > 0, "the index alone fills a part"
-        laid: dict[str, list[Piece]] = {name: [] for name in blobs}
-        building = self.kit / f".parts.{os.getpid()}"
+        if room <= 0:
+            raise RequestError(
+                f"--part-mib {part_bytes / 2**20:g} is too small: the index, which is in every part, fills it. Ask for "
+                "larger parts."
+            )
+        pieces: dict[str, list[Piece]] = {name: [] for name in blobs}
+        building = self.kit / ".parts"
         with disk_errors(self.kit):
-            shutil.rmtree(building, ignore_errors=True)
+            shutil.rmtree(building, ignore_errors=True)  # of a run that was killed
             for name, piece, content in self._pieces(list(blobs), room):
                 (building / piece.part).mkdir(parents=True, exist_ok=True)
                 (building / piece.part / piece.file).write_bytes(content)
-                laid[name].append(piece)
-            described = {name: self._described(name, pieces) for name, pieces in laid.items()}
+                pieces[name].append(piece)
+            described = {name: self._described(name, pieces[name]) for name in blobs}
             parts = sorted(path.name for path in building.iterdir())
             for part in parts:
                 write(building / part / INDEX, items, described)
@@ -112,15 +117,15 @@ class Store:
 
     def _pieces(self, names: Sequence[str], room: int) -> Iterator[tuple[str, Piece, bytes]]:
         """Each blob as it is stored, cut where a part is full."""
-        number, left = 1, room
+        number, free = 1, room
         for name in names:
             stored = next(path for path in self._paths(name) if path.is_file()).read_bytes()
             start = count = 0
             while start < len(stored) or not count:
-                if not left:
-                    number, left = number + 1, room
-                content = stored[start : start + left]
-                start, left, count = start + len(content), left - len(content), count + 1
+                if not free:
+                    number, free = number + 1, room
+                content = stored[start : start + free]
+                start, free, count = start + len(content), free - len(content), count + 1
                 yield name, Piece(f"part-{number:02d}", f"{name[:16]}.{count}", len(content), sha256(content)), content
 
     def _index_bytes(self, items: Mapping[str, Item], part_bytes: int) -> int:

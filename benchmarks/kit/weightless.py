@@ -1,8 +1,8 @@
-"""Files without the weights in them: which weights lie where, what is left, and how the two become the file again.
+"""Files without the weights in them: which weights lie where, what else is in them, and how both become a file again.
 
 A weight in a graph is a tensor of the checkpoint, in the graph's precision, transposed where a matrix product wants it
-so. Which one is found by its bytes, so nothing needs to be known of how the graph was made: whatever is no such tensor
-stays in what is left. The numbers come from where the far machine can have them too:
+so. It is recognised by its bytes, so nothing needs to be known of how the graph was made. All other bytes are the
+*rest*, and travel. The weights come from where the far machine can have them too:
 
 - a checkpoint that `export.miniature` made is drawn again from its seed;
 - a checkpoint of the source tree is read.
@@ -25,7 +25,7 @@ from realisid_trt.errors import CheckpointError
 from realisid_trt.files import sha256
 
 ROOT = Path(__file__).resolve().parents[2]
-LEAST_BYTES = 1024  # of a weight that is taken out; smaller ones are cheaper left in
+MIN_BYTES = 1024  # of a weight that is taken out; smaller ones are cheaper to carry
 GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9  # fields of onnx.proto's ModelProto, GraphProto, TensorProto
 
 
@@ -51,8 +51,12 @@ class Gap(NamedTuple):
         return cls(offset, component, key, tuple(shape), dtype, transposed)
 
     def content(self, tensor: Tensor) -> memoryview:
-        """The bytes that belong here, of this tensor."""
-        assert tuple(tensor.shape) == tuple(self.shape), f"{self.component} {self.key} is {tuple(tensor.shape)}"
+        """The bytes that belong here, of this tensor. Raises CheckpointError for one of another shape."""
+        if tuple(tensor.shape) != self.shape:
+            raise CheckpointError(
+                f"{self.component} {self.key} is {tuple(tensor.shape)}, expected {self.shape}: it is not the "
+                "checkpoint of the kit."
+            )
         return _bytes(tensor, getattr(torch, self.dtype), self.transposed)
 
 
@@ -68,7 +72,7 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
-class Drawn:
+class SeedSource:
     """The weights of a checkpoint that `export.miniature` made."""
 
     weights: Weights
@@ -85,7 +89,7 @@ class Drawn:
 
 
 @dataclass(frozen=True)
-class InTree:
+class FolderSource:
     """The weights of a checkpoint of the source tree. path: relative to its root."""
 
     path: str
@@ -108,9 +112,9 @@ class InTree:
 
 def source_of(description: Mapping[str, Any]) -> Source:
     if "in_tree" in description:
-        return InTree(description["in_tree"])
+        return FolderSource(description["in_tree"])
     drawn = dict(description["drawn"])
-    return Drawn(Weights(**drawn | {"dtype": getattr(torch, drawn["dtype"])}))
+    return SeedSource(Weights(**drawn | {"dtype": getattr(torch, drawn["dtype"])}))
 
 
 def source_of_checkpoint(folder: Path) -> Source | None:
@@ -120,15 +124,15 @@ def source_of_checkpoint(folder: Path) -> Source | None:
 
     folder = folder.resolve()
     if folder.is_relative_to(ROOT / "checkpoints"):
-        return InTree(folder.relative_to(ROOT).as_posix())
+        return FolderSource(folder.relative_to(ROOT).as_posix())
     index = read_json(folder / "model_index.json", "it says what the checkpoint is made of")
     if index.get("_made_by") != MADE_BY:
         return None
     recipe = recipe_of(**index["_recipe"])
-    return Drawn(weights_of(recipe, read_json(folder / "unet" / "config.json", "it describes the UNet")))
+    return SeedSource(weights_of(recipe, read_json(folder / "unet" / "config.json", "it describes the UNet")))
 
 
-class Weighted:
+class TensorIndex:
     """The tensors of a checkpoint, to be found by their bytes."""
 
     def __init__(self, checkpoint: Path) -> None:
@@ -164,23 +168,23 @@ class Weighted:
                     yield sha256(_bytes(tensor, kind, transposed)), (component, key, shape, dtype, transposed)
 
 
-def take_out(path: Path, weighted: Weighted) -> tuple[bytes, list[Gap]]:
-    """What is left of a file without the checkpoint's weights, and where they were."""
-    left, gaps, end = bytearray(), list[Gap](), 0
+def take_out(path: Path, weighted: TensorIndex) -> tuple[bytes, list[Gap]]:
+    """The rest of a file without the checkpoint's weights, and where they were."""
+    rest, gaps, end = bytearray(), list[Gap](), 0
     with open(path, "rb") as file:
         for offset, nbytes in sorted(set(extents(path))):
-            if nbytes < LEAST_BYTES or offset < end:
+            if nbytes < MIN_BYTES or offset < end:
                 continue
             file.seek(offset)
             gap = weighted.gap(offset, memoryview(file.read(nbytes)))
             if gap is not None:
                 file.seek(end)
-                left += file.read(offset - end)
+                rest += file.read(offset - end)
                 gaps.append(gap)
                 end = offset + nbytes
         file.seek(end)
-        left += file.read()
-    return bytes(left), gaps
+        rest += file.read()
+    return bytes(rest), gaps
 
 
 def extents(path: Path) -> Iterator[tuple[int, int]]:
@@ -237,18 +241,18 @@ def _fields(content: memoryview, extent: tuple[int, int], wanted: int) -> Iterat
 
 
 def put_back(files: Iterable[tuple[Path, int, bytes, Sequence[Gap]]], source: Source) -> None:
-    """Writes files again: (path, bytes, what is left, gaps) each. Weights on every core, the largest first.
+    """Writes files again: (path, bytes, rest, gaps) each. Weights on every core, the largest first.
 
     Raises OSError, and CheckpointError if the source lacks one.
     """
     work: list[tuple[int, int, Gap]] = []
     opened: list[int] = []
     try:
-        for path, nbytes, left, gaps in files:
+        for path, nbytes, content, gaps in files:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
             opened.append(file)
             os.truncate(file, nbytes)
-            rest, end = memoryview(left), 0
+            rest, end = memoryview(content), 0
             for gap in gaps:
                 _write(file, rest[: gap.offset - end], end)
                 rest, gap_bytes = rest[gap.offset - end :], _gap_bytes(gap)

@@ -10,8 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.tags import sys_tags
+from packaging.utils import parse_wheel_filename
 
+from export.files import disk_errors
 from realisid_trt.errors import BuildError
+
+from .index import KitError
 
 # Item → requirements, without what they need in turn: numpy, protobuf and the like are wherever torch and onnx are.
 WHEELS: dict[str, tuple[str, ...]] = {
@@ -35,8 +40,8 @@ def download(item: str, python: str, folder: Path) -> list[Path]:
     done = subprocess.run([*command, "--dest", str(folder), *WHEELS[item]], capture_output=True, text=True)
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode or len(wheels) != len(WHEELS[item]):
-        said = done.stderr.strip().splitlines() or ["pip said nothing"]
-        reason = next((line for line in said if line.startswith("ERROR")), said[-1])
+        lines = done.stderr.strip().splitlines() or ["pip gave no reason."]
+        reason = next((line for line in lines if line.startswith("ERROR")), lines[-1])
         raise BuildError(
             f"the wheels of {item} ({', '.join(WHEELS[item])}) for Python {python} cannot be downloaded: {reason} Put "
             "them into a folder and set PIP_FIND_LINKS to it, or leave them out: --items with the others."
@@ -45,13 +50,22 @@ def download(item: str, python: str, folder: Path) -> list[Path]:
 
 
 def unzip(item: str, wheels: Sequence[Path], site: Path) -> str:
-    """An item's wheels, into a folder for PYTHONPATH; none of them where all that they are for is installed, because
-    that suits what else is. Returns what was done, in words."""
+    """An item's wheels, into a folder for PYTHONPATH. None of them where the packages are installed in such versions
+    already, for those suit the others that are.
+
+    Returns what was done, as a phrase. Raises KitError for wheels that this Python cannot import, DiskError.
+    """
     installed = {requirement.name: _installed(requirement.name) for requirement in map(Requirement, WHEELS[item])}
     if all(installed[r.name] and r.specifier.contains(installed[r.name] or "") for r in map(Requirement, WHEELS[item])):
         return "installed: " + ", ".join(f"{name} {version}" for name, version in installed.items())
+    here = set(sys_tags())
     for wheel in wheels:
-        with zipfile.ZipFile(wheel) as archive:
+        if here.isdisjoint(parse_wheel_filename(wheel.name)[3]):
+            python = f"{sys.version_info.major}.{sys.version_info.minor}"
+            raise KitError(
+                f"{wheel.name} is not for this machine's Python {python}. Prepare the kit again with --python {python}."
+            )
+        with disk_errors(site), zipfile.ZipFile(wheel) as archive:
             record = next((name for name in archive.namelist() if name.endswith(".dist-info/RECORD")), None)
             if record is None or not (site / record).is_file():  # the last file of a wheel
                 archive.extractall(site)

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
 import onnx
 import pytest
+import torch
 
 from benchmarks.kit.index import File, Item, Kit, KitError
 from benchmarks.kit.place import place
 from benchmarks.kit.plan import ITEMS, Plan
 from benchmarks.kit.prepare import prepare
 from benchmarks.kit.store import Store
-from benchmarks.kit.weightless import Weighted, put_back, source_of, source_of_checkpoint, take_out
+from benchmarks.kit.weightless import Gap, TensorIndex, put_back, source_of, source_of_checkpoint, take_out
 from benchmarks.kit.wheels import WHEELS, download, unzip
-from realisid_trt.errors import BuildError, RequestError
+from export.files import locked
+from realisid_trt.errors import BuildError, CheckpointError, RequestError
 from realisid_trt.files import file_sha256
-from realisid_trt.manifest import MANIFEST, Manifest
+from realisid_trt.manifest import MANIFEST, Manifest, seal
 from tests.benchmarks.support import for_onnxruntime
 from tests.conftest import ROOT
 
@@ -27,14 +31,14 @@ MIB = 2**20
 
 
 def restored(path: Path, checkpoint: Path, out: Path) -> tuple[int, int]:
-    """A file taken apart and put together in `out`. Returns the bytes of its weights, and of what was left."""
-    left, gaps = take_out(path, Weighted(checkpoint))
+    """A file taken apart and put together in `out`. Returns the bytes of its weights, and of the rest."""
+    rest, gaps = take_out(path, TensorIndex(checkpoint))
     source = source_of_checkpoint(checkpoint)
     assert source is not None
     description = json.loads(json.dumps(source.description))  # as it travels
-    put_back([(out, path.stat().st_size, left, gaps)], source_of(description))
+    put_back([(out, path.stat().st_size, rest, gaps)], source_of(description))
     assert file_sha256(out) == file_sha256(path)
-    return path.stat().st_size - len(left), len(left)
+    return path.stat().st_size - len(rest), len(rest)
 
 
 @pytest.mark.parametrize("network", ["unet_decoder", "local_branch", "vae_decoder", "text_encoder_2", "id_encoder"])
@@ -153,6 +157,60 @@ def test_parts_that_are_damaged_or_of_another_kit(kit: Path, tmp_path: Path) -> 
     with pytest.raises(KitError, match=f"{piece.name} is damaged.* Carry part-02 again"):
         place(Kit.open(tmp_path / "kit"), "miniature", tmp_path / "engine")
     assert not (tmp_path / "engine").exists()
+    first = tmp_path / "kit" / "part-01" / "index.json"
+    for content in (first.read_bytes()[:100], b"\xff", b"[]", b'{"schema": 1}'):
+        first.write_bytes(content)
+        with pytest.raises(KitError, match="part-01/index.json cannot be read .* Carry part-01 again"):
+            Kit.open(tmp_path / "kit")
+    first.write_text('{"schema": 7}')
+    with pytest.raises(KitError, match="a kit of schema 7, expected 1"):
+        Kit.open(tmp_path / "kit")
+
+
+def test_what_a_killed_process_left_goes(kit: Path, tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as process:
+        process.wait()
+    leftover = tmp_path / f".engine.{process.pid}.part"
+    leftover.mkdir()
+    place(Kit.open(kit), "miniature", tmp_path / "engine")
+    assert not leftover.exists()
+    with locked(tmp_path / ".engine.lock", RequestError("")), pytest.raises(RequestError, match="another process is"):
+        place(Kit.open(kit), "miniature", tmp_path / "engine")
+    with locked(kit / ".lock", RequestError("")), pytest.raises(RequestError, match="another process is preparing"):
+        prepare(Plan(kit, ("cubins",), part_mib=1))
+
+
+def test_an_engine_that_was_placed_is_not_read_again(
+    kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place(Kit.open(kit), "miniature", tmp_path / "engine")
+
+    def read(path: Path) -> str:
+        raise AssertionError(f"{path} was read again")
+
+    monkeypatch.setattr("realisid_trt.files.file_sha256", read)
+    Manifest.read(tmp_path / "engine").check_files()
+
+
+def test_a_weight_of_another_shape_is_refused() -> None:
+    gap = Gap(0, "unet", "conv_in.weight", (2, 3), "float16", False)
+    with pytest.raises(CheckpointError, match=r"unet conv_in.weight is \(3, 2\), expected \(2, 3\)"):
+        gap.content(torch.zeros(3, 2))
+
+
+def test_an_engine_of_other_weights_is_not_carried(
+    engine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoint was drawn again from another seed after the build."""
+    other = tmp_path / "other"
+    subprocess.run(
+        [sys.executable, "-m", "export.miniature", "--seed", "5", "--out", str(other)], cwd=ROOT, check=True,
+        capture_output=True,
+    )  # fmt: skip
+    monkeypatch.setattr("benchmarks.kit.items.recall", lambda manifest: {"path": str(other)})
+    with pytest.raises(BuildError, match=f"MB of {engine} are not weights of {other}: it was built from others"):
+        prepare(Plan(tmp_path / "kit", ("miniature",), engine=engine))
 
 
 def test_weights_that_come_out_otherwise_are_refused(
@@ -187,15 +245,26 @@ def test_pieces_fill_the_parts(tmp_path: Path) -> None:
     assert len(list((tmp_path / "kit" / "store").iterdir())) == 2  # one blob, and the records
 
 
-def test_what_cannot_be_asked_for(tmp_path: Path, engine_dir: Path) -> None:
+def test_what_cannot_be_asked_for(tmp_path: Path, engine_dir: Path, engine: Path) -> None:
+    single = tmp_path / "single"
+    shutil.copytree(engine, single)
+    values = json.loads((single / MANIFEST).read_text())
+    for build in [name for name, build in values["builds"].items() if build["device"] == "cuda"]:
+        del values["builds"][build]
+        for network in values["networks"].values():
+            del values["files"][network["builds"].pop(build)["file"]]
+    (single / MANIFEST).write_text(json.dumps(values | {"seal": seal(values)}))
     for plan, said in (
         (Plan(tmp_path, part_mib=61), "--part-mib is 61, expected 1 to 60"),
         (Plan(tmp_path, ("tensorrt",)), "--items tensorrt: unknown. Known: cubins"),
         (Plan(tmp_path, ("miniature",), engine=engine_dir), "plans are too large to travel. Name another --engine"),
+        (Plan(tmp_path, ("miniature",), engine=single), "has float32 networks for a GPU, .* built with --fp16"),
     ):
         with pytest.raises(RequestError, match=said):
             prepare(plan)
     assert set(WHEELS) < set(ITEMS)
+    with pytest.raises(RequestError, match="--part-mib 0.000999451 is too small"):
+        Store(tmp_path / "small").cut([], 1048)
 
 
 def test_wheels_that_cannot_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,8 +289,16 @@ def test_wheels_are_unzipped_where_something_is_missing(tmp_path: Path) -> None:
     assert {path.name for path in site.iterdir()} == {"onnxruntime_gpu.py", "onnxruntime_gpu-1.31.1.dist-info"}
 
 
-def _wheel(folder: Path, name: str, version: str) -> Path:
-    path = folder / f"{name}-{version}-py3-none-any.whl"
+def test_wheels_for_another_python(tmp_path: Path) -> None:
+    wheel = _wheel(tmp_path, "onnxruntime_gpu", "1.31.1", "cp36-cp36m-manylinux2014_x86_64")
+    here = f"{sys.version_info.major}.{sys.version_info.minor}"
+    with pytest.raises(KitError, match=f"is not for this machine's Python {here}. Prepare .* --python {here}"):
+        unzip("onnxruntime-gpu", [wheel], tmp_path / "site")
+    assert not (tmp_path / "site").exists()
+
+
+def _wheel(folder: Path, name: str, version: str, tag: str = "py3-none-any") -> Path:
+    path = folder / f"{name}-{version}-{tag}.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(f"{name}.py", f"__version__ = {version!r}\n")
         archive.writestr(

@@ -128,12 +128,26 @@ def cpu_engine(engine_dir: Path) -> Any:
 
 
 @pytest.fixture(scope="session")
-def bounds(checkpoint_dir: Path, cpu_engine: Any) -> dict[str, float]:
-    """By precision, how far final latents may be from the CPU's in float32, relative to their RMS.
+def bounds(plain_errors: dict[str, dict[str, float]]) -> dict[str, float]:
+    """By precision, how far final latents may be from the CPU's in float32, relative to their RMS."""
+    return _bounds(plain_errors["latents"])
 
-    Plain torch's own error in that precision against float64, of two persons in five steps: an engine may err four
-    times as much, and the CPU's may err four times as much as torch does in float32.
-    """
+
+@pytest.fixture(scope="session")
+def id_bounds(plain_errors: dict[str, dict[str, float]]) -> dict[str, float]:
+    """The same of ID tokens."""
+    return _bounds(plain_errors["id_tokens"])
+
+
+def _bounds(errors: dict[str, float]) -> dict[str, float]:
+    """An engine may err four times as much as plain torch in its precision; so may the CPU's, which is float32."""
+    return {precision: 4 * error + 4 * errors["float32"] for precision, error in errors.items()}
+
+
+@pytest.fixture(scope="session")
+def plain_errors(checkpoint_dir: Path, cpu_engine: Any) -> dict[str, dict[str, float]]:
+    """Plain torch's own errors against float64, relative to the RMS, by precision: of two persons' final latents after
+    five steps, and of their ID tokens."""
     pytest.importorskip("diffusers", reason="the bound is plain torch's own error", exc_type=ImportError)
     from export.checkpoint import Checkpoint
     from export.half_reference import half_reference
@@ -143,16 +157,22 @@ def bounds(checkpoint_dir: Path, cpu_engine: Any) -> dict[str, float]:
     checkpoint, side = Checkpoint.open(checkpoint_dir), cpu_engine.model.default_size
     scene = Scene.make(cpu_engine, "apart", side, side)
 
-    def latents(reference: Reference) -> Any:
-        made = reference.generate(PROMPT, scene.reference_persons(), torch.from_numpy(scene.latents), **STEPS)
-        return made.double().numpy()
+    def made(reference: Reference) -> dict[str, Any]:
+        noise, id_pixels = torch.from_numpy(scene.latents), torch.from_numpy(scene.id_pixels)
+        latents = reference.generate(PROMPT, scene.reference_persons(), noise, **STEPS)
+        with torch.inference_mode():
+            id_tokens = reference.encode_id(id_pixels)
+        return {"latents": latents.double().numpy(), "id_tokens": id_tokens.double().numpy()}
 
-    truth = latents(Reference(checkpoint, torch.float64))
-    single = relative_rms(latents(Reference(checkpoint, torch.float32)), truth)
+    truth, single = (made(Reference(checkpoint, dtype)) for dtype in (torch.float64, torch.float32))
     with half_reference(checkpoint, torch.float16) as reference:
-        half = relative_rms(latents(reference), truth)
-    print(f"plain torch errs {single:.1e} in float32 and {half:.1e} in float16")
-    return {"float32": 4 * single + 4 * single, "float16": 4 * half + 4 * single}
+        half = made(reference)
+    errors = {
+        name: {"float32": relative_rms(single[name], exact), "float16": relative_rms(half[name], exact)}
+        for name, exact in truth.items()
+    }
+    print(f"plain torch errs: {errors}")
+    return errors
 
 
 @pytest.fixture(scope="session")

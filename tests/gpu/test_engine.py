@@ -71,9 +71,9 @@ def test_a_batch_of_different_requests(cpu_engine: Engine, single_replayed: Engi
         assert relative_rms(found.latents, expected.latents) < bounds["float32"]
 
 
-def test_an_identity_from_a_photo(cpu_engine: Engine, single: Engine, bounds: dict[str, float], photos: Any) -> None:
+def test_an_identity_from_a_photo(cpu_engine: Engine, single: Engine, id_bounds: dict[str, float], photos: Any) -> None:
     expected, found = (engine.embed(photos.astronaut) for engine in (cpu_engine, single))
-    assert relative_rms(found.id_tokens, expected.id_tokens) < bounds["float32"]
+    assert relative_rms(found.id_tokens, expected.id_tokens) < id_bounds["float32"]
     assert found.box == expected.box
 
 

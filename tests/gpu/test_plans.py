@@ -53,9 +53,9 @@ def test_the_plans_are_gated_by_themselves_and_as_a_whole(
     assert all(sum(layers.values()) > 0 for layers in figures["layers"].values())
 
 
-def test_an_identity_from_a_photo(cpu_engine: Engine, plans: Engine, bounds: dict[str, float], photos: Any) -> None:
+def test_an_identity_from_a_photo(cpu_engine: Engine, plans: Engine, id_bounds: dict[str, float], photos: Any) -> None:
     expected, found = (engine.embed(photos.astronaut) for engine in (cpu_engine, plans))
-    assert relative_rms(found.id_tokens, expected.id_tokens) < bounds["float16"]
+    assert relative_rms(found.id_tokens, expected.id_tokens) < id_bounds["float16"]
 
 
 @pytest.mark.slow

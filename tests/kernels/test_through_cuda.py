@@ -51,3 +51,10 @@ def test_what_a_gpu_is_tested_with(environment: dict[str, str]) -> None:
     """The tests marked gpu in this folder, rehearsed; without the slow ones, which g++'s build of the source meets."""
     said = run(environment, "-m", "pytest", "-q", "-m", "gpu and not slow", "tests/kernels", "-p", "no:cacheprovider")
     assert re.search(r"\b4\d passed", said) and "skipped" not in said, said
+
+
+@pytest.mark.slow
+def test_what_a_gpu_is_tested_with_at_length(environment: dict[str, str]) -> None:
+    """The fixed random cases too."""
+    said = run(environment, "-m", "pytest", "-q", "-m", "gpu and slow", "tests/kernels", "-p", "no:cacheprovider")
+    assert re.search(r"\d passed", said) and "skipped" not in said, said
