@@ -93,6 +93,7 @@ class Store:
         building = self.kit / ".parts"
         with disk_errors(self.kit):
             shutil.rmtree(building, ignore_errors=True)  # of a run that was killed
+            building.mkdir()
             for name, piece, content in self._pieces(list(blobs), room):
                 (building / piece.part).mkdir(parents=True, exist_ok=True)
                 (building / piece.part / piece.file).write_bytes(content)

@@ -116,7 +116,7 @@ class Bound:
     def __init__(self, context: trt.IExecutionContext, number: int, scratch_bytes: int) -> None:
         self.context, self.number, self.scratch_bytes = context, number, scratch_bytes
         self.placed: Mapping[str, int] = {}
-        self.scratch = 0
+        self.scratch = 0, 0  # address and bytes
         self.capturable: bool | None = None  # None: not asked yet
 
 
@@ -163,9 +163,9 @@ class Contexts:
                 if not bound.context.set_tensor_address(name, address):
                     raise self._failure(network, f"does not take {name}")
             bound.placed = placed
-        scratch = self._scratch_of(bound.scratch_bytes)
-        if scratch != bound.scratch:
-            bound.context.set_device_memory(scratch, int(self._scratch.size))
+        scratch = self._scratch_of(bound.scratch_bytes), int(self._scratch.size)
+        if scratch != bound.scratch:  # another size at the same address is another memory
+            bound.context.set_device_memory(*scratch)
             bound.scratch = scratch
         stream = int(self._gpu.stream.handle)
         if bound.capturable is None and again:

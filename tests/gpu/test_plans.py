@@ -136,6 +136,31 @@ def test_a_gpu_that_is_full(plans: Engine, monkeypatch: pytest.MonkeyPatch) -> N
     assert latents(plans, 1).latents.size
 
 
+@pytest.mark.skipif(not REHEARSAL, reason="asks the stand-in's contexts what they were told")
+def test_a_smaller_scratch_memory_at_the_same_address(plans: Engine) -> None:
+    """As an allocator gives it after one that was refused: every context is told its size before it runs."""
+    contexts: Any = plans.backend._runner  # type: ignore[attr-defined]
+    expected = latents(plans, 1).latents
+    contexts._scratch_of(contexts._scratch.size + 4096)
+    assert np.array_equal(latents(plans, 1).latents, expected)
+    large, ran = contexts._scratch, set[int]()
+
+    class Smaller:
+        handle, size = large.handle, large.size - 4096
+
+    contexts._scratch = Smaller()
+    try:
+        assert np.array_equal(latents(plans, 1).latents, expected)
+        for kept in contexts._bound.values():
+            for bound in kept.values():
+                address, size = bound.context.scratch
+                if size == Smaller.size and address == int(large.handle):
+                    ran.add(bound.number)
+        assert len(ran) >= len(LOOP) - 3  # all networks of the loop; the kernels need none
+    finally:
+        contexts._scratch = large
+
+
 @pytest.mark.slow
 def test_memory_does_not_grow(plans_replayed: Engine, device_bytes: Callable[[], int]) -> None:
     """200 pictures of changing sizes and numbers of persons, in batches of four, captured where a shape comes again."""

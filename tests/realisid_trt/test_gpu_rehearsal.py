@@ -31,7 +31,7 @@ def test_the_engine_on_a_gpu(marked: str, least: int, environment: dict[str, str
     """least: all but what only a real GPU can tell. engine_dir: built before, so that the other process finds it."""
     card = environment | {"STAND_IN_CAPABILITY": "8.9"}  # one that TensorRT-RTX has plans for
     done = run(card, "-m", "pytest", "-q", "-m", marked, "tests/gpu", "-p", "no:cacheprovider")
-    assert done.returncode == 0, done.stdout[-6000:]
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed and int(passed[1]) >= least
 
