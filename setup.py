@@ -10,6 +10,7 @@ version = re.search(r'__version__ = "(.+)"', (here / "realisid_trt/__init__.py")
 
 ORT = "onnxruntime>=1.23"  # opset 20 and IR 10 on a CPU
 CUDA = ["cuda-core>=1.2,<2", "cuda-bindings>=13,<14"]
+PHOTOS = ["pillow-heif>=1.0", "pillow-jxl-plugin>=1.3"]  # HEIC, as telephones write it; JPEG XL
 TRAIN = ["accelerate>=1.15,<2", "matplotlib>=3.10"]
 
 setup(
@@ -20,6 +21,12 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
+    classifiers=[
+        "Operating System :: POSIX :: Linux",
+        "Environment :: GPU :: NVIDIA CUDA :: 13",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Image Processing",
+    ],
     packages=[
         "realisid_trt",
         "realisid_trt.backends",
@@ -56,6 +63,7 @@ setup(
         "gpu": ["onnxruntime-gpu[cuda,cudnn]>=1.31", *CUDA],
         "tensorrt": ["tensorrt>=10.14,<12", *CUDA],  # the first that reads Attention
         "tensorrt-rtx": ["tensorrt_rtx>=1.7,<2", *CUDA],
+        "photos": PHOTOS,
         "mediapipe": ["mediapipe>=1.0,<2"],  # brings opencv-contrib, which overwrites opencv-python-headless
         "export": [  # beside cpu or gpu, whose ONNX Runtimes overwrite each other
             "torch>=2.13,<2.14",  # the dynamo exporter's graphs change with every release
@@ -71,6 +79,7 @@ setup(
         "dev": [
             *CUDA,
             *TRAIN,
+            *PHOTOS,
             "tensorrt_rtx>=1.7,<2",  # builds plans without a GPU
             "pytest>=9",
             "pytest-xdist>=3.8,<4",

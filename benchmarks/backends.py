@@ -25,7 +25,7 @@ import numpy as np
 
 from realisid_trt import Engine
 from realisid_trt.backends import KNOWN
-from realisid_trt.command_line import Outcome, run
+from realisid_trt.command_line import Outcome, execute, run
 from realisid_trt.errors import RealisIDError
 from realisid_trt.manifest import Manifest
 
@@ -141,4 +141,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(execute(main))

@@ -108,7 +108,8 @@ class GpuBench:
         levels = launch.levels(*groups, [level for _, level in SDXL])
         table = self._machine.place(torch.from_numpy(levels.table.view(np.int32).copy()))
         scales = self._machine.place(torch.ones(case.rows, 2))
-        given = table, *map(self._ints, (case.encoder_of, case.branches_of, inputs.boxes)), scales
+        of = case.encoder_of, case.branches_of, case.branches_of, inputs.boxes
+        given = table, *map(self._ints, of), scales
 
         def work() -> list[Tensor]:
             self._launcher.relocate_merge(self._stream, levels, *map(_array, given), "bilinear", "sum")

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from realisid_trt.command_line import Outcome, run
+from realisid_trt.command_line import Outcome, execute, run
 from realisid_trt.errors import RequestError
 from realisid_trt.files import whole_or_not
 
@@ -192,4 +192,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(execute(main))

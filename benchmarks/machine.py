@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from realisid_trt.command_line import Outcome, run
+from realisid_trt.command_line import Outcome, execute, run
 from realisid_trt.errors import BackendError
 from realisid_trt.machine import available_cores
 
@@ -71,4 +71,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(execute(main))

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export.checkpoint import Checkpoint
+from export.checkpoint.vae import from_latents
 from realisid_trt.boxes import FaceBox, Grid, snap_box
 from realisid_trt.conditions import location_mask
 from realisid_trt.errors import RequestError
@@ -159,7 +160,7 @@ class NaivePipeline:
         image = None
         if decode:
             with watch.measure("vae"), self.usage.measure("vae", 1):
-                decoded = self.vae.decode(noisy_latents / self.vae.config.scaling_factor, return_dict=False)[0]
+                decoded = self.vae.decode(from_latents(noisy_latents, self.vae.config), return_dict=False)[0]
                 image = (decoded[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1).contiguous().cpu().numpy()
         final, step_ms = noisy_latents.contiguous().cpu().numpy(), tuple(self.clock.elapsed_ms(stamps))
         timings = watch.ms | {f"denoise.{name}": self.usage.ms[name] for name in LOOP if name in self.usage.ms}

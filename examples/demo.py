@@ -10,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from realisid_trt import Engine, Person, RealisIDError, Result
+from realisid_trt.command_line import execute
 from training.world import Picture, Scene, World, draw, id_crop
 
 from .sheet import PICTURE_PX, Line, sheet
@@ -55,7 +56,7 @@ def generate(engine: Engine, scene: Scene, photos: Sequence[Picture], seed: int)
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        sys.exit(execute(main))
     except (RealisIDError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(getattr(error, "exit_status", 1))

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from export.wheels import demo_photos
 from realisid_trt import Engine, Person, RealisIDError
+from realisid_trt.command_line import execute
 from realisid_trt.conditions import location_mask, pose_image
 from realisid_trt.drawing import side_by_side, with_boxes
 from realisid_trt.picture import to_pil
@@ -60,7 +61,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        sys.exit(execute(main))
     except (RealisIDError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(getattr(error, "exit_status", 1))

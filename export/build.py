@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from realisid_trt.backends.gpu_facts import gpu_facts
 from realisid_trt.backends.tensorrt_flavours import FLAVOURS, RTX_ARCHITECTURES
-from realisid_trt.command_line import Outcome, reporter, run
-from realisid_trt.errors import BackendError, CheckpointError, RequestError
-from realisid_trt.machine import available_bytes
+from realisid_trt.command_line import Outcome, execute, reporter, run
+from realisid_trt.errors import BackendError, BuildError, CheckpointError, RequestError
+from realisid_trt.machine import available_bytes, unsupported
 from realisid_trt.manifest import MANIFEST, Manifest, seal
 
 from .files import check_space, target_folder, write_json
@@ -86,6 +86,8 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
     and the same command goes on where it stopped.
     """
     start = time.perf_counter()
+    if problem := unsupported():
+        raise BuildError(problem)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two exporting processes must not spin against each other
     targets, options = _check(options, report)
     path = options.checkpoint or miniature_checkpoint()
@@ -392,4 +394,4 @@ A build that was stopped goes on where it stood when the same command is given a
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(execute(main))

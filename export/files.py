@@ -7,14 +7,21 @@ import ctypes
 import errno
 import json
 import os
+import re
+import shlex
 import shutil
+import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from realisid_trt.errors import DiskError, RealisIDError
+from realisid_trt.errors import DiskError, RealisIDError, RealisIDWarning
 from realisid_trt.files import FULL, whole_or_not
 
-REFUSALS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.EBUSY)
+REFUSALS = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT, errno.EEXIST, errno.EBUSY, errno.EXDEV),
+)
+WEEK_SECONDS = 7 * 24 * 3600
 
 
 def target_folder(path: str | os.PathLike[str]) -> Path:
@@ -22,23 +29,38 @@ def target_folder(path: str | os.PathLike[str]) -> Path:
     folder = Path(os.path.realpath(path))
     if os.path.ismount(folder):
         raise DiskError(f"{path} is a mount point, which cannot be exchanged. Choose a folder inside it.")
+    _check_renames(folder)
     return folder
 
 
 def exchange(new: Path, old: Path) -> None:
-    """`new` becomes `old`; what was there is removed afterwards. One of the two is whole at its place at any moment."""
+    """`new` becomes `old`; what was there is removed afterwards. One of the two is whole at its place at any moment.
+
+    What cannot be removed, because a server of a network's file system keeps it open, is left there, and a warning says
+    where. Raises DiskError if nothing was exchanged.
+    """
+    previous = None
     with disk_errors(old.parent):
         if not old.exists():
             os.rename(new, old)
         elif _swap(new, old):
-            shutil.rmtree(new)
+            previous = new
         else:
             previous = old.with_name(old.name + ".old")
             shutil.rmtree(previous, ignore_errors=True)
             os.rename(old, previous)
             os.rename(new, old)
-            shutil.rmtree(previous)
         sync(old.parent)
+    if previous is not None:
+        try:
+            shutil.rmtree(previous)
+        except OSError as error:
+            warnings.warn(
+                f"{old} is the new one; the one before could not be removed whole ({error.strerror or error}). Remove "
+                f"{previous} when no other program uses it.",
+                RealisIDWarning,
+                stacklevel=2,
+            )
 
 
 def _swap(a: Path, b: Path) -> bool:
@@ -51,6 +73,42 @@ def _swap(a: Path, b: Path) -> bool:
     return bool(renameat2(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), exchange_flag) == 0)
 
 
+def _check_renames(folder: Path) -> None:
+    """Raises DiskError if a folder lies in a layer of a container's image: overlayfs does not rename such a folder.
+
+    It is renamed to where a reader looks for an engine whose publishing was interrupted, and back.
+    """
+    if not os.path.isdir(folder) or _file_system(folder) != "overlay":
+        return
+    aside = folder.with_name(folder.name + ".old")
+    if aside.exists():
+        return
+    try:
+        os.rename(folder, aside)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            return  # which is told when it is published
+        quoted, copy = shlex.quote(str(folder)), shlex.quote(f"{folder}.copy")
+        raise DiskError(
+            f"{folder} lies in a layer of the container's image (overlayfs), where a folder cannot be exchanged. "
+            "Choose another --out or a mounted volume; or copy it out of the layer, and run the same command again: "
+            f"cp -a {quoted} {copy} && rm -r {quoted} && mv {copy} {quoted}"
+        ) from None
+    os.rename(aside, folder)
+
+
+def _file_system(path: Path) -> str:
+    """The type of the file system that holds `path`, such as "ext4"; "" where the system does not say."""
+    found, longest = "", -1
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+            fields, _, described = line.partition(" - ")
+            place = re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), fields.split(" ")[4])
+            if path.is_relative_to(place) and len(place) >= longest:  # a later mount covers an earlier one
+                found, longest = described.split(" ")[0], len(place)
+    return found
+
+
 def sync(path: Path) -> None:
     """Waits until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
@@ -60,12 +118,63 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def sweep(out: Path) -> None:
-    """Deletes what killed runs left beside `out`, as `.NAME.PID.part`: 13 GB at full size."""
-    for leftover in out.parent.glob(f".{out.name}.*.part"):
-        owner = leftover.name.split(".")[-2]
-        if owner.isdigit() and not Path("/proc", owner).exists() and Path("/proc").exists():
-            shutil.rmtree(leftover, ignore_errors=True)
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """`with whole_folder(out) as partial:` fill that folder; it becomes `out` when the block ends, or never was.
+
+    Removes what killed runs left beside `out`: 13 GB at full size. Raises DiskError.
+    """
+    with disk_errors(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in list(out.parent.iterdir()):
+            ours = leftover.name.startswith(f".{out.name}.") and leftover.name.endswith(".part")
+            if ours and _is_abandoned(leftover):
+                shutil.rmtree(leftover, ignore_errors=True)
+        partial = out.with_name(f".{out.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
+        descriptor = _make_locked(partial)
+    try:
+        yield partial
+        exchange(partial, out)
+    finally:
+        os.close(descriptor)
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _make_locked(folder: Path) -> int:
+    """Makes a folder and holds a lock on it, in the descriptor that is returned: the number of a process tells nothing
+    to another container."""
+    import fcntl
+
+    while True:
+        folder.mkdir(exist_ok=True)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # somebody took it for abandoned before it was locked
+            continue
+        with contextlib.suppress(OSError):  # a network's file system without locks on folders: `_is_abandoned` waits
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if folder.exists():
+            return descriptor
+        os.close(descriptor)
+
+
+def _is_abandoned(folder: Path) -> bool:
+    """Whether nobody holds the lock; where there are no locks, whether it is a week old."""
+    import fcntl
+
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        return time.time() - os.fstat(descriptor).st_mtime > WEEK_SECONDS
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

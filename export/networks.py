@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .checkpoint import Checkpoint
+from .checkpoint.vae import from_latents
 
 BRANCHES = ("local", "global")
 
@@ -330,14 +331,12 @@ class VaeDecoder(nn.Module):
 
     def __init__(self, vae: nn.Module) -> None:
         super().__init__()
-        config = vae.config
-        scale, shift = 1 / config.scaling_factor, torch.tensor(getattr(config, "shift_factor", None) or 0.0)
-        mean, std = getattr(config, "latents_mean", None), getattr(config, "latents_std", None)
-        if mean is not None and std is not None:
-            scale, shift = torch.tensor(std) * scale, torch.tensor(mean)
         dtype = next(vae.parameters()).dtype
-        self.register_buffer("scale", torch.as_tensor(scale, dtype=dtype).reshape(1, -1, 1, 1), persistent=False)
-        self.register_buffer("shift", shift.to(dtype).reshape(1, -1, 1, 1), persistent=False)
+        one = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+        shift = from_latents(0 * one, vae.config)
+        scale = from_latents(one, vae.config) - shift
+        self.register_buffer("scale", scale.to(dtype), persistent=False)
+        self.register_buffer("shift", shift.to(dtype), persistent=False)
         self.post_quant_conv, self.decoder = vae.post_quant_conv, vae.decoder
 
     def forward(self, latents: Tensor) -> Tensor:

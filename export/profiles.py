@@ -75,8 +75,8 @@ def _rows(pictures: int, persons: int, per_row_pooled: bool) -> dict[str, int]:
     return {
         "unet_encoder": len(plan.encoder),
         "unet_decoder": len(plan.decoder),
-        "local_branch": len(plan.branch),
-        "global_branch": len(plan.branch),
+        "local_branch": len(plan.local_branch.rows),
+        "global_branch": len(plan.global_branch.rows),
         "local_condition": pictures * persons,
         "global_condition": pictures * persons,
     }

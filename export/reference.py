@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from .checkpoint import Checkpoint
+from .checkpoint.vae import from_latents
 
 
 @dataclass(frozen=True, eq=False)
@@ -278,4 +279,4 @@ class Reference:
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """z_0 → the picture (1, 3, H, W), about [-1, 1]."""
-        return self.vae.decode(latents.to(self.dtype) / self.vae.config.scaling_factor, return_dict=False)[0]
+        return self.vae.decode(from_latents(latents.to(self.dtype), self.vae.config), return_dict=False)[0]

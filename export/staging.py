@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from realisid_trt.errors import BuildError, EngineError
-from realisid_trt.files import VerifiedFiles, file_sha256
+from realisid_trt.files import VerifiedFiles, file_sha256, new_file_mode
 from realisid_trt.manifest import MANIFEST, Manifest
 
 from .files import disk_errors, exchange, locked, sync, write_json
@@ -68,6 +68,10 @@ class Staging:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 target.unlink(missing_ok=True)
                 _link(self.out / file, target)
+            with VerifiedFiles() as verified:  # a new link changes the ctime of both
+                for file, listed in artifact.files.items():
+                    for folder in (self.folder, self.out):
+                        verified.remember(folder / file, listed["sha256"])
             self._record(name, artifact)
             return artifact
         return None
@@ -84,9 +88,10 @@ class Staging:
         """Moves every file of `workspace` to its place and remembers it."""
         files = {}
         with disk_errors(self.folder):
+            mode = new_file_mode(workspace / ".mode")
             for source in sorted(path for path in workspace.rglob("*") if path.is_file()):
                 file = source.relative_to(workspace).as_posix()
-                source.chmod(0o644)  # safetensors writes files that only their owner may read
+                source.chmod(mode)
                 sync(source)
                 files[file] = {"bytes": source.stat().st_size, "sha256": file_sha256(source)}
                 (self.folder / file).parent.mkdir(parents=True, exist_ok=True)

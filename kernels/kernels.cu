@@ -17,10 +17,11 @@
 
 #define RELOCATE_MERGE(name, T, V, AREA) \
   ENTRY(relocate_merge_##name, \
-        (const Level* levels, int num_levels, const int* encoder_of, const int* branches_of, const Box* boxes, \
-         const Scales* scales, int rows, int persons, int box_levels, int overlap), \
+        (const Level* levels, int num_levels, const int* encoder_of, const int* local_of, const int* global_of, \
+         const Box* boxes, const Scales* scales, int rows, int persons, int box_levels, int overlap), \
         relocate_merge<T, V, AREA>(levels, num_levels, \
-                                   {encoder_of, branches_of, boxes, scales, rows, persons, box_levels}, overlap))
+                                   {encoder_of, local_of, global_of, boxes, scales, rows, persons, box_levels}, \
+                                   overlap))
 
 #define GUIDE_STEP(type, T) \
   ENTRY(guide_step_##type, \

@@ -56,16 +56,22 @@ class Levels:
 def levels(
     skips: Sequence[Array], local: Sequence[Array], whole: Sequence[Array], out: Sequence[Array], of: Sequence[int]
 ) -> Levels:
-    """What relocate_merge reads and writes, one entry per skip of the UNet. of: the level of each, for its boxes."""
+    """What relocate_merge reads and writes, one entry per skip of the UNet.
+
+    local, whole: the residuals of each branch; empty for one that was not evaluated.
+    of:           the level of each entry, for its boxes.
+    """
     dtype = skips[0].dtype
     sizes = [math.prod(skip.shape[1:]) for skip in skips]
     vector = 16 // ITEM_BYTES[dtype]
     if any(size % vector for size in sizes):
         vector = 1
     table, blocks = np.zeros(len(skips), LEVEL), 0
-    for entry, skip, near, far, merged, level, size in zip(table, skips, local, whole, out, of, sizes, strict=True):
+    absent = [Array(skip.address, (0, skip.shape[1], 1, 1), dtype) for skip in skips]  # an address that is never read
+    pairs = zip(local or absent, whole or skips, strict=True)
+    for entry, skip, (near, far), merged, level, size in zip(table, skips, pairs, out, of, sizes, strict=True):
         assert {skip.dtype, near.dtype, far.dtype, merged.dtype} == {dtype}
-        assert skip.shape[1:] == far.shape[1:] == merged.shape[1:] and near.shape[:2] == far.shape[:2]
+        assert skip.shape[1:] == far.shape[1:] == merged.shape[1:] and near.shape[1] == skip.shape[1]
         assert merged.shape[0] == out[0].shape[0] and max(*skip.shape[2:], *near.shape[2:]) <= LARGEST_SIDE
         addresses = skip.address, near.address, far.address, merged.address
         assert not any(address % 16 for address in addresses)
@@ -117,23 +123,24 @@ class Kernels:
         plan: Levels,
         table: Array,
         encoder_of: Array,
-        branches_of: Array,
+        local_of: Array,
+        global_of: Array,
         boxes: Array,
         scales: Array,
         mode: str,
         overlap: str,
     ) -> None:
         """One launch for every level and row. table: `plan.table` on the device; the rest as in relocate_merge.py."""
-        rows, persons = branches_of.shape
+        rows, persons = local_of.shape
         _, box_levels, _ = boxes.shape
         assert rows == plan.rows and mode in ("bilinear", "area") and overlap in OVERLAPS
-        _agree(encoder_of=(encoder_of, "int32", rows), branches_of=(branches_of, "int32", rows, persons),
+        _agree(encoder_of=(encoder_of, "int32", rows), local_of=(local_of, "int32", rows, persons),
+               global_of=(global_of, "int32", rows, persons),
                boxes=(boxes, "int32", boxes.shape[0], box_levels, 4), scales=(scales, "float32", rows, 2))  # fmt: skip
         name = f"relocate_merge_{mode}{'_single' if plan.vector == 1 else ''}_{plan.dtype}"
         values = rows, persons, box_levels, OVERLAPS.index(overlap)
-        self._launch(
-            stream, name, (plan.blocks, 1), (table, len(plan.table), encoder_of, branches_of, boxes, scales), values
-        )
+        arrays = table, len(plan.table), encoder_of, local_of, global_of, boxes, scales
+        self._launch(stream, name, (plan.blocks, 1), arrays, values)
 
     def guide_step(
         self,

@@ -4,7 +4,7 @@
 
 // One skip of the UNet and what is merged into it. Addresses are those of the networks' own buffers.
 struct Level {
-  const void *skips, *local, *whole;  // (E, C, H, W), (P, C, h, w), (P, C, H, W)
+  const void *skips, *local, *whole;  // (E, C, H, W), (P, C, h, w), (Q, C, H, W); not read where a branch has no rows
   void* out;                          // (R, C, H, W)
   int first_block;                    // of the grid: where this level begins
   int size;                           // C·H·W
@@ -18,10 +18,11 @@ struct Scales {
   float local, whole;
 };
 
-// Which residuals go where: R decoder rows, at most N persons each, boxes of P branch rows in L levels.
+// Which residuals go where: R decoder rows, at most N persons each, boxes of P local rows in L levels.
 struct Rows {
   const int* encoder_of;    // (R,)
-  const int* branches_of;   // (R, N), -1 behind the last
+  const int* local_of;      // (R, N), -1 behind the last
+  const int* global_of;     // (R, N), -1 behind the last
   const Box* boxes;         // (P, L)
   const Scales* scales;     // (R, 2)
   int rows, persons, box_levels;
@@ -31,8 +32,10 @@ enum Overlap { SUM, AVERAGE, PRIORITY };
 
 __device__ inline bool same_injection(const Rows& rows, int a, int b) {
   if (rows.scales[a].local != rows.scales[b].local || rows.scales[a].whole != rows.scales[b].whole) return false;
-  for (int p = 0; p < rows.persons; p++)
-    if (rows.branches_of[a * rows.persons + p] != rows.branches_of[b * rows.persons + p]) return false;
+  for (int p = 0; p < rows.persons; p++) {
+    int i = a * rows.persons + p, j = b * rows.persons + p;
+    if (rows.local_of[i] != rows.local_of[j] || rows.global_of[i] != rows.global_of[j]) return false;
+  }
   return true;
 }
 
@@ -64,18 +67,21 @@ __device__ inline void place(const Level& level, const T* residual, Box box, int
 // What decoder row r receives in the V cells from `start` on: s_g · mean_p global + s_l · Σ_p R(local).
 template <class T, int V, bool AREA>
 __device__ inline void inject(const Level& level, const Rows& rows, int overlap, int r, int start, float* injected) {
-  const int* branches = rows.branches_of + r * rows.persons;
+  const int *local_of = rows.local_of + r * rows.persons, *global_of = rows.global_of + r * rows.persons;
   int plane_size = level.height * level.width, cell = start % plane_size;
   int c = start / plane_size, y = cell / level.width, x = cell % level.width;
   long long local_size = (long long)(level.size / plane_size) * level.local_height * level.local_width;
   float sum[V] = {}, placed[V] = {}, covered[V] = {};
-  int count = 0;
-  for (; count < rows.persons && branches[count] >= 0; count++) {
-    int row = branches[count];
-    Vector<T, V> whole = *(const Vector<T, V>*)((const T*)level.whole + (long long)row * level.size + start);
-    for (int v = 0; v < V; v++) sum[v] += widen(whole.of[v]);
+  for (int p = 0; p < rows.persons && local_of[p] >= 0; p++) {
+    int row = local_of[p];
     place<T, V, AREA>(level, (const T*)level.local + row * local_size,
                       rows.boxes[row * rows.box_levels + level.box_level], overlap, c, y, x, placed, covered);
+  }
+  int count = 0;
+  for (; count < rows.persons && global_of[count] >= 0; count++) {
+    long long first = (long long)global_of[count] * level.size + start;
+    Vector<T, V> whole = *(const Vector<T, V>*)((const T*)level.whole + first);
+    for (int v = 0; v < V; v++) sum[v] += widen(whole.of[v]);
   }
   Scales scale = rows.scales[r];
   float whole_share = count ? scale.whole / (float)count : 0.0f;

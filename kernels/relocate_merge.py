@@ -1,7 +1,7 @@
 """relocate_merge: the residuals of both branches, brought into the UNet. RealisID Eq. (4) and "Inference for
 Multi-Person Customization".
 
-out[r] = skip[encoder_of[r]] + s_g · mean_p global[row(r, p)] + s_l · Σ_p R(local[row(r, p)], box_p)
+out[r] = skip[encoder_of[r]] + s_g · mean_p global[global_of[r, p]] + s_l · Σ_p R(local[local_of[r, p]], box_p)
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def relocate_merge(
     local_residuals: Sequence[Array],
     global_residuals: Sequence[Array],
     encoder_of: NDArray[np.int32],
-    branches_of: NDArray[np.int32],
+    local_of: NDArray[np.int32],
+    global_of: NDArray[np.int32],
     boxes: NDArray[np.int32],
     levels: Sequence[int],
     scales: Array,
@@ -32,13 +33,15 @@ def relocate_merge(
 
     One entry of each sequence per skip of the UNet, the mid block's output last (ten at SDXL):
     skips:            (E, C, H, W) float32, rows of the UNet encoder.
-    local_residuals:  (P, C, h, w) float32, rows of the local branch, on its canvas.
-    global_residuals: (P, C, H, W) float32, rows of the global branch.
+    local_residuals:  (P, C, h, w) float32, rows of the local branch, on its canvas; empty if it was not evaluated.
+    global_residuals: (Q, C, H, W) float32, rows of the global branch; empty if it was not evaluated.
     levels:           the level of that entry: which of the boxes it uses.
 
     encoder_of:  (R,) int32, the encoder row that decoder row r continues.
-    branches_of: (R, N) int32, the branch rows of decoder row r in the order of the persons, -1 behind the last.
-    boxes:       (P, L, 4) int32, x0, y0, x1, y1 of each branch row's face in cells of each level, half-open.
+    local_of:    (R, N) int32, the rows of the local branch that decoder row r receives, in the order of the persons, -1
+                 behind the last.
+    global_of:   (R, N) int32, those of the global branch.
+    boxes:       (P, L, 4) int32, x0, y0, x1, y1 of each local row's face in cells of each level, half-open.
     scales:      (R, 2) float32, s_l and s_g.
     mode:        R's down-sampling, "bilinear" or "area".
     overlap:     "sum" (the paper), "average" (each cell divided by the number of boxes that cover it) or "priority"
@@ -48,38 +51,38 @@ def relocate_merge(
     """
     assert overlap in ("sum", "average", "priority"), overlap
     merged = []
-    for skip, local, whole, level in zip(skips, local_residuals, global_residuals, levels, strict=True):
+    absent = [np.empty((0, 0, 0, 0), np.float32)] * len(skips)
+    entries = zip(skips, local_residuals or absent, global_residuals or absent, levels, strict=True)
+    for skip, local, whole, level in entries:
         out = np.empty((len(encoder_of), *skip.shape[1:]), np.float32)
-        injected: dict[tuple[bytes, bytes], Array] = {}  # rows that read the same residuals share their sum
-        for r, branches in enumerate(branches_of):
-            rows = branches[branches >= 0]
-            if not len(rows):
+        injected: dict[tuple[bytes, bytes, bytes], Array] = {}  # rows that read the same residuals share their sum
+        for r in range(len(encoder_of)):
+            local_rows, global_rows = local_of[r][local_of[r] >= 0], global_of[r][global_of[r] >= 0]
+            if not len(local_rows) and not len(global_rows):
                 out[r] = skip[encoder_of[r]]
                 continue
-            key = rows.tobytes(), scales[r].tobytes()
+            key = local_rows.tobytes(), global_rows.tobytes(), scales[r].tobytes()
             if key not in injected:
-                injected[key] = _inject(local, whole, rows, boxes[:, level], scales[r], mode, overlap)
+                faces = [(local[row], boxes[row, level]) for row in local_rows]
+                injected[key] = _inject(skip.shape[1:], faces, whole[global_rows], scales[r], mode, overlap)
             np.add(skip[encoder_of[r]], injected[key], out=out[r])
         merged.append(out)
     return merged
 
 
 def _inject(
-    local: Array,
+    shape: tuple[int, ...],
+    faces: Sequence[tuple[Array, NDArray[np.int32]]],
     whole: Array,
-    rows: NDArray[np.int32],
-    boxes: NDArray[np.int32],
     scales: Array,
     mode: str,
     overlap: str,
 ) -> Array:
-    """(C, H, W): what one decoder row receives at one level."""
+    """(C, H, W), the shape: what one decoder row receives at one level. faces: local residuals and their boxes."""
     local_scale, global_scale = scales
-    relocated = np.zeros(whole.shape[1:], np.float32)
-    covered = np.zeros(whole.shape[2:], np.float32)
-    for row in rows:
-        x0, y0, x1, y1 = boxes[row]
-        residual = local[row]
+    relocated = np.zeros(shape, np.float32)
+    covered = np.zeros(shape[1:], np.float32)
+    for residual, (x0, y0, x1, y1) in faces:
         height, width = residual.shape[1:]
         placed = resize_matrix(height, y1 - y0, mode) @ (residual @ resize_matrix(width, x1 - x0, mode).T)
         if overlap == "priority":
@@ -90,5 +93,6 @@ def _inject(
     if overlap == "average":
         relocated /= covered.clip(1)
     relocated *= local_scale
-    relocated += global_scale * whole[rows].mean(axis=0)
+    if len(whole):
+        relocated += global_scale * whole.mean(axis=0)
     return relocated

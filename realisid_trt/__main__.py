@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .command_line import Outcome, ratio, run
+from .command_line import Outcome, execute, ratio, run
 from .errors import RequestError
 from .files import whole_or_not
 
@@ -291,4 +291,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(execute(main))

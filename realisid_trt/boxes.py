@@ -111,6 +111,39 @@ def snap_box(box: Sequence[float], grid: Grid) -> FaceBox:
     return FaceBox(x, y, cells, grid)
 
 
+def check_inside(box: Sequence[float], grid: Grid) -> None:
+    """Raises BoxError for a box that has nothing inside the picture: it was meant for another size. box: as `snap_box`
+    takes it."""
+    x0, y0, x1, y1 = (float(value) for value in box)
+    if x1 <= 0 or y1 <= 0 or x0 >= grid.width or y0 >= grid.height:
+        raise BoxError(
+            f"box {_show(box)} lies outside the picture, which is {grid.width}×{grid.height} px. Give x0, y0, x1, y1 "
+            "in its pixels, or ask for a larger picture: height=, width=."
+        )
+
+
+def what_changed(box: Sequence[float], placed: FaceBox) -> tuple[str, ...]:
+    """What `snap_box` did to a box beyond squaring and snapping it, in sentences."""
+    x0, y0, x1, y1 = (float(value) for value in box)
+    grid, (left, top, right, bottom) = placed.grid, placed.px
+    picture = f"the picture is {grid.width}×{grid.height} px"
+    side, kept = max(x1 - x0, y1 - y0), right - left
+    if side - kept > grid.box_snap:
+        return (f"{picture} and the box {side:g} px wide: it was shrunk to ({left}, {top}, {right}, {bottom}).",)
+    moved = max(abs((left + right) - (x0 + x1)), abs((top + bottom) - (y0 + y1))) / 2
+    if moved > grid.box_snap:
+        return (f"{picture} and the box reached out of it: it was moved to ({left}, {top}, {right}, {bottom}).",)
+    return ()
+
+
+def overlap(a: FaceBox, b: FaceBox) -> float:
+    """Intersection over union."""
+    width = min(a.x + a.side, b.x + b.side) - max(a.x, b.x)
+    height = min(a.y + a.side, b.y + b.side) - max(a.y, b.y)
+    common = max(0, width) * max(0, height)
+    return common / (a.side**2 + b.side**2 - common)
+
+
 def cover_box(square: Sequence[float], photo_size: tuple[int, int], grid: Grid) -> tuple[float, float, float, float]:
     """Where a face of a photo lands when the photo is scaled to cover the picture, centred.
 

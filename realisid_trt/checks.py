@@ -11,24 +11,51 @@ from numpy.typing import NDArray
 from .errors import NumericsError, RequestError
 
 
+def whole(value: object) -> int | None:
+    """A Python, NumPy or torch integer as Python's own, which does not overflow; None for anything else, True and 1.0
+    included."""
+    value = _python_number(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def finite(value: object) -> float | int | None:
+    """A Python, NumPy or torch number as Python's own; None for anything else: NaN, infinity, True, complex numbers and
+    integers that no float can hold."""
+    value = _python_number(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return None
+    try:
+        return value if math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
 def is_whole(value: object) -> bool:
-    """A Python or NumPy integer; True and 1.0 are none."""
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    """Whether `whole` takes it."""
+    return whole(value) is not None
 
 
 def is_finite(value: object) -> bool:
-    """A Python or NumPy number that a float can hold and that is neither NaN nor infinite; True is none."""
-    try:
-        return isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:
-        return False
+    """Whether `finite` takes it."""
+    return finite(value) is not None
+
+
+def _python_number(value: Any) -> Any:
+    """NumPy's scalars, and arrays and tensors without an axis, are unwrapped."""
+    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def own_array(array: Any, shape: tuple[int, ...], what: str) -> NDArray[np.float32]:
-    """A caller's array as float32, a copy in row-major order. Raises RequestError for another shape and for NaN."""
+    """A caller's array or tensor as float32, a copy in row-major order.
+
+    Raises RequestError for another shape, for NaN and for numbers that float32 does not hold.
+    """
     try:
-        values = np.array(array, np.float32, order="C")
-    except (TypeError, ValueError):
+        if hasattr(array, "detach"):  # a tensor of torch: on any device, with or without gradients, bfloat16 too
+            array = array.detach().cpu().float()
+        with np.errstate(over="ignore"):  # found below
+            values = np.array(array, np.float32, order="C")
+    except (TypeError, ValueError, RuntimeError):
         raise RequestError(f"{what} is not an array of numbers. Expected shape {shape}.") from None
     if values.shape != shape:
         raise RequestError(f"{what} has shape {values.shape}, expected {shape}.")
@@ -37,11 +64,12 @@ def own_array(array: Any, shape: tuple[int, ...], what: str) -> NDArray[np.float
     return values
 
 
-def check_finite(array: NDArray[np.float32], what: str) -> None:
-    """Raises NumericsError if what a network computed holds a NaN or an infinity."""
+def check_finite(array: NDArray[np.float32], what: str) -> NDArray[np.float32]:
+    """What a network computed. Raises NumericsError if it holds a NaN or an infinity."""
     if not np.isfinite(array).all():
         bad = int((~np.isfinite(array)).sum())
         raise NumericsError(
             f"{what} holds {bad} NaN or infinite of {array.size} values. In half precision this is an overflow: build "
             "without --fp16, or with a VAE made for it. In float32 check the checkpoint's weights and the scales asked."
         )
+    return array

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TextIO
 
 from .errors import RealisIDError, RealisIDWarning, RequestError
 
@@ -26,25 +29,64 @@ def run(command: Callable[[], Outcome], as_json: bool) -> int:
 
     as_json: the last line of stdout is one JSON object, and people's lines go to stderr.
     """
-    warnings.showwarning = _show_warning
     try:
-        outcome = command()
+        with _notes():
+            outcome = command()
     except RealisIDError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        print("stopped.", file=sys.stderr)
+        say("stopped.", sys.stderr)
         return 1
-    if outcome.lines:
-        print("\n".join(outcome.lines), file=sys.stderr if as_json else sys.stdout)
+    printed = not outcome.lines or say("\n".join(outcome.lines), sys.stderr if as_json else sys.stdout)
     if as_json:
-        print(json.dumps(outcome.values))
-    return outcome.status
+        printed = say(json.dumps(outcome.values), sys.stdout) and printed
+    return outcome.status if printed else outcome.status or 1
+
+
+def execute(main: Callable[[], int]) -> int:
+    """A program's `main`, so that its own output does not end it: a character that the terminal's encoding lacks is
+    written as \\u03bb, and a closed pipe or a full disk is met with at most one line. Returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        return main()
+    finally:
+        for stream in (sys.stdout, sys.stderr):  # what --help has written and the interpreter would write at its end
+            say("", stream, end="")
 
 
 def reporter(as_json: bool) -> Callable[[str], None]:
     """Prints a line while a command runs: to stdout, or to stderr when stdout is for JSON."""
-    return lambda line: print(line, file=sys.stderr if as_json else sys.stdout, flush=True)
+
+    def report(line: str) -> None:
+        say(line, sys.stderr if as_json else sys.stdout)
+
+    return report
+
+
+def say(text: str, stream: TextIO, end: str = "\n") -> bool:
+    """Prints at once. Returns whether it could: if not, nothing more is printed there, and a command goes on."""
+    try:
+        print(text, file=stream, end=end, flush=True)
+        return True
+    except BrokenPipeError:  # whoever read it has read enough
+        _silence(stream)
+        return True
+    except OSError as error:
+        _silence(stream)
+        if stream is not sys.stderr:
+            say(f"error: the output could not be written ({error.strerror or error}).", sys.stderr)
+        return False
+
+
+def _silence(stream: TextIO) -> None:
+    """What is still to be written goes nowhere: closing the stream would raise again."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def ratio(text: str, flag: str) -> float | None:
@@ -57,8 +99,21 @@ def ratio(text: str, flag: str) -> float | None:
         raise RequestError(f"{flag} is {text!r}, expected a number from 0 to 1, or none.") from None
 
 
-def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
-) -> None:
-    if issubclass(category, RealisIDWarning):
-        print(f"note: {message}", file=sys.stderr)
+@contextmanager
+def _notes() -> Iterator[None]:
+    """Our warnings are notes on stderr; others are shown as Python shows them."""
+    show = warnings.showwarning
+
+    def show_note(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+    ) -> None:
+        if issubclass(category, RealisIDWarning):
+            say(f"note: {message}", sys.stderr)
+        else:
+            show(message, category, filename, lineno, file, line)
+
+    warnings.showwarning = show_note
+    try:
+        yield
+    finally:
+        warnings.showwarning = show

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .checks import is_whole
-from .errors import RequestError
+from .checks import whole
+from .errors import RealisIDWarning, RequestError
+from .files import sha256
+
+NOISE_SHA256 = "223696f5c8fcb092004df5f2ab0ceeb53c2d47ad4e5dd994f88e011a4ad6a90b"  # of 4096 numbers of seed 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,16 +36,18 @@ class DDIM:
 
     def timesteps(self, num_inference_steps: int) -> NDArray[np.int64]:
         """(S,) int64, from noise to picture: 958, 925, …, 34, 1 for SDXL's 30 steps. Raises RequestError."""
-        train, steps = len(self.alphas_cumprod), num_inference_steps
-        if not is_whole(steps) or not 1 <= steps <= train:
+        train, steps = len(self.alphas_cumprod), whole(num_inference_steps)
+        if steps is None or not 1 <= steps <= train:
             raise RequestError(
-                f"num_inference_steps is {steps!r}, expected 1 to {train}: the schedule has {train} timesteps."
+                f"num_inference_steps is {num_inference_steps!r}, expected 1 to {train}: the schedule has {train} "
+                "timesteps."
             )
         timesteps: NDArray[Any]
         if self.timestep_spacing == "leading":
             timesteps = (np.arange(steps) * (train // steps))[::-1] + self.steps_offset
         elif self.timestep_spacing == "trailing":
-            timesteps = np.round(np.arange(train, 0, -train / steps)) - 1
+            # 61, 103, 121 and 59 other steps divide so that arange gives one more, −1; diffusers keeps it
+            timesteps = np.round(np.arange(train, 0, -train / steps))[:steps] - 1
         else:
             timesteps = np.linspace(0, train - 1, steps).round()[::-1]
         if timesteps[0] >= train:
@@ -58,7 +65,7 @@ class DDIM:
         v-prediction: A = √(a·a') + √((1-a)(1-a')),  B = √(a(1-a')) - √(a'(1-a))
         """
         timesteps = self.timesteps(num_inference_steps)
-        previous = timesteps - len(self.alphas_cumprod) // num_inference_steps
+        previous = timesteps - len(self.alphas_cumprod) // len(timesteps)
         a = self.alphas_cumprod[timesteps]
         a_prev = np.where(previous >= 0, self.alphas_cumprod[previous.clip(0)], self.final_alpha_cumprod)
         if self.prediction_type == "v_prediction":
@@ -71,5 +78,25 @@ class DDIM:
 
 
 def initial_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """(C, h, w) float32 standard normal in row-major order, from Philox(seed): the same on every machine."""
+    """(C, h, w) float32 standard normal in row-major order, from Philox(seed).
+
+    The same on every machine and with every NumPy so far. NumPy promises Philox's words for ever, but not the normal
+    numbers made of them (NEP 19): should it change them, a RealisIDWarning says so once.
+    """
+    _check_noise()
+    return _normal(seed, shape)
+
+
+def _normal(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
     return np.random.Generator(np.random.Philox(seed)).standard_normal(shape, dtype=np.float32)
+
+
+@cache
+def _check_noise() -> None:
+    if sha256(_normal(0, (4096,)).tobytes()) != NOISE_SHA256:
+        warnings.warn(
+            f"NumPy {np.__version__} draws other normal numbers than earlier ones: a seed gives another picture now. "
+            "Install the NumPy that the earlier pictures were made with, or pass latents=.",
+            RealisIDWarning,
+            stacklevel=4,
+        )

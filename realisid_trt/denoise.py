@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends import Backend, MergeRows, Tensor
-from .rows import RowPlan, phases
+from .rows import BranchRows, RowPlan, phases
 
 # What a step runs, in order, as the backend names it.
 LOOP = (
@@ -38,7 +38,8 @@ class Batch:
     coefficients:     (S, 2) float64, A and B of DDIM.
     prompt_embeds:    (K, T, D).
     unet_emb:         (S, K, E): time + added conditions of every step and text.
-    local_emb, global_emb: (S, K, E), or (S, 1, E) when the branches see no text. None without persons, as all below.
+    local_emb, global_emb: (S, K, E), or (S, 1, E) when the branches see no text. None without rows of that branch, as
+                      its condition.
     id_tokens:        (1 + P, T, D): the null ID's, then every person's.
     local_condition:  (P, C, canvas, canvas), Z(c_p&e).
     global_condition: (P, C, h, w), Z(c_loc).
@@ -89,7 +90,8 @@ def _phase(backend: Backend, batch: Batch, plan: RowPlan) -> Callable[[], None]:
     encoder_at = put(encoder_picture), put(encoder_text)
     decoder_at = put(decoder_picture), put(decoder_text)
     decoder_of, weights = put(plan.decoder_of), put(plan.weights)
-    inject = _branches(backend, batch, plan) if plan.branch else None
+    with_branches = plan.local_branch.rows or plan.global_branch.rows
+    inject = _branches(backend, batch, plan) if with_branches else None
 
     def step() -> None:
         residuals = inject() if inject is not None else None
@@ -123,43 +125,56 @@ Residuals = tuple[list[Tensor], list[Tensor], MergeRows]  # local, global, and w
 
 
 def _branches(backend: Backend, batch: Batch, plan: RowPlan) -> Callable[[], Residuals]:
-    """Both branches of a step: faces cut out of the latents, residuals of every person with and without the ID."""
-    put, run, take_step = backend.put, backend.run, backend.take_step
-    picture, person = _rows(row.picture for row in plan.branch), _rows(row.person for row in plan.branch)
-    at = put(picture), put(_rows(row.pooled_text or 0 for row in plan.branch))
-    id_tokens = backend.take(batch.id_tokens, _rows(row.person + 1 if row.with_id else 0 for row in plan.branch))
-    local_condition = backend.take(batch.local_condition, person)
-    global_condition = backend.take(batch.global_condition, person)
-    faces = put(picture), put(batch.boxes[person, 0])
+    """Both branches of a step, each with the rows that it has: residuals of every person with and without the ID."""
+    put, local_rows = backend.put, plan.local_branch.rows
+    person = _rows(row.person for row in local_rows)
     rows = MergeRows(
         encoder_of=put(plan.encoder_of),
-        branches_of=put(plan.branches_of),
+        local_of=put(plan.local_branch.of),
+        global_of=put(plan.global_branch.of),
         boxes=put(batch.boxes[person]),
         scales=put(batch.scales[_rows(row.picture for row in plan.decoder)]),
     )
+    faces = put(_rows(row.picture for row in local_rows)), put(batch.boxes[person, 0])
+    picture = _rows(row.picture for row in plan.global_branch.rows)
+    local = _branch(
+        backend, batch, "local_branch", plan.local_branch, batch.local_emb, batch.local_condition,
+        lambda: backend.crop_upsample(batch.latents, *faces),
+    )  # fmt: skip
+    whole = _branch(
+        backend, batch, "global_branch", plan.global_branch, batch.global_emb, batch.global_condition,
+        lambda: backend.take(batch.latents, picture),
+    )  # fmt: skip
+    return lambda: (local(), whole(), rows)
 
-    def inject() -> Residuals:
-        local = run(
-            "local_branch",
-            {
-                "latents": backend.crop_upsample(batch.latents, *faces),
-                "emb": take_step(batch.local_emb, batch.step, *at),
-                "id_tokens": id_tokens,
-                "condition": local_condition,
-            },
-        )
-        whole = run(
-            "global_branch",
-            {
-                "latents": backend.take(batch.latents, picture),
-                "emb": take_step(batch.global_emb, batch.step, *at),
-                "id_tokens": id_tokens,
-                "condition": global_condition,
-            },
-        )
-        return list(local.values()), list(whole.values()), rows
 
-    return inject
+def _branch(
+    backend: Backend,
+    batch: Batch,
+    network: str,
+    branch: BranchRows,
+    emb: Tensor,
+    condition: Tensor,
+    latents: Callable[[], Tensor],
+) -> Callable[[], list[Tensor]]:
+    """The residuals of a branch in a step; none if it has no rows. latents: what its rows see of the pictures."""
+    rows = branch.rows
+    if not rows:
+        return lambda: []
+    at = backend.put(_rows(row.picture for row in rows)), backend.put(_rows(row.pooled_text or 0 for row in rows))
+    id_tokens = backend.take(batch.id_tokens, _rows(row.person + 1 if row.with_id else 0 for row in rows))
+    conditions = backend.take(condition, _rows(row.person for row in rows))
+
+    def run() -> list[Tensor]:
+        inputs = {
+            "latents": latents(),
+            "emb": backend.take_step(emb, batch.step, *at),
+            "id_tokens": id_tokens,
+            "condition": conditions,
+        }
+        return list(backend.run(network, inputs).values())
+
+    return run
 
 
 def _rows(values: Iterable[int]) -> NDArray[np.int32]:

@@ -15,7 +15,7 @@ from .backends import KNOWN, installed, open_backend
 from .command_line import Outcome
 from .errors import RealisIDError
 from .files import cache_folder
-from .machine import available_cores
+from .machine import available_cores, unsupported
 from .manifest import Manifest
 
 EXPORT = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "tflite")
@@ -34,7 +34,7 @@ class Finding:
 def examine(engine: str) -> Outcome:
     """What was found, as JSON values and as lines; status 1 if no picture could be made with the engine here."""
     runs = _engine(engine)
-    findings = [_python(), *_backends(runs.state == "ok"), _gpu(), _export(), _mediapipe(), _cache(), runs]
+    findings = [_system(), _python(), *_backends(runs.state == "ok"), _gpu(), _export(), _mediapipe(), _cache(), runs]
     lines = []
     for finding in findings:
         mark = "MISSING" if finding.state == "missing" else finding.state
@@ -52,6 +52,12 @@ def _version(package: str) -> str:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return "no version"
+
+
+def _system() -> Finding:
+    problem = unsupported()
+    detail = f"{platform.system()} on {platform.machine()}"
+    return Finding("system", "ok", detail) if problem is None else Finding("system", "missing", detail, problem)
 
 
 def _python() -> Finding:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from .backends import Backend, open_backend
 from .checks import check_finite
 from .denoise import LOOP, Batch, denoise
-from .errors import BackendError, EngineMismatch, RequestError
+from .errors import BackendError, EngineMismatch, RealisIDError, RequestError
 from .faces import FaceFinder
 from .identity import Identity
 from .manifest import Manifest
-from .people import People, PreparedPerson
+from .outcomes import Outcomes
+from .people import People
 from .photo import Photo
 from .picture import decode, to_pil
-from .prologue import Prologue
+from .prologue import Draft, Prologue
 from .request import OMITTED, Omitted, Person, PlacedPerson, Request, Result
 from .stopwatch import Stopwatch
 
@@ -56,7 +57,9 @@ class Engine:
         cuda_graph: bool | None = None,
         face_landmarker: str | os.PathLike[str] | None = None,
     ) -> Engine:
-        """The engine at `path`: its manifest and every file verified, its networks opened.
+        """The engine at `path`: its manifest and every file that it opens verified, its networks opened.
+
+        An engine is code that this machine runs: load only what you built, or what comes from somebody you trust.
 
         backend:         "auto" takes the first that was built and is installed.
         device:          "cpu", "cpu:N" for N threads, "cuda" or "cuda:N" for the GPU of that number. None: a GPU if the
@@ -68,10 +71,20 @@ class Engine:
                          warning says so. None: where the backend is known to gain by it, which none is yet.
         face_landmarker: MediaPipe's face_landmarker.task, used through the mediapipe package if that is installed.
 
-        Raises EngineMissing, EngineDamaged, EngineMismatch or BackendError, with the command that mends it.
+        Raises RequestError for arguments that cannot be meant; EngineMissing, EngineDamaged, EngineMismatch or
+        BackendError, with the command that mends it.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise RequestError(f'path is {path!r}, expected that of an engine directory: "engines/miniature".')
+        if not isinstance(backend, str):
+            raise RequestError(f'backend is {backend!r}, expected a name, or "auto".')
+        if hasattr(device, "type") and hasattr(device, "index"):  # a torch.device
+            device = str(device)
+        if device is not None and not isinstance(device, str):
+            raise RequestError(f"device is {device!r}, expected cpu, cpu:N, cuda, cuda:N or None.")
         manifest = Manifest.read(path)
-        manifest.check_files()
+        if networks is not None:
+            networks = _names(networks, manifest.values["networks"])
         opened = open_backend(backend, manifest, device, networks, cuda_graph)
         finder = FaceFinder.load(
             manifest.path / "faces",
@@ -98,6 +111,8 @@ class Engine:
         )
         for _ in range(2):
             self.generate("", [nobody] * persons, **options)
+        with self._alone(), self.backend.turn():
+            self.backend.rewind()  # and what was compiled is kept
 
     def unload(self) -> None:
         """Gives back the weights of what does not run in every step: text and ID encoders, time, conditions, the VAE.
@@ -107,7 +122,14 @@ class Engine:
         with self._alone():
             if self._closed:
                 return
-            self.backend.unload([name for name in self.manifest.values["networks"] if name not in LOOP])
+            with self.backend.turn():
+                self.backend.unload([name for name in self.manifest.values["networks"] if name not in LOOP])
+
+    def __reduce__(self) -> Any:
+        raise RequestError(
+            "an engine cannot be copied or sent to another process: its networks are open in this one. Load it there: "
+            f"Engine.load({str(self.manifest.path)!r})."
+        )
 
     def close(self) -> None:
         """Waits for the batch that is being made, then gives back the networks and their memory. May be repeated."""
@@ -139,8 +161,12 @@ class Engine:
 
         Raises PhotoError.
         """
+        self._check_free()
+        found = self._people.look(photo, face, box, landmarks, crop)  # without the lock: a batch may be running
+        if isinstance(found, Identity):
+            return found
         with self._use():
-            return self._people.embed(photo, face, box, landmarks, crop)
+            return self._people.encode(found)
 
     def generate(
         self,
@@ -186,6 +212,7 @@ class Engine:
         )
         return result
 
+    @overload
     def generate_batch(
         self,
         requests: Sequence[Request],
@@ -195,82 +222,145 @@ class Engine:
         width: int | None = None,
         output: str = "pil",
         progress: Progress | None = None,
-    ) -> list[Result]:
+        errors: Literal["raise"] = "raise",
+    ) -> list[Result]: ...
+
+    @overload
+    def generate_batch(
+        self,
+        requests: Sequence[Request],
+        *,
+        num_inference_steps: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        output: str = "pil",
+        progress: Progress | None = None,
+        errors: Literal["return"],
+    ) -> list[Result | RealisIDError]: ...
+
+    def generate_batch(
+        self,
+        requests: Sequence[Request],
+        *,
+        num_inference_steps: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        output: str = "pil",
+        progress: Progress | None = None,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> Sequence[Result | RealisIDError]:
         """One Result per request, all made in one pass.
 
         num_inference_steps: S, common to the batch.
         height, width:       of the pictures, px; common to the batch. Multiples of f·2^(L-1).
         output:              "pil", "np" ((H, W, 3) float32 in [0, 1]) or "latents" (no VAE).
         progress:            called after each step with (steps done, steps in all).
+        errors:              "raise": what is wrong with any request is raised; its `request` says which it was.
+                             "return": that error stands in the place of the request's Result, and the others are made.
 
-        Raises RequestError, BoxError, ShapeError or PhotoError before any step, NumericsError after the last.
+        Raises RequestError, BoxError, ShapeError or PhotoError before any step, NumericsError after the last. What
+        concerns the whole batch is raised with "return" too.
         """
         if output not in ("pil", "np", "latents"):
             raise RequestError(f'output is {output!r}, expected "pil", "np" or "latents".')
+        if errors not in ("raise", "return"):
+            raise RequestError(f'errors is {errors!r}, expected "raise" or "return".')
         if not isinstance(requests, Sequence) or not requests or not all(isinstance(r, Request) for r in requests):
             raise RequestError("requests is empty or not a list of Request. Write [Request('…', [Person(…)]), …].")
-        for request in requests:
-            request.check()
-        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        seeds = [int.from_bytes(os.urandom(4)) if request.seed is None else request.seed for request in requests]
-
+        self._check_free()
         prologue, put = self._prologue, self.backend.put
+        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         coefficients = prologue.coefficients(steps)
         grid = prologue.grid(height, width)
-        prologue.check_boxes(requests, grid)
-        texts = prologue.texts(requests)
-        plans = prologue.plans(requests, texts, steps, grid)
-        noise = prologue.noise(requests, seeds, grid)
 
-        watch = Stopwatch()
+        outcomes, watch = Outcomes(len(requests), keep=errors == "return"), Stopwatch()
+        drafts = outcomes.each(dict(enumerate(requests)), lambda request: prologue.draft(request, grid))
+        if not drafts:
+            return outcomes.in_order({})
+        plan = prologue.plan(list(drafts.values()), len(coefficients), grid)
+        with watch("persons"):  # without the lock: another batch may be running
+            seen = outcomes.each(drafts, lambda draft: self._people.see_all(draft.request.persons, grid))
+        if not seen:
+            return outcomes.in_order({})
+
         with self._use():
             with watch("persons"):
-                people = [
-                    self._people.prepare(person, grid, alone=len(request.persons) == 1, name=f"person {i + 1}")
-                    for request in requests
-                    for i, person in enumerate(request.persons)
-                ]
+                people_of = outcomes.each(seen, lambda persons: [self._people.prepare(person) for person in persons])
+            if not people_of:
+                return outcomes.in_order({})
+            if len(people_of) < len(drafts):  # without those that failed
+                drafts = {place: drafts[place] for place in people_of}
+                plan = prologue.plan(list(drafts.values()), len(coefficients), grid)
+            people = [person for persons in people_of.values() for person in persons]
             with watch("text"):
-                embedded = prologue.embed_texts(texts)
+                embedded = prologue.embed_texts(plan.texts)
             self.backend.rewind()  # whether people and texts were known or not, all that follows lies at the same place
             with watch("time"):
-                time_tables = prologue.time_tables(steps, grid, embedded, with_branches=bool(people))
+                time_tables = prologue.time_tables(len(coefficients), grid, embedded, plan.branches)
             with watch("conditions"):
-                conditions = prologue.embed_conditions(people, grid)
-            scales = [
-                (request.local_scale, request.global_scale) for request in requests for _ in range(request.num_images)
-            ]
+                conditions = prologue.embed_conditions(people, grid, plan.branches)
+            noise = np.concatenate([prologue.noise(draft, grid) for draft in drafts.values()])
             batch = Batch(
                 latents=put(noise),
                 step=put(np.zeros(len(noise), np.int32)),
-                plans=plans,
+                plans=plan.rows,
                 coefficients=put(coefficients),
                 prompt_embeds=put(np.stack([text.prompt_embeds for text in embedded]), for_networks=True),
                 id_tokens=put(np.stack([self._null_id_tokens, *(p.id_tokens for p in people)]), for_networks=True),
                 boxes=prologue.face_cells(people),
-                scales=np.array(scales, np.float32),
+                scales=np.array([scales for draft in drafts.values() for scales in draft.scales], np.float32),
                 **time_tables,
                 **conditions,
             )
             with watch("denoise"):
-                step_ms = denoise(self.backend, batch, progress)
+                step_ms = denoise(self.backend, batch, progress and self._outside(progress))
                 finite = self.backend.all_finite(batch.latents)
                 latents = self.backend.get(batch.latents)
+            latents_of = _by_request(latents, drafts)
             if not finite:
-                check_finite(latents, "the final latents")
+                latents_of = outcomes.each(latents_of, lambda own: check_finite(own, "the final latents"))
             with watch("vae"):
-                pictures = [] if output == "latents" else list(decode(self.backend, latents))
-            images = [to_pil(picture) for picture in pictures] if output == "pil" else pictures
-            return self._results(requests, seeds, images, latents, people, self._timings(watch), step_ms)
+                pictures_of = outcomes.each(
+                    latents_of, lambda own: [] if output == "latents" else list(decode(self.backend, own))
+                )
+            timings = self._timings(watch)
+            results = {
+                place: Result(
+                    images=[to_pil(picture) for picture in pictures] if output == "pil" else pictures,
+                    latents=latents_of[place],
+                    seed=drafts[place].seed,
+                    persons=tuple(PlacedPerson(p.face_box.px, p.mask_source, p.notes) for p in people_of[place]),
+                    timings=timings,
+                    step_ms=tuple(step_ms),
+                    rows=dict(self.backend.usage.rows),
+                    backend=f"{self.backend.name} on {self.backend.device}, {self.backend.precision}",
+                )
+                for place, pictures in pictures_of.items()
+            }
+            return outcomes.in_order(results)
 
     @contextmanager
     def _use(self) -> Iterator[None]:
         """One request on the backend."""
         with self._alone():
-            if self._closed:
-                raise BackendError("this engine was closed. Load it again: Engine.load(…).")
-            self.backend.begin()
-            yield
+            self._check_free()
+            with self.backend.turn():
+                self.backend.begin()
+                yield
+
+    def _outside(self, progress: Progress) -> Progress:
+        """The callback on the caller's device, and the loop on its own again after it."""
+
+        def told(done: int, of: int) -> None:
+            with self.backend.outside():
+                progress(done, of)
+
+        return told
+
+    def _check_free(self) -> None:
+        """Raises BackendError if the engine was closed, RequestError if it is used from within its own callback."""
+        if self._closed:
+            raise BackendError("this engine was closed. Load it again: Engine.load(…).")
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -293,31 +383,19 @@ class Engine:
                 timings |= {f"denoise.{name}": usage.ms[name] for name in LOOP if name in usage.ms}
         return timings
 
-    def _results(
-        self,
-        requests: Sequence[Request],
-        seeds: Sequence[int],
-        images: Sequence[Any],
-        latents: NDArray[np.float32],
-        people: Sequence[PreparedPerson],
-        timings: dict[str, float],
-        step_ms: Sequence[float],
-    ) -> list[Result]:
-        results, picture, person = [], 0, 0
-        for request, seed in zip(requests, seeds, strict=True):
-            own = slice(picture, picture + request.num_images)
-            placed = people[person : person + len(request.persons)]
-            results.append(
-                Result(
-                    images=list(images[own]),
-                    latents=latents[own],
-                    seed=seed,
-                    persons=tuple(PlacedPerson(p.face_box.px, p.mask_source, p.notes) for p in placed),
-                    timings=timings,
-                    step_ms=tuple(step_ms),
-                    rows=dict(self.backend.usage.rows),
-                    backend=f"{self.backend.name} on {self.backend.device}, {self.backend.precision}",
-                )
-            )
-            picture, person = own.stop, person + len(request.persons)
-        return results
+
+def _by_request(pictures: NDArray[np.float32], drafts: Mapping[int, Draft]) -> dict[int, NDArray[np.float32]]:
+    """The pictures of each request of a batch."""
+    ends = np.cumsum([draft.request.num_images for draft in drafts.values()])
+    return dict(zip(drafts, np.split(pictures, ends[:-1]), strict=True))
+
+
+def _names(networks: object, known: Collection[str]) -> tuple[str, ...]:
+    """The names of networks that were asked for. Raises RequestError for what is not a list of known names."""
+    names = () if isinstance(networks, (str, bytes)) or not isinstance(networks, Collection) else tuple(networks)
+    unknown = [name for name in names if name not in known]
+    if unknown or isinstance(networks, (str, bytes)) or not isinstance(networks, Collection):
+        raise RequestError(
+            f'networks is {networks!r}, expected names such as ("id_encoder",). Known: {", ".join(sorted(known))}.'
+        )
+    return names

@@ -8,9 +8,20 @@ from __future__ import annotations
 
 
 class RealisIDError(Exception):
-    """The base of all of them: `except RealisIDError` catches what a caller can mend."""
+    """The base of all of them: `except RealisIDError` catches what a caller can mend.
+
+    request: of a batch of several requests, the number of the one that it is about, from 1; else None.
+    """
 
     exit_status = 1
+    request: int | None = None
+
+    def __str__(self) -> str:
+        text = self._text()
+        return text if self.request is None else f"request {self.request}: {text}"
+
+    def _text(self) -> str:
+        return super().__str__()
 
 
 class RequestError(RealisIDError, ValueError):
@@ -26,8 +37,11 @@ class PhotoError(RealisIDError, ValueError):
     """
 
     def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(code, message)  # both, so that it can be copied and sent to another process
         self.code = code
+
+    def _text(self) -> str:
+        return str(self.args[1])
 
 
 class BoxError(RequestError):

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import json
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,8 +40,9 @@ def whole_or_not(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.stem}.{os.getpid()}-{os.urandom(4).hex()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        mode = new_file_mode(partial)
         yield partial
-        partial.chmod(0o644)  # safetensors writes files that only their owner may read
+        partial.chmod(mode)
         os.replace(partial, path)
     except OSError as error:
         advice = "Free some space" if error.errno in FULL else "Choose another place"
@@ -48,6 +50,17 @@ def whole_or_not(path: Path) -> Iterator[Path]:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def new_file_mode(path: Path) -> int:
+    """The permissions of a new file at `path`, as the umask and the folder have them. Nothing stays there.
+
+    safetensors writes files that only their owner may read, whatever the umask. Raises OSError.
+    """
+    path.touch(exist_ok=False)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    path.unlink()
+    return mode
 
 
 def sha256(*parts: bytes | memoryview) -> str:
@@ -118,5 +131,5 @@ class VerifiedFiles:
 
 def _identity(path: Path) -> str:
     """What changes when a file does."""
-    stat = path.stat()
-    return f"{path.resolve()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}|{stat.st_ino}"
+    found = path.stat()
+    return f"{path.resolve()}|{found.st_size}|{found.st_mtime_ns}|{found.st_ctime_ns}|{found.st_ino}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from dataclasses import dataclass
@@ -60,6 +61,10 @@ class Identity:
         }
         for name, value in kept.items():
             object.__setattr__(self, name, value)
+
+    def __reduce__(self) -> Any:
+        fields = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return type(self), tuple(fields)  # so that what another process gets is checked, and read-only, as here
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a safetensors file, whole or not at all. Raises DiskError."""

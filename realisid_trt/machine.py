@@ -5,7 +5,17 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import platform
 from pathlib import Path
+
+
+def unsupported() -> str | None:
+    """Why this machine is not one that the project runs on, or None."""
+    system, processor = platform.system(), platform.machine()
+    if (system, processor) == ("Linux", "x86_64"):
+        return None
+    advice = "Use WSL2, which is Linux." if system == "Windows" else "Use such a machine, or a container on one."
+    return f"realisid_trt runs on Linux on x86-64 processors; this is {system} on {processor}. {advice}"
 
 
 def available_cores() -> int:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -214,6 +214,8 @@ class Manifest:
                 f"{f' and {len(edited) - 5} more' if len(edited) > 5 else ''} no longer match its seal. "
                 f"An engine is what was built and verified; to change it, change the checkpoint. {again}"
             )
+        if problem := _wrong_names(values):
+            raise EngineDamaged(f"{folder / MANIFEST}: {problem}. {again}")
         return cls(folder, values)
 
     @cached_property
@@ -278,17 +280,26 @@ class Manifest:
         prefix = f"{folder}/"
         return {name.removeprefix(prefix) for name in self.values["files"] if name.startswith(prefix)}
 
-    def check_files(self, only: str | None = None) -> None:
-        """Every listed file is there and is what was built. Hashes are remembered by path, size, mtime and inode.
+    def files_of(self, build: Build, networks: Collection[str] | None = None) -> list[str]:
+        """The listed files that these networks of a build need (None: all of them), and those that no network has."""
+        files = list(self.values["files"])
+        owned = {entry["file"] for network in self.values["networks"].values() for entry in network["builds"].values()}
+        opened = self.networks(build)
+        wanted = {opened[name].file for name in (opened if networks is None else networks)}
+        other = owned - wanted
+        return [name for name in files if not any(_belongs(name, file) for file in other)]
 
-        only: a network's file, and the weights beside it.
+    def check_files(self, names: Iterable[str] | None = None) -> None:
+        """These listed files (None: all) are there and are what was built. Hashes are remembered by path, size, mtime
+        and inode.
+
+        Raises EngineDamaged.
         """
         again = rebuild(self.path)
+        files = self.values["files"]
         with VerifiedFiles() as verified:
-            for name, listed in self.values["files"].items():
-                if only is not None and name != only and not name.startswith(f"{only}."):
-                    continue
-                file = self.path / name
+            for name in files if names is None else names:
+                file, listed = self.path / name, files[name]
                 try:
                     size = file.stat().st_size
                     digest = verified.sha256(file) if size == listed["bytes"] else None
@@ -305,12 +316,37 @@ class Manifest:
     def check_again(self, network: Network) -> None:
         """What was unloaded is still what was verified. Raises EngineMismatch if another build took its place."""
         try:
-            self.check_files(network.file)
+            self.check_files(name for name in self.values["files"] if _belongs(name, network.file))
         except EngineDamaged as error:
             raise EngineMismatch(
                 f"{self.path} is no longer the engine that was loaded, so {network.name} cannot be loaded again. Load "
                 f"the engine again: Engine.load. ({error})"
             ) from error
+
+
+def _belongs(name: str, file: str) -> bool:
+    """Whether a file is a network's, or the weights beside it."""
+    return name == file or name.startswith(f"{file}.")
+
+
+def _wrong_names(values: Mapping[str, Any]) -> str | None:
+    """What is wrong with the names of the files in a manifest, or None: they lie in the folder, and all are listed."""
+    try:
+        listed = values["files"]
+        named = [
+            CONSTANTS,
+            *(tokenizer["file"] for tokenizer in values["model"]["tokenizers"].values()),
+            *(entry["file"] for network in values["networks"].values() for entry in network["builds"].values()),
+        ]
+        for name in listed:
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
+                return f"the file {name!r} does not lie in the folder"
+        for name in named:
+            if name not in listed:
+                return f"{name!r} is used and not listed among the files"
+    except (KeyError, TypeError, AttributeError) as error:
+        return f"an entry is missing or is not what it should be ({type(error).__name__}: {error})"
+    return None
 
 
 def rebuild(path: str | os.PathLike[str]) -> str:

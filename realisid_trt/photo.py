@@ -11,22 +11,22 @@ from __future__ import annotations
 
 import io
 import os
-import struct
-import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps
 
+from .colours import narrowed, to_8_bits, to_srgb, wide_rgb
+from .containers import DECODER_ERRORS, endings, open_bytes, open_path
 from .errors import PhotoError, RequestError
 from .files import sha256
 
 MAX_PIXELS = 100_000_000  # refused from the header, before anything is decoded
+MAX_REDUCED_PIXELS = 4 * MAX_PIXELS  # of a JPEG, which is decoded at 1/2, 1/4 or 1/8: today's telephones make 200 MP
 MIN_SIDE_PX = 64
 WORKING_SIDE_PX = 2048  # a face front end gains nothing from more; larger photos are reduced to this longest side
 WHITE, BLACK = (255, 255, 255), (0, 0, 0)  # what shines through where a picture is transparent
@@ -34,33 +34,19 @@ ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 Photo = str | os.PathLike[str] | bytes | bytearray | Image.Image | NDArray[np.generic]
 
-# Not all that Pillow knows: it gives EPS to Ghostscript, and finds pictures in containers whose headers tell no size.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM", "TGA", "HEIF")
-
-# What Pillow's decoders raise on damaged files besides OSError (found by flipping bytes of all common formats).
-DECODER_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    EOFError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
-
 
 @dataclass(frozen=True, eq=False)
 class LoadedPhoto:
     """A photo as the face front end works on it.
 
-    rgb:  (h, w, 3) uint8, upright, its longest side at most 2048 px.
-    size: (H, W) of the upright original, photo px.
+    rgb:   (h, w, 3) uint8 sRGB, upright, its longest side at most 2048 px.
+    size:  (H, W) of the upright original, photo px.
+    notes: what was decided when it was read, in sentences.
     """
 
     rgb: NDArray[np.uint8]
     size: tuple[int, int]
+    notes: tuple[str, ...] = ()
 
     @property
     def scale(self) -> float:
@@ -72,7 +58,7 @@ class LoadedPhoto:
         if turns % 4 == 0:
             return self
         size = self.size[::-1] if turns % 2 else self.size
-        return LoadedPhoto(np.ascontiguousarray(np.rot90(self.rgb, turns)), size)
+        return LoadedPhoto(np.ascontiguousarray(np.rot90(self.rgb, turns)), size, self.notes)
 
 
 def load_photo(source: Photo, name: str | None = None) -> LoadedPhoto:
@@ -82,24 +68,17 @@ def load_photo(source: Photo, name: str | None = None) -> LoadedPhoto:
             uint8 or uint16.
     name:   what error messages call it; the path by default, else "photo".
 
-    EXIF orientation is applied, transparency is laid on white, 16 bits are cut to 8, any colour mode becomes RGB, and
-    of an animation the first frame is taken.
+    EXIF orientation is applied, the embedded colour profile is (its pixels become sRGB), transparency is laid on white,
+    16 bits are cut to 8, any colour mode becomes RGB, and of an animation the first frame is taken.
 
     Raises PhotoError: not_found, unreadable, corrupt, too_large, too_small, mode, dtype, shape, type.
     """
     name = name or _path(source) or "photo"
-    with ExitStack() as stack, _typed_errors(name):
-        picture = _open(source, name, stack)
-        _check_size(picture, name)
-        size = picture.size
-        if picture is not source:  # the caller's own image is not ours to change
-            picture.draft(picture.mode, (WORKING_SIDE_PX, WORKING_SIDE_PX))  # JPEG: decoded at 1/2, 1/4 or 1/8
-        picture.load()
-        if picture.getexif().get(ExifTags.Base.Orientation) in ON_ITS_SIDE:
-            size = size[::-1]
-        rgb = _to_rgb(ImageOps.exif_transpose(picture), WHITE, name)
-        rgb.thumbnail((WORKING_SIDE_PX, WORKING_SIDE_PX), Image.Resampling.LANCZOS)
-        return LoadedPhoto(np.array(rgb), (size[1], size[0]))
+    with ExitStack() as stack:
+        found = _upright(source, name, stack, reduce=True)
+        found.picture.thumbnail((WORKING_SIDE_PX, WORKING_SIDE_PX), Image.Resampling.LANCZOS)  # never the caller's own
+        rgb = to_srgb(found.picture, found.profile, WHITE, name)
+    return LoadedPhoto(np.array(rgb), found.size[::-1], found.notes)
 
 
 def load_crop(source: Photo, size_px: int, name: str) -> NDArray[np.uint8]:
@@ -110,10 +89,9 @@ def load_crop(source: Photo, size_px: int, name: str) -> NDArray[np.uint8]:
 
     Returns (size_px, size_px, 3) uint8. Raises RequestError if it is not square, PhotoError as `load_photo`.
     """
-    with ExitStack() as stack, _typed_errors(name):
-        picture = _open(source, name, stack)
-        _check_size(picture, name, least_px=1)
-        rgb = _to_rgb(ImageOps.exif_transpose(picture), BLACK, name)
+    with ExitStack() as stack:
+        found = _upright(source, name, stack, reduce=False, least_px=1)
+        rgb = to_srgb(found.picture, found.profile, BLACK, name)
     if rgb.width != rgb.height:
         raise RequestError(
             f"{name} is {rgb.width}×{rgb.height}, expected a square (S, S, 3) picture of the face, background zeroed."
@@ -131,57 +109,85 @@ def _path(source: object) -> str | None:
     return os.fsdecode(source) if isinstance(source, (str, os.PathLike)) else None
 
 
-def _open(source: Photo, name: str, stack: ExitStack) -> Image.Image:
-    """The picture with its header read and its pixels not yet decoded; `stack` closes its file."""
+@dataclass(frozen=True, eq=False)
+class _Upright:
+    """A decoded picture as `to_8_bits` gives it. size: (width, height) of the upright original."""
+
+    picture: Image.Image
+    size: tuple[int, int]
+    profile: bytes | None = None
+    notes: tuple[str, ...] = ()
+
+
+def _upright(source: Photo, name: str, stack: ExitStack, reduce: bool, least_px: int = MIN_SIDE_PX) -> _Upright:
+    """reduce: a JPEG may be decoded at 1/2, 1/4 or 1/8. stack: closes what was opened."""
     if isinstance(source, np.ndarray):
-        return _from_array(source, name)
-    if isinstance(source, Image.Image):
-        return source
-    if isinstance(source, (bytes, bytearray)):
-        file: IO[bytes] = io.BytesIO(source)
-    elif isinstance(source, (str, os.PathLike)):
-        file = stack.enter_context(_open_file(source, name))
+        array, note = _checked_array(source, name)
+        picture: Image.Image = Image.fromarray(array)
+        _check_size(picture, picture.size, name, least_px)
+        return _Upright(picture, picture.size, notes=(note,) if note else ())
+    file = None if isinstance(source, Image.Image) else _opened(source, name, stack)
+    with _typed_errors(name, file is None):
+        picture = source if file is None else open_bytes(file, name)  # type: ignore[assignment]
+        size = picture.size
+        if reduce and file is not None:  # the caller's own image is not ours to change
+            picture.draft(picture.mode, (WORKING_SIDE_PX, WORKING_SIDE_PX))
+    _check_size(picture, size, name, least_px)
+    with _typed_errors(name, file is None):
+        picture = _decoded(picture, file, name, reduce)
+        orientation = picture.getexif().get(ExifTags.Base.Orientation)
+        upright = ImageOps.exif_transpose(picture)
+    size = size[::-1] if orientation in ON_ITS_SIDE else size
+    wide = None if file is None else wide_rgb(_content(file), picture)
+    if wide is None:
+        upright, note = to_8_bits(upright, name)
     else:
-        raise PhotoError(
-            "type",
-            f"{name}: a {type(source).__name__} is not a photo. Give a path, the bytes of a file, a PIL image or a "
-            "uint8 RGB array.",
-        )
-    Image.init()
-    try:  # some come with newer Pillows, or with a package that adds them
-        return stack.enter_context(Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN]))
-    except UnidentifiedImageError as error:
-        raise PhotoError(
-            "unreadable",
-            f"{name}: not a picture that can be read. JPEG, PNG, WebP, TIFF, BMP and GIF are; save it as one of them "
-            "(8 bits per channel).",
-        ) from error
-    except DECODER_ERRORS as error:
-        raise PhotoError(
-            "unreadable",
-            f"{name}: the header of this picture cannot be read ({error}). Copy or export it again from the original.",
-        ) from error
+        array, note = narrowed(wide, name)
+        upright = Image.fromarray(array)
+        upright.getexif()[ExifTags.Base.Orientation] = orientation or 1
+        upright = ImageOps.exif_transpose(upright)
+    return _Upright(upright, size, picture.info.get("icc_profile"), (note,) if note else ())
 
 
-def _open_file(path: str | os.PathLike[str], name: str) -> io.BufferedReader:
+def _decoded(picture: Image.Image, file: IO[bytes] | None, name: str, reduce: bool) -> Image.Image:
+    """The picture with its pixels; also that of a JPEG which lacks its last bytes but no pixel."""
     try:
-        return open(path, "rb")
-    except (FileNotFoundError, NotADirectoryError) as error:
-        looked = "" if os.path.isabs(path) else f"; it was looked up in {Path.cwd()}"
-        raise PhotoError("not_found", f"{name}: no such file. Check the path{looked}.") from error
-    except IsADirectoryError as error:
-        raise PhotoError("unreadable", f"{name}: this is a folder. Give the path of one photo.") from error
-    except PermissionError as error:
-        raise PhotoError("unreadable", f"{name}: no permission to read this file. Change its permissions.") from error
-    except (OSError, ValueError) as error:  # a name of 5000 characters, or with a zero byte in it
-        reason = getattr(error, "strerror", None) or error
-        short = name if len(name) <= 200 else f"{name[:200]}…"
-        raise PhotoError("unreadable", f"{short}: this file cannot be opened ({reason}). Check the path.") from error
+        picture.load()
+        return picture
+    except OSError:
+        attempts = []
+        for content in endings(_content(file)) if file is not None else ():
+            attempt = open_bytes(io.BytesIO(content), name)
+            if reduce:
+                attempt.draft(attempt.mode, (WORKING_SIDE_PX, WORKING_SIDE_PX))
+            attempt.load()
+            attempts.append(attempt)
+        if not attempts or not np.array_equal(np.asarray(attempts[0]), np.asarray(attempts[1])):
+            raise
+        return attempts[0]
+
+
+def _content(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read()
+
+
+def _opened(source: object, name: str, stack: ExitStack) -> IO[bytes]:
+    """A file of the photo's bytes; `stack` closes it."""
+    if isinstance(source, (bytes, bytearray)):
+        return io.BytesIO(source)
+    if isinstance(source, (str, os.PathLike)):
+        return stack.enter_context(open_path(source, name))
+    raise PhotoError(
+        "type",
+        f"{name}: a {type(source).__name__} is not a photo. Give a path, the bytes of a file, a PIL image or a "
+        "uint8 RGB array.",
+    )
 
 
 @contextmanager
-def _typed_errors(name: str) -> Iterator[None]:
-    """Whatever a decoder raises becomes a PhotoError."""
+def _typed_errors(name: str, own: bool = False) -> Iterator[None]:
+    """Whatever a decoder raises becomes a PhotoError. own: for an image that the caller has opened."""
     try:
         yield
     except PhotoError:
@@ -193,17 +199,27 @@ def _typed_errors(name: str) -> Iterator[None]:
             f"{WORKING_SIDE_PX} pixels on the longer side are enough.",
         ) from error
     except DECODER_ERRORS as error:
+        if own:
+            raise PhotoError(
+                "corrupt",
+                f"{name}: Pillow cannot read the pixels of this image ({str(error) or type(error).__name__}). Was it "
+                "closed, or its file? Give it while it is open, or give the path.",
+            ) from error
         raise PhotoError(
             "corrupt", f"{name}: the file is damaged or truncated ({error}). Copy or export it again from the original."
         ) from error
 
 
-def _check_size(picture: Image.Image, name: str, least_px: int = MIN_SIDE_PX) -> None:
-    width, height = picture.size
-    if width * height > MAX_PIXELS:
+def _check_size(picture: Image.Image, size: tuple[int, int], name: str, least_px: int) -> None:
+    """picture: as it will be decoded. size: as its file has it."""
+    width, height = size
+    decoded, limit = picture.width * picture.height, MAX_PIXELS
+    if decoded < width * height:
+        decoded, limit = width * height, MAX_REDUCED_PIXELS
+    if decoded > limit:
         raise PhotoError(
             "too_large",
-            f"{name}: {width}×{height} is {width * height / 1e6:.0f} megapixels, the limit is {MAX_PIXELS / 1e6:.0f}. "
+            f"{name}: {width}×{height} is {width * height / 1e6:.0f} megapixels, the limit is {limit / 1e6:.0f}. "
             f"Reduce it; {WORKING_SIDE_PX} pixels on the longer side are enough.",
         )
     if min(width, height) < least_px:
@@ -214,40 +230,11 @@ def _check_size(picture: Image.Image, name: str, least_px: int = MIN_SIDE_PX) ->
         )
 
 
-def _to_rgb(picture: Image.Image, matte: tuple[int, int, int], name: str) -> Image.Image:
-    """Any mode of Pillow → RGB, a picture of its own; matte: what shines through transparent pixels."""
-    if picture.mode == "F":
-        raise PhotoError("mode", f"{name}: floating-point pixels have no agreed range. Save it as 8 bits per channel.")
-    if picture.mode == "I" or picture.mode.startswith("I;"):  # 16 or 32 bits, which convert("RGB") would clip to white
-        picture = Image.fromarray(_grey_to_8_bits(np.asarray(picture), name))
-    try:
-        picture.load()
-        if picture.has_transparency_data:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, (*matte, 255)), picture)
-        return picture.convert("RGB")
-    except ValueError as error:
-        if "conversion from" not in str(error):
-            raise
-        raise PhotoError(
-            "mode", f"{name}: colour mode {picture.mode} cannot become RGB. Save the photo as sRGB JPEG or PNG."
-        ) from error
-
-
-def _grey_to_8_bits(grey: NDArray[np.generic], name: str) -> NDArray[np.uint8]:
-    """(H, W) integers up to 65535 → uint8. Files that keep 8-bit values in a wide container are taken as 8-bit."""
-    low, high = int(np.min(grey)), int(np.max(grey))
-    if low < 0 or high > 65535:
-        raise PhotoError(
-            "mode", f"{name}: grey values from {low} to {high}, more than 16 bits hold. Save it as 8 bits per channel."
-        )
-    wide = grey.astype(np.uint16)
-    return (wide >> 8 if high > 255 else wide).astype(np.uint8)
-
-
-def _from_array(array: NDArray[np.generic], name: str) -> Image.Image:
-    if array.dtype == np.uint16:
-        array = array.astype(np.uint16) >> 8
+def _checked_array(array: NDArray[np.generic], name: str) -> tuple[NDArray[np.uint8], str | None]:
+    """A caller's array as uint8, and a note if its numbers were scaled by what they use."""
+    note = None
+    if array.dtype.kind in "ui" and array.dtype.itemsize == 2 and array.size:
+        array, note = narrowed(array, name)
     elif array.dtype != np.uint8:
         raise PhotoError(
             "dtype",
@@ -262,4 +249,4 @@ def _from_array(array: NDArray[np.generic], name: str) -> Image.Image:
             f"{name}: the array is {array.shape}, expected (H, W), (H, W, 3) RGB or (H, W, 4) RGBA. "
             "Transpose (3, H, W) arrays and give one photo at a time.",
         )
-    return Image.fromarray(np.ascontiguousarray(array.astype(np.uint8)))
+    return np.ascontiguousarray(array.astype(np.uint8)), note

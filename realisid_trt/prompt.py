@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from .errors import RealisIDWarning, RequestError
 from .manifest import Tokenizer
 from .recent import Recent
 
+BEGINNING = 10_000  # characters that are encoded at first
+SHOWN = 1000  # characters of what was cut off that a warning repeats
 TokenIds = tuple[tuple[int, ...], ...]  # one tuple of ids per text encoder
 
 
@@ -44,18 +47,36 @@ class Prompts:
             raise RequestError(f"{name} holds a character that is none ({error.reason}). Give valid text.") from None
         ids: list[tuple[int, ...]] = []
         for encoder, bpe in self._tokenizers.items():
-            encoding = bpe.encode(prompt)
+            encoding = _encode_beginning(bpe, prompt)
             if encoding.overflowing and not ids:
                 # special tokens span no text
                 first = min(start for start, end in encoding.overflowing[0].offsets if end > start)
+                rest = prompt[first:].strip()
+                shown = repr(rest) if len(rest) <= SHOWN else f"{rest[:SHOWN]!r}… ({len(rest)} characters)"
                 warnings.warn(
                     f"{name} has more than the {len(encoding.ids)} tokens that {encoder} reads; this was cut off: "
-                    f"{prompt[first:].strip()!r}",
+                    f"{shown}",
                     RealisIDWarning,
                     stacklevel=3,
                 )
             ids.append(tuple(encoding.ids))
         return tuple(ids)
+
+
+def _encode_beginning(bpe: Any, text: str) -> Any:
+    """The encoding of a text, of which no more is read than the encoder has tokens for: 2 MB would take seconds.
+
+    Tokens do not span white space, so that a beginning which ends there has the tokens that it has in the whole text.
+    A word longer than BEGINNING is cut: all but its last tokens stay what they are, and those are beyond the 77.
+    """
+    for length in (BEGINNING, 8 * BEGINNING, 64 * BEGINNING):
+        if len(text) <= length:
+            break
+        space = next((i for i in range(length, length - BEGINNING // 2, -1) if text[i].isspace()), length)
+        encoding = bpe.encode(text[:space])
+        if encoding.overflowing:
+            return encoding
+    return bpe.encode(text)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .checks import is_finite, is_whole
+from .checks import finite, whole
 from .errors import RequestError
 from .identity import Identity
 from .photo import Photo
@@ -74,8 +74,10 @@ class Person:
             )
         if self.face is not None and self.photo is None:
             raise RequestError("face= chooses among the faces of a photo; without a photo leave it out.")
-        if self.face is not None and not is_whole(self.face):
-            raise RequestError(f"face is {self.face!r}, expected a whole number counted from the left, or None.")
+        if self.face is not None:
+            if (face := whole(self.face)) is None:
+                raise RequestError(f"face is {self.face!r}, expected a whole number counted from the left, or None.")
+            object.__setattr__(self, "face", face)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,25 +106,33 @@ class Request:
     local_scale: float = 1.0
     global_scale: float = 1.0
 
-    def check(self) -> None:
-        """Raises RequestError for an argument that cannot be meant."""
+    def check(self) -> Request:
+        """The request with its numbers as Python's own. Raises RequestError for an argument that cannot be meant."""
         if not isinstance(self.persons, Sequence) or not all(isinstance(person, Person) for person in self.persons):
             raise RequestError("persons is not a list of Person. Write [Person('alice.jpg', box=(…))].")
         if len(self.persons) > MAX_PERSONS:
             raise RequestError(f"{len(self.persons)} persons were asked for; an engine takes 0 to {MAX_PERSONS}.")
-        if not is_whole(self.num_images) or self.num_images < 1:
+        num_images, seed = whole(self.num_images), whole(self.seed)
+        if num_images is None or num_images < 1:
             raise RequestError(f"num_images is {self.num_images!r}, expected a whole number of at least 1.")
-        if self.seed is not None and not (is_whole(self.seed) and 0 <= self.seed < 2**63):
+        if self.seed is not None and (seed is None or not 0 <= seed < 2**63):
             raise RequestError(f"seed is {self.seed!r}, expected a whole number from 0, or None to draw one.")
+        numbers: dict[str, Any] = {"num_images": num_images, "seed": seed}
         for name in ("guidance_scale", "id_guidance_scale", "local_scale", "global_scale"):
             value = getattr(self, name)
-            if not (value is None and name.endswith("guidance_scale")) and not is_finite(value):
+            if value is None and name.endswith("guidance_scale"):
+                continue
+            numbers[name] = finite(value)
+            if numbers[name] is None:
                 raise RequestError(f"{name} is {value!r}, expected a finite number.")
         ratio = self.subject_conditioning_ratio
-        if ratio is not None and ratio is not OMITTED and not (is_finite(ratio) and 0 <= ratio <= 1):
-            raise RequestError(
-                f"subject_conditioning_ratio is {ratio!r}, expected a number from 0 to 1, or None for no delay."
-            )
+        if ratio is not None and ratio is not OMITTED:
+            numbers["subject_conditioning_ratio"] = alpha = finite(ratio)
+            if alpha is None or not 0 <= alpha <= 1:
+                raise RequestError(
+                    f"subject_conditioning_ratio is {ratio!r}, expected a number from 0 to 1, or None for no delay."
+                )
+        return replace(self, **numbers)
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,11 +46,13 @@ class PictureRows:
     texts:   index of the text of the none row, and of the text and full rows, in the batch's list of distinct texts.
     persons: index of each person in the batch's list of persons, in the order given.
     weights: coefficients of the none, text and full row, from `guidance_weights`.
+    branches: whether the local and the global branch are evaluated; one whose scale is 0 need not be.
     """
 
     texts: tuple[int, int]
     persons: tuple[int, ...]
     weights: tuple[float, float, float]
+    branches: tuple[bool, bool] = (True, True)
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class EncoderRow:
 
 @dataclass(frozen=True)
 class BranchRow:
-    """One row of both branches: a person of a picture, with the ID or the null ID.
+    """One row of a branch: a person of a picture, with the ID or the null ID.
 
     pooled_text: the text whose pooled embedding the branches see, or None for zeros.
     """
@@ -84,20 +86,32 @@ class BranchRow:
 
 
 @dataclass(frozen=True, eq=False)
-class RowPlan:
-    """The rows of one step for a batch of pictures, and who reads whom.
+class BranchRows:
+    """The rows of one branch in one step.
 
+    of: (R, N) int32. The rows whose residuals decoder row r receives, in the order of the persons, -1 behind the last;
+        N is the most persons of any picture.
+    """
+
+    rows: tuple[BranchRow, ...]
+    of: NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class RowPlan:
+    """The rows of one step for a batch of pictures, and which reads which.
+
+    local_branch, global_branch: the rows of each, and who receives their residuals.
     encoder_of:  (R,) int32. The encoder row that decoder row r continues.
-    branches_of: (R, N) int32. The branch rows whose residuals decoder row r receives, -1 where it has fewer than N.
     decoder_of:  (B, 3) int32. The decoder row of each picture's none, text and full prediction, -1 where it has none.
     weights:     (B, 3) float64. Their coefficients in Eq. (8).
     """
 
     encoder: tuple[EncoderRow, ...]
     decoder: tuple[DecoderRow, ...]
-    branch: tuple[BranchRow, ...]
+    local_branch: BranchRows
+    global_branch: BranchRows
     encoder_of: NDArray[np.int32]
-    branches_of: NDArray[np.int32]
     decoder_of: NDArray[np.int32]
     weights: NDArray[np.float64]
 
@@ -111,9 +125,9 @@ def plan_rows(pictures: Sequence[PictureRows], per_row_pooled: bool, share: bool
     """
     decoder: list[DecoderRow] = []
     encoder = _Distinct[EncoderRow](share)
-    branch = _Distinct[BranchRow](share)
+    branches = _Distinct[BranchRow](share), _Distinct[BranchRow](share)
     encoder_of: list[int] = []
-    branches_of: list[list[int]] = []
+    branches_of: tuple[list[list[int]], list[list[int]]] = [], []
     decoder_of = np.full((len(pictures), 3), -1, np.int32)
     for b, picture in enumerate(pictures):
         for kind in (NONE, TEXT, FULL):
@@ -124,21 +138,27 @@ def plan_rows(pictures: Sequence[PictureRows], per_row_pooled: bool, share: bool
             decoder.append(DecoderRow(b, kind, text))
             encoder_of.append(encoder.add(EncoderRow(b, text)))
             pooled_text = text if per_row_pooled else None
-            branches_of.append(
-                [branch.add(BranchRow(b, person, kind == FULL, pooled_text)) for person in picture.persons]
-            )
-    most = max(map(len, branches_of), default=0)
+            rows = [BranchRow(b, person, kind == FULL, pooled_text) for person in picture.persons]
+            for branch, of, evaluated in zip(branches, branches_of, picture.branches, strict=True):
+                of.append([branch.add(row) for row in rows] if evaluated or not share else [])
+    most = max((len(picture.persons) for picture in pictures), default=0)
+    local_branch, global_branch = (
+        BranchRows(tuple(branch.items), _padded(of, most)) for branch, of in zip(branches, branches_of, strict=True)
+    )
     return RowPlan(
         encoder=tuple(encoder.items),
         decoder=tuple(decoder),
-        branch=tuple(branch.items),
+        local_branch=local_branch,
+        global_branch=global_branch,
         encoder_of=np.array(encoder_of, np.int32),
-        branches_of=np.array([row + [-1] * (most - len(row)) for row in branches_of], np.int32).reshape(
-            len(decoder), most
-        ),
         decoder_of=decoder_of,
         weights=np.array([picture.weights for picture in pictures], np.float64).reshape(-1, 3),
     )
+
+
+def _padded(rows: Sequence[Sequence[int]], length: int) -> NDArray[np.int32]:
+    padded = [[*row, *[-1] * (length - len(row))] for row in rows]
+    return np.array(padded, np.int32).reshape(len(rows), length)
 
 
 class _Distinct(Generic[T]):

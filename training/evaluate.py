@@ -15,7 +15,7 @@ import numpy as np
 
 from export.checkpoint import Checkpoint
 from export.files import disk_errors, write_json
-from realisid_trt.command_line import Outcome, reporter, run
+from realisid_trt.command_line import Outcome, execute, reporter, run
 from realisid_trt.errors import RequestError
 
 from .evaluation.cases import Casting
@@ -129,4 +129,4 @@ CKPT: one that was trained on the world; the judges know nothing else.""",
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(execute(main))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from export.checkpoint import Checkpoint
+from export.checkpoint.vae import to_latents
 from export.files import check_space, disk_errors, locked
 from realisid_trt.errors import RequestError
 
@@ -107,7 +108,7 @@ class _Encoded:
 def _latents(vae: Any, rgb: Array, accelerator: Accelerator) -> NDArray[np.float32]:
     pixels = torch.from_numpy(np.array(rgb)).to(accelerator.device).permute(0, 3, 1, 2)
     with accelerator.autocast():
-        means = vae.encode(pixels.float() / 127.5 - 1).latent_dist.mean.float() * vae.config.scaling_factor
+        means = to_latents(vae.encode(pixels.float() / 127.5 - 1).latent_dist.mean.float(), vae.config)
     return np.asarray(means.cpu().numpy())
 
 

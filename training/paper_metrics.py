@@ -21,7 +21,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from export.checkpoint.classes import quiet
-from realisid_trt.command_line import Outcome, run
+from realisid_trt.command_line import Outcome, execute, run
+from realisid_trt.containers import suffixes
 from realisid_trt.errors import CheckpointError, PhotoError, RequestError
 from realisid_trt.faces import FaceFinder
 from realisid_trt.faces.squares import as_box, crop_square
@@ -29,7 +30,7 @@ from realisid_trt.files import file_sha256
 from realisid_trt.photo import load_photo
 
 from .evaluation.statistics import Sample, estimate
-from .pictures import SUFFIXES, captions_of
+from .pictures import captions_of
 
 Floats = NDArray[np.float64]
 Names = NDArray[np.str_]
@@ -211,10 +212,10 @@ def _measured(given: argparse.Namespace) -> Outcome:
 def _reference(folder: Path, name: str) -> Path:
     """The ID photo of a picture: its name, perhaps with another ending. Raises RequestError."""
     stem = str(Path(name).with_suffix(""))
-    for suffix in SUFFIXES:
+    for suffix in sorted(suffixes()):
         if (folder / (stem + suffix)).is_file():
             return folder / (stem + suffix)
-    raise RequestError(f"{folder} holds no ID photo {stem} ({', '.join(SUFFIXES)}).")
+    raise RequestError(f"{folder} holds no ID photo {stem} ({', '.join(sorted(suffixes()))}).")
 
 
 def _device(asked: str | None) -> torch.device:
@@ -261,4 +262,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(execute(main))

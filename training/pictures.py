@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from realisid_trt.containers import suffixes
 from realisid_trt.errors import PhotoError, RequestError
 from realisid_trt.faces import Face, FaceFinder
 from realisid_trt.files import sha256
@@ -21,7 +22,6 @@ from realisid_trt.photo import WORKING_SIDE_PX, LoadedPhoto, load_photo
 
 from .store import LeftOut, check_least
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 METADATA = "metadata.jsonl"  # {"file_name": …, "text": …} per line, the layout of Hugging Face's image folders
 ROOM = 0.15  # of a face square, kept between it and the edge of the picture where the photo has it
 BYSTANDER = 0.5  # a face narrower than this share of the widest one belongs to nobody whom the picture is of
@@ -162,11 +162,10 @@ def captions_of(folder: str) -> list[tuple[str, str]]:
     path = Path(folder)
     if not path.is_dir():
         raise RequestError(f"{folder} is no folder. Give one with pictures and captions.")
-    below = (file.relative_to(path) for file in path.rglob("*"))
-    files = sorted(f for f in below if not any(part.startswith(".") for part in f.parts) and (path / f).is_file())
-    names = [file.as_posix() for file in files if file.suffix.lower() in SUFFIXES]
+    files = _files_of(path)
+    names = [file.as_posix() for file in files if file.suffix.lower() in suffixes()]
     if not names:
-        raise RequestError(f"{folder} holds no pictures ({', '.join(SUFFIXES)}).")
+        raise RequestError(f"{folder} holds no pictures ({', '.join(sorted(suffixes()))}).")
     told: dict[str, str] = {}
     try:
         for file in sorted(files, key=lambda file: len(file.parts)):  # the nearest has the last word
@@ -175,7 +174,7 @@ def captions_of(folder: str) -> list[tuple[str, str]]:
         for name in names:
             text = (path / name).with_suffix(".txt")
             if name not in told and text.is_file():
-                told[name] = text.read_text(encoding="utf-8").strip()
+                told[name] = text.read_text(encoding="utf-8-sig").strip()  # Notepad writes a byte order mark
     except UnicodeDecodeError as error:
         raise RequestError(f"a caption in {folder} is not UTF-8: {error}. Write it again as UTF-8.") from error
     if missing := [name for name in names if not told.get(name)]:
@@ -186,10 +185,24 @@ def captions_of(folder: str) -> list[tuple[str, str]]:
     return [(name, told[name]) for name in names]
 
 
+def others_of(folder: str) -> list[str]:
+    """Names of what lies in a folder and below and is neither a picture nor a caption, without what is hidden."""
+    return [
+        file.as_posix()
+        for file in _files_of(Path(folder))
+        if file.suffix.lower() not in (*suffixes(), ".txt") and file.name != METADATA
+    ]
+
+
+def _files_of(path: Path) -> list[Path]:
+    below = (file.relative_to(path) for file in path.rglob("*"))
+    return sorted(f for f in below if not any(part.startswith(".") for part in f.parts) and (path / f).is_file())
+
+
 def _metadata(folder: Path, file: Path) -> dict[str, str]:
     """Name → caption of a metadata.jsonl: its own names count from where it lies, those returned from `folder`."""
     told = {}
-    for number, line in enumerate((folder / file).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate((folder / file).read_text(encoding="utf-8-sig").splitlines(), 1):
         if not line.strip():
             continue
         try:

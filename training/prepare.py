@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from typing import Any, get_type_hints
 
 from export.checkpoint import Checkpoint
-from realisid_trt.command_line import Outcome, run
+from realisid_trt.command_line import Outcome, execute, run
 
 from .examples import WorldFaces, WorldScenes
-from .pictures import PictureFolder
+from .pictures import PictureFolder, others_of
 from .store import Examples, store_of
 
 KINDS: dict[str, type[Any]] = {"scenes": WorldScenes, "faces": WorldFaces, "pictures": PictureFolder}
@@ -51,10 +51,21 @@ def _prepare(
     examples: Examples = KINDS[kind](**options)
     store = store_of(examples, out, progress=True)
     seconds = round(time.monotonic() - start, 1)
+    others = others_of(options["folder"]) if kind == "pictures" else []
+    counts = f"{len(store)} examples, {len(store.left_out)} left out"
     return Outcome(
-        {"path": str(store.path), "examples": len(store), "left_out": store.left_out, "seconds": seconds},
-        [f"left out: {reason}" for reason in store.left_out.values()]
-        + [f"{store.path}: {len(store)} examples, {seconds} s"],
+        {
+            "path": str(store.path),
+            "examples": len(store),
+            "left_out": store.left_out,
+            "not_looked_at": others,
+            "seconds": seconds,
+        },
+        [
+            *(f"left out: {reason}" for reason in store.left_out.values()),
+            *(f"not looked at: {name} is neither a picture nor a caption" for name in others),
+            f"{store.path}: {counts}{f', {len(others)} files not looked at' if others else ''}, {seconds} s",
+        ],
     )
 
 
@@ -106,4 +117,4 @@ def _number(text: str) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(execute(main))

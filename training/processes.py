@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
@@ -18,6 +19,12 @@ from accelerate.utils import (
 from realisid_trt.errors import RealisIDError, RequestError
 
 WAIT = timedelta(hours=6)  # of all processes, while one of them writes a state or makes what all read
+# Variables of accelerate's launcher and configuration that change what a step computes → their values that do not.
+NEUTRAL_VALUES = {
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1",),
+    "ACCELERATE_DYNAMO_BACKEND": ("no",),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": ("false", "0", ""),
+}
 SHARDING = ("DEEPSPEED", "FSDP", "MEGATRON_LM")  # accelerate's names of what an average and a checkpoint cannot follow
 
 
@@ -32,6 +39,12 @@ def accelerator_of(precision: str = "no", cpu: bool = False) -> Accelerator:
             f"accelerate is set to {told[0]}, but every process of a training holds all weights. Launch it with "
             "accelerate launch --multi_gpu; where memory is short, --checkpointing, --accumulate and --ema 0 help."
         )
+    for variable, harmless in NEUTRAL_VALUES.items():
+        if os.environ.get(variable, harmless[0]).lower() not in harmless:
+            raise RequestError(
+                f"{variable} is {os.environ[variable]}, which changes what a step computes, and no run.json would "
+                "say so. Unset it, or run accelerate config again; --accumulate accumulates gradients."
+            )
     handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True), InitProcessGroupKwargs(timeout=WAIT)]
     return Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=handlers)
 

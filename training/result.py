@@ -16,7 +16,7 @@ from torch import nn
 from export.checkpoint import Checkpoint
 from export.checkpoint.classes import Component, quiet
 from export.checkpoint.files import STEMS, read_header
-from export.files import disk_errors, exchange, sweep, write_json
+from export.files import disk_errors, whole_folder, write_json
 from realisid_trt.files import file_sha256, whole_or_not
 
 ORIGIN = "origin.json"
@@ -37,20 +37,16 @@ def write_checkpoint(
     What `start` takes from a base model stays there, unless it was trained. Returns the files of the trained weights
     by part. Raises DiskError.
     """
-    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
-        with disk_errors(out.parent):
-            sweep(out)
-            shutil.rmtree(partial, ignore_errors=True)
-            shutil.copytree(
-                start.path, partial, ignore=lambda folder, names: _skipped(Path(folder), names, start, trained)
-            )
-            _write_index(start.path, partial, out)
-            for name, module in trained.items():
-                _write_component(partial / name, module, start.components[name], dtype)
-        exchange(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with whole_folder(out) as partial, disk_errors(out.parent):
+        shutil.copytree(
+            start.path,
+            partial,
+            ignore=lambda folder, names: _skipped(Path(folder), names, start, trained),
+            dirs_exist_ok=True,
+        )
+        _write_index(start.path, partial, out)
+        for name, module in trained.items():
+            _write_component(partial / name, module, start.components[name], dtype)
     return {name: out / name / f"{STEMS[start.components[name].name]}.safetensors" for name in trained}
 
 

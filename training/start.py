@@ -21,11 +21,11 @@ from safetensors.torch import save_file
 from export.checkpoint import Checkpoint
 from export.checkpoint.classes import component_of, full_config, module_class, quiet
 from export.checkpoint.files import read_header, read_json
-from export.checkpoint.folders import FROM_BASE, base_folder
+from export.checkpoint.folders import FROM_BASE, base_folder, unpack
 from export.checkpoint.id_projection import build_projection
-from export.files import disk_errors, exchange, sweep, target_folder
+from export.files import disk_errors, target_folder, whole_folder
 from export.miniature.presets import preprocessor_config
-from realisid_trt.command_line import Outcome, run
+from realisid_trt.command_line import Outcome, execute, run
 from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import CheckpointError, RealisIDWarning, RequestError
 
@@ -81,16 +81,15 @@ def start_checkpoint(
     out = target_folder(out)
     if out.exists() and any(out.iterdir()):
         raise RequestError(f"{out} exists. Choose another --out.")
+    if (file := Path(os.path.expanduser(base))).is_file():
+        raise CheckpointError(f"the base model {base} is a file, expected a folder. {unpack(file)}")
     local = (given := Path(os.path.expanduser(base))).is_dir()
     parts = [name for name in FROM_BASE if name not in (ENCODER, EXTRACTOR)]
     folder = base_folder(str(given.absolute()) if local else str(base), out, parts, variant, local)
     encoder = _encoder_folder(Path(os.path.expanduser(image_encoder)))
     encoder_config = full_config(component_of(ENCODER, encoder, variant))
-    partial = out.with_name(f".{out.name}.{os.getpid()}.part")
-    try:
+    with whole_folder(out) as partial:
         with disk_errors(out.parent):
-            sweep(out)
-            partial.mkdir(parents=True)
             width = _write_branches(folder, partial, variant)
             _copy_encoder(encoder, partial, encoder_config)
             _write_projection(partial / "id_projection", projection, encoder_config, width, seed)
@@ -102,9 +101,6 @@ def start_checkpoint(
                 "base_model": os.path.relpath(folder, out) if local else str(base),
             })  # fmt: skip
         Checkpoint.open(partial, base_model=folder, variant=variant).check_weights()
-        exchange(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return out
 
 
@@ -206,4 +202,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(execute(main))

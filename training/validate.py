@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from export.checkpoint import Checkpoint
 from export.files import disk_errors, write_json
-from realisid_trt.command_line import Outcome, run
+from realisid_trt.command_line import Outcome, execute, run
 from realisid_trt.errors import RequestError
 from realisid_trt.files import file_sha256
 
@@ -242,4 +242,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(execute(main))

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from export.files import check_space, disk_errors, exchange, locked, sweep
+from export.files import check_space, disk_errors, locked, whole_folder
 from realisid_trt.errors import RequestError
 from realisid_trt.files import VerifiedFiles
 from realisid_trt.machine import available_cores
@@ -30,20 +28,14 @@ def place(kit: Kit, item: str, folder: Path) -> int:
         folder.parent.mkdir(parents=True, exist_ok=True)
     busy = RequestError(f"another process is making {folder}. Wait for it, or choose another --out.")
     with locked(folder.with_name(f".{folder.name}.lock"), busy):
-        sweep(folder)
         if folder.exists():
             if _wrong(files, folder):
                 raise RequestError(f"{folder} exists and is not the {item} of {kit.folder}. Move it away.")
             return 0
         total = sum(file.bytes for file in files)
         check_space(folder.parent, total, f"{item} of the kit")
-        building = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-        with disk_errors(folder.parent):
-            try:
-                write(kit, files, building)
-                exchange(building, folder)
-            finally:
-                shutil.rmtree(building, ignore_errors=True)
+        with whole_folder(folder) as partial, disk_errors(folder.parent):
+            write(kit, files, partial)
         with VerifiedFiles() as verified:  # `Engine.load` then need not read 13 GB again
             for file in files:
                 verified.remember(folder / file.path, file.sha256)

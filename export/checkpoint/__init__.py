@@ -25,6 +25,7 @@ from .classes import (
     Component,
     check_headers,
     check_keys,
+    check_numbers,
     compare,
     component_of,
     ddim_config,
@@ -200,6 +201,7 @@ class Checkpoint:
         shapes = {key: tuple(value.shape) for key, value in weights.items()}
         check_keys(component, *compare(shapes, {key: tuple(value.shape) for key, value in module.state_dict().items()}))
         module.load_state_dict({key: value.to(dtype) for key, value in weights.items()}, assign=True)
+        check_numbers(component, module)
         return module.eval().requires_grad_(False)
 
     def load_scheduler(self) -> Any:
@@ -235,13 +237,17 @@ class Checkpoint:
         not black (IP-Adapter's way). zero_tokens: zeros. file: null_id.safetensors.
         """
         if self.config.null_id == "file":
-            return read_weights([self.path / "null_id.safetensors"])["null_id_tokens"].float()
+            file = self.path / "null_id.safetensors"
+            tokens = read_weights([file])["null_id_tokens"].float()
+            if not torch.isfinite(tokens).all():
+                raise CheckpointError(f"{file}: null_id_tokens holds NaN or infinite numbers. Copy the file again.")
+            return tokens
         if self.config.null_id == "zero_tokens":
             return torch.zeros(self.num_id_tokens, self.cross_attention_dim)
         zero = torch.zeros(1, 3, self.image_size, self.image_size)
         features = self.load_image_encoder()(zero, output_hidden_states=True).hidden_states[-2]
-        tokens: Tensor = self.load_id_projection()(features)[0]
-        return tokens
+        projected: Tensor = self.load_id_projection()(features)[0]
+        return projected
 
     def weights_key(self, component: str) -> str:
         """sha256 over all that a component's export depends on: its config and the contents of its weight files.
@@ -283,6 +289,7 @@ class Checkpoint:
             ) from error
         check_keys(component, info["missing_keys"], info["unexpected_keys"], info["mismatched_keys"])
         loaded: nn.Module = module.eval().requires_grad_(False)
+        check_numbers(component, loaded)
         return loaded
 
     def _check_null_id_file(self) -> None:

@@ -32,6 +32,8 @@ DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
 PREDICTIONS = ("epsilon", "v_prediction")
 SPACINGS = ("leading", "trailing", "linspace")  # of DDIM's timesteps
+# Keys of diffusers' schedulers that stand for no schedule of betas: EDM, flow matching.
+FOREIGN_SCHEDULES = ("sigma_data", "sigma_schedule", "use_flow_sigmas", "shift", "base_shift", "max_shift")
 
 
 def refuse(where: str, key: str, value: object, expected: str, advice: str = "Correct the file.") -> CheckpointError:
@@ -73,6 +75,7 @@ def check_all(
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     if vae["latent_channels"] != unet["in_channels"]:
         raise refuse("vae", "latent_channels", vae["latent_channels"], f"{unet['in_channels']}, the UNet's in_channels")
+    _check_vae(vae)
     for name, channels in (("controlnet_local", 3), ("controlnet_global", 1)):
         _check_branch(name, configs[name], unet, channels, factor)
     pooled_dim = _check_text([(name, configs[name]) for name in text_encoders], unet)
@@ -116,6 +119,26 @@ def _check_unet(unet: Config) -> None:
             f"{unet['out_channels']}, its out_channels",
             "Inpainting and learned-variance UNets are not supported: take the text-to-image model.",
         )
+
+
+def _check_vae(vae: Config) -> None:
+    """The numbers that latents are scaled by."""
+    scale, shift, channels = vae["scaling_factor"], vae.get("shift_factor"), vae["latent_channels"]
+    if not is_finite(scale) or scale <= 0:
+        raise refuse("vae", "scaling_factor", scale, "a number above 0: SDXL's is 0.13025, SD 1.5's 0.18215")
+    if shift is not None and not is_finite(shift):
+        raise refuse("vae", "shift_factor", shift, "a number, or none")
+    mean, std = vae.get("latents_mean"), vae.get("latents_std")
+    if (mean is None) != (std is None):
+        missing, other = ("latents_mean", "latents_std") if mean is None else ("latents_std", "latents_mean")
+        raise refuse("vae", missing, None, f"{channels} numbers: {other} is given, and one means nothing alone")
+    for key, values in (("latents_mean", mean), ("latents_std", std)):
+        if values is None:
+            continue
+        numbers = isinstance(values, (list, tuple)) and len(values) == channels and all(map(is_finite, values))
+        if not numbers or (key == "latents_std" and min(values) <= 0):
+            above = " above 0" if key == "latents_std" else ""
+            raise refuse("vae", key, values, f"{channels} numbers{above}, one for each latent channel")
 
 
 def _sample_size(unet: Config) -> int:
@@ -280,6 +303,19 @@ def check_scheduler(ddim: Config, source: Config) -> None:
     ddim: config of the DDIMScheduler that is made. source: the keys of the file.
     """
     where = "scheduler/scheduler_config.json"
+    name = source.get("_class_name", "DDIMScheduler")
+    foreign = [key for key in FOREIGN_SCHEDULES if source.get(key) not in (None, False)]
+    if name.startswith(("EDM", "FlowMatch")) or foreign:
+        said = f"{name} with {', '.join(foreign)}" if foreign else name
+        raise CheckpointError(
+            f"{where}: {said} is another kind of noise schedule (EDM or flow matching). RealisID's steps are DDIM's, "
+            "on a schedule of betas. Take a base model that was trained on one, as SDXL and SD 1.5 are."
+        )
+    if not {"beta_start", "beta_end"} <= set(source) and source.get("trained_betas") is None:
+        raise CheckpointError(
+            f"{where}: neither beta_start and beta_end nor trained_betas are given, so the schedule is not known. "
+            "Copy the file from the base model that the UNet was trained on."
+        )
     for key in ("clip_sample", "thresholding"):
         if ddim[key]:
             said = f"{key} is true" if key in source else f"{key} is not set, which DDIM reads as true"

@@ -153,6 +153,18 @@ def check_keys(
         )
 
 
+def check_numbers(component: Component, module: nn.Module) -> None:
+    """Raises CheckpointError for a loaded weight that holds NaN or infinity, before anything is computed with it."""
+    for key, weight in module.state_dict().items():
+        if weight.is_floating_point() and not torch.isfinite(weight).all():
+            bad = int((~torch.isfinite(weight)).sum())
+            file = next((file for file in component.files if key in read_header(file)), component.files[0])
+            raise CheckpointError(
+                f"{file}: {key} holds {bad} NaN or infinite of {weight.numel()} numbers. Copy "
+                "the file again; if it is so where it comes from, the training that made it had failed."
+            )
+
+
 def meta_module(component: Component) -> nn.Module:
     """The component's module without memory for its weights. Raises CheckpointError."""
     with _understood(component), torch.device("meta"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -28,16 +29,21 @@ class Folders:
     """Finds the folders of a checkpoint: its own first, then the base model's, which is looked up when first needed."""
 
     def __init__(self, path: Path, base_model: str | Path | None, variant: str | None, local_files_only: bool) -> None:
+        if path.is_file():
+            raise CheckpointError(
+                f"{path} is a file, expected a checkpoint's folder. {unpack(path)} A RealisID checkpoint is begun from "
+                "it by: python -m training.start --base FOLDER --help"
+            )
         if not path.is_dir():
-            what = "is a file" if path.exists() else "does not exist"
+            what = "is not a folder" if path.exists() else "does not exist"
             raise CheckpointError(
                 f"{path} {what}, expected a checkpoint's folder. A small one to try with, of random weights: "
                 "python -m export.miniature --out CKPT"
             )
         index = read_json(path / "model_index.json", "it lists the checkpoint's parts and its base model")
         self.path, self.variant, self.local_files_only = path, variant, local_files_only
-        if base_model is not None and (folder := Path(os.path.expanduser(base_model))).is_dir():
-            base_model = folder.absolute()  # an argument counts from the working directory
+        if base_model is not None and (given := Path(os.path.expanduser(base_model))).exists():
+            base_model = given.absolute()  # an argument counts from the working directory
         self.reference = str(base_model or index.get("base_model") or "")
         self.base: Path | None = None
         self.found: dict[str, Path] = {}
@@ -69,6 +75,16 @@ class Folders:
         return folder
 
 
+def unpack(file: Path) -> str:
+    """The sentence that makes a folder of a model in one file."""
+    folder, given = shlex.quote(str(file.with_suffix(""))), shlex.quote(str(file))
+    code = "import sys; from diffusers import StableDiffusionXLPipeline as P; P.from_single_file(sys.argv[1])"
+    return (
+        "A Stable Diffusion XL model in one file becomes a folder, which is a base model, by: "
+        f"python -c '{code}.save_pretrained(sys.argv[2])' {given} {folder} (StableDiffusionPipeline for SD 1.5)."
+    )
+
+
 def base_folder(
     reference: str, checkpoint: Path, components: Iterable[str], variant: str | None, local_files_only: bool
 ) -> Path:
@@ -81,6 +97,8 @@ def base_folder(
     if folder.is_dir():
         return folder
     if not HUB_ID.fullmatch(reference):
+        if folder.is_file():
+            raise CheckpointError(f"the base model {folder} is a file, expected a folder. {unpack(folder)}")
         raise CheckpointError(
             f"the base model {reference} is not a folder ({folder}), and not the id of a hub model (owner/name). "
             'Correct "base_model" in model_index.json, or give another with --base-model.'

@@ -37,7 +37,7 @@ def attention_to_onnx(content: bytes) -> Files:
     body = tflite_to_onnx(
         model,
         {model.inputs[0]: "image"},
-        {model.tensor("output_mesh"): "mesh", features: "features"},
+        {model.tensor("output_mesh"): "mesh", features: "features", model.tensor("conv_faceflag"): "face_flag"},
         planes=frozenset([features]),
     )
 
@@ -98,7 +98,9 @@ def task_to_onnx(content: bytes, name: str = "face_landmarker.task") -> Files:
             f"{name}: {TASK_MEMBER} takes {size} and returns {[model.shapes[number] for number in model.outputs]}, "
             f"expected a square RGB picture and {NUM_LANDMARKS} × 3 numbers. Give the .task of 2023 or later."
         )
-    graph_v2 = tflite_to_onnx(model, {model.inputs[0]: "image"}, {landmarks[0]: "landmarks"})
+    flags = [number for number in model.outputs if np.prod(model.shapes[number]) == 1]
+    outputs = {landmarks[0]: "landmarks", **dict(zip(flags[:1], ["face_flag"], strict=False))}  # the other: a tongue
+    graph_v2 = tflite_to_onnx(model, {model.inputs[0]: "image"}, outputs)
     facts = {"model": "v2", "size_px": size[1]}
     return {"landmarks_v2.onnx": graph_v2.SerializeToString(), "landmarks.json": json.dumps(facts).encode()}
 

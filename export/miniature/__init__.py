@@ -12,7 +12,6 @@ import dataclasses
 import json
 import math
 import os
-import shutil
 import sys
 from collections.abc import Mapping
 from functools import partial
@@ -30,7 +29,7 @@ from realisid_trt.errors import CheckpointError, DiskError, RequestError
 from ..checkpoint import tokenizer_of
 from ..checkpoint.classes import DIFFUSERS_CLASSES, Component, class_name, meta_module, quiet
 from ..checkpoint.files import STEMS
-from ..files import check_space, disk_errors, exchange, sweep, sync, target_folder
+from ..files import check_space, disk_errors, sync, target_folder, whole_folder
 from .presets import Recipe, component_configs, preprocessor_config, scheduler_config
 from .tokenizer import END, vocabulary_and_merges, write_tokenizer
 from .weights import CARRY_KEYS, Weights, draw, write_weights
@@ -53,24 +52,19 @@ def make_checkpoint(out: str | Path, *, force: bool = False, progress: bool = Fa
     """
     recipe = recipe_of(**options)
     out = target_folder(out)
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.part")
     try:
         with disk_errors(out.parent):
             _check_target(out, force)
-            modules = modules_of(recipe, temporary)
-            check_space(out.parent, _weights_bytes(recipe, modules) + RESERVE_BYTES, f"preset {recipe.preset}")
-            out.parent.mkdir(parents=True, exist_ok=True)
-            sweep(out)
-            temporary.mkdir()
-            _write_small_files(temporary, recipe, modules)
+            needed_bytes = _weights_bytes(recipe, modules_of(recipe, out)) + RESERVE_BYTES
+            check_space(out.parent, needed_bytes, f"preset {recipe.preset}")
+        with whole_folder(out) as partial, disk_errors(out.parent):
+            modules = modules_of(recipe, partial)
+            _write_small_files(partial, recipe, modules)
             _write_components(recipe, modules, progress)
-            for path in (*temporary.rglob("*"), temporary):
+            for path in (*partial.rglob("*"), partial):
                 sync(path)
-        exchange(temporary, out)
     except (OSError, SafetensorError) as error:  # what disk_errors does not know, and safetensors, which tells no errno
         raise DiskError(f"{out} could not be written: {error}. Free some space, or choose another --out.") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return out
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from realisid_trt.command_line import Outcome, ratio, run
+from realisid_trt.command_line import Outcome, execute, ratio, run
 from realisid_trt.config import OPTIONS
 
 from . import make_checkpoint
@@ -73,4 +73,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(execute(main))

@@ -15,7 +15,7 @@ import importlib
 import importlib.util
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError
+from ..machine import unsupported
 from ..manifest import Manifest
 
 Tensor = Any  # an array where the backend keeps its arrays: np.ndarray on a CPU
@@ -69,16 +70,18 @@ class Usage:
 
 @dataclass(frozen=True, eq=False)
 class MergeRows:
-    """Which residuals go where, for `relocate_merge`. R decoder rows, P branch rows, at most N persons a picture.
+    """Which residuals go where, for `relocate_merge`. R decoder rows, P local rows, at most N persons a picture.
 
     encoder_of:  (R,) int32, the encoder row that decoder row r continues.
-    branches_of: (R, N) int32, the branch rows of decoder row r, -1 behind the last.
-    boxes:       (P, L, 4) int32, every branch row's face in cells of every level.
+    local_of:    (R, N) int32, the rows of the local branch that decoder row r receives, -1 behind the last.
+    global_of:   (R, N) int32, those of the global branch.
+    boxes:       (P, L, 4) int32, every local row's face in cells of every level.
     scales:      (R, 2) float32, local and global scale.
     """
 
     encoder_of: Tensor
-    branches_of: Tensor
+    local_of: Tensor
+    global_of: Tensor
     boxes: Tensor
     scales: Tensor
 
@@ -106,6 +109,12 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Gives back networks and memory, in order; nothing may be asked of this backend then. May be repeated."""
+
+    def turn(self) -> AbstractContextManager[None]:
+        """For all that one user does: the thread's device is the backend's, and the caller's again afterwards."""
+
+    def outside(self) -> AbstractContextManager[None]:
+        """Within a turn, for code of the caller's: the device is the caller's, and the backend's again afterwards."""
 
     def put(self, array: NDArray[Any], for_networks: bool = False) -> Tensor:
         """The array, where the networks and kernels can read it."""
@@ -179,6 +188,8 @@ def open_backend(
     EngineMissing (not built for it), EngineMismatch (built for another GPU or version) or RequestError (no such
     device).
     """
+    if problem := unsupported():
+        raise BackendError(problem)
     chosen = _choose(name, manifest, device)
     backend: Backend = _implementation(chosen).open_here(chosen, manifest, device, networks, cuda_graph)
     return backend

@@ -7,7 +7,7 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -19,7 +19,7 @@ from realisid_trt.kernels.launch import Array, Kernels
 from ..errors import RealisIDWarning
 from ..manifest import Build, Manifest
 from . import MergeRows, Usage
-from .cuda_memory import Gpu, gpu_errors
+from .cuda_memory import Gpu, callers_device, gpu_errors
 
 HALVES = ("float16", "bfloat16")
 GRAPHS = 8  # captured steps that are kept; a request with a delayed ID has two
@@ -115,7 +115,7 @@ class CudaBackend:
         self._trace: list[Hashable] = []  # what was enqueued, with every address
         self._repeating = False  # inside a step that may be captured
         # By `close`, else with the last reference, else at the interpreter's exit while the driver is still there.
-        self._end = weakref.finalize(self, _end, runner, gpu)
+        self._end = weakref.finalize(self, _end, runner, gpu, self._graphs)
 
     @property
     def usage(self) -> Usage:
@@ -142,9 +142,14 @@ class CudaBackend:
         self._runner.unload(networks)
 
     def close(self) -> None:
-        self._made.clear()
-        self._graphs.clear()
         self._end()
+        self._made.clear()
+
+    def turn(self) -> AbstractContextManager[None]:
+        return self._gpu.current()
+
+    def outside(self) -> AbstractContextManager[None]:
+        return self._gpu.given_back()
 
     # Arrays
 
@@ -228,10 +233,10 @@ class CudaBackend:
         out, levels, table = self._once(key, plan)
         with self.usage.measure("relocate_merge", count):
             self._kernels.relocate_merge(
-                self._gpu.stream, levels, table, rows.encoder_of, rows.branches_of, rows.boxes, rows.scales,
-                self._mode, self._overlap,
+                self._gpu.stream, levels, table, rows.encoder_of, rows.local_of, rows.global_of, rows.boxes,
+                rows.scales, self._mode, self._overlap,
             )  # fmt: skip
-        of = rows.encoder_of, rows.branches_of, rows.boxes, rows.scales
+        of = rows.encoder_of, rows.local_of, rows.global_of, rows.boxes, rows.scales
         self._trace.append(("relocate_merge", *skips, *local, *whole, *out, table, *of))
         return out
 
@@ -296,7 +301,9 @@ class CudaBackend:
             rows = {name: count - before.get(name, 0) for name, count in self._usage.rows.items()}
             self._usage.rows.clear()
             self._usage.rows.update(before)
-        assert traced == [signature], "a captured step enqueued something else"
+        if traced != [signature]:
+            self._refused(RuntimeError("it enqueued something else while it was captured"))
+            return None
         if len(self._graphs) >= GRAPHS:
             self._gpu.wait()  # the oldest may still be running
             self._graphs.popitem(last=False)
@@ -356,9 +363,11 @@ class CudaBackend:
         return out
 
 
-def _end(runner: Runner, gpu: Gpu) -> None:
-    """Waits, then ends in the only order: networks use the stream to the last. One's failure does not stop the next."""
-    with ExitStack() as then:
+def _end(runner: Runner, gpu: Gpu, graphs: OrderedDict[Hashable, Graph]) -> None:
+    """Waits, then ends in the only order: graphs may be running, and networks use the stream to the last. One's failure
+    does not stop the next."""
+    with callers_device(), ExitStack() as then:  # the collector may do it in any thread
         then.callback(gpu.close)
         then.callback(runner.close)
+        then.callback(graphs.clear)
         gpu.wait()

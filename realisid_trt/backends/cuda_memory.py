@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -45,6 +46,33 @@ def memory_errors(nbytes: int, held: int = 0) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def callers_device() -> Iterator[None]:
+    """Gives the thread the device back that it had before: torch's current device, say, or that of another engine.
+
+    A thread that had none keeps what the block leaves.
+    """
+    before = _current_context()
+    try:
+        yield
+    finally:
+        if before is not None:
+            from cuda.bindings import driver
+
+            driver.cuCtxSetCurrent(before)
+
+
+def _current_context() -> Any:
+    """The context of this thread; None if it has none, as where there is no driver."""
+    try:
+        from cuda.bindings import driver
+
+        status, context = driver.cuCtxGetCurrent()
+    except Exception:  # of a library that is not there; whoever needs it says so
+        return None
+    return context if status == driver.CUresult.CUDA_SUCCESS and int(context) else None
+
+
 class Gpu:
     """One device: its stream, on which everything runs, its memory, and pinned memory for what goes to and fro."""
 
@@ -54,6 +82,7 @@ class Gpu:
         from cuda.core import Device, DeviceMemoryResource, DeviceMemoryResourceOptions, LegacyPinnedMemoryResource
 
         self.ordinal, self.capturing = ordinal, False
+        self._callers: Any = None  # the context that the thread had before
         with gpu_errors():
             self.device = device = Device(ordinal)
             device.set_current()
@@ -63,13 +92,33 @@ class Gpu:
             pool = DeviceMemoryResource(device, DeviceMemoryResourceOptions())
         # Without `self` in them, so that memory goes with its Gpu and does not wait for the garbage collector.
         self.allocate: Callable[[int], Any] = lambda nbytes: pool.allocate(nbytes, stream=stream)
-        self.memory = Arena(self.allocate)
+        self.memory = Arena(self.allocate, stream.sync)
         self.staging = Arena(lambda nbytes: pinned.allocate(nbytes))
 
     @property
     def name(self) -> str:
         major, minor = self.device.compute_capability
         return f"{self.device.name} (sm_{major}{minor})"
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """This device is the thread's; afterwards it is again the one before."""
+        with callers_device():
+            self._callers = _current_context()
+            self.device.set_current()
+            yield
+
+    @contextmanager
+    def given_back(self) -> Iterator[None]:
+        """Within `current`: the caller's device for a while, for code of the caller's, which may leave any device."""
+        if self._callers is not None:
+            from cuda.bindings import driver
+
+            driver.cuCtxSetCurrent(self._callers)
+        try:
+            yield
+        finally:
+            self.device.set_current()
 
     def begin(self) -> None:
         """Waits for the stream, then takes everything back."""
@@ -100,13 +149,19 @@ class Gpu:
     def capture(self, work: Callable[[], None]) -> Any:
         """What `work` enqueues, as a graph that `launch`es on the stream; nothing of it runs now."""
         builder = self.stream.create_graph_builder()
-        builder.begin_building("thread_local")
-        self.capturing = True
+        collecting = gc.isenabled()
+        gc.disable()  # an engine that was dropped in a cycle would end within the capture: wait, give back memory
         try:
-            work()
+            builder.begin_building("thread_local")
+            self.capturing = True
+            try:
+                work()
+            finally:
+                self.capturing = False
+                builder.end_building()
         finally:
-            self.capturing = False
-            builder.end_building()
+            if collecting:
+                gc.enable()
         return builder.complete()
 
     def upload(self, array: NDArray[Any], address: int) -> None:
@@ -136,9 +191,9 @@ class Gpu:
 class Arena:
     """Memory, handed out in order. Grows by whole chunks; when it is taken back, they become one."""
 
-    def __init__(self, allocate: Callable[[int], Any]) -> None:
-        """allocate: bytes → a cuda.core Buffer."""
-        self._allocate = allocate
+    def __init__(self, allocate: Callable[[int], Any], settle: Callable[[], object] = lambda: None) -> None:
+        """allocate: bytes → a cuda.core Buffer. settle: waits until what was given back is the system's again."""
+        self._allocate, self._settle = allocate, settle
         self._chunks: list[Any] = []
         self._used = 0  # of the last chunk
 
@@ -161,6 +216,7 @@ class Arena:
         if len(self._chunks) > 1:
             total = self.nbytes
             self.close()
+            self._settle()  # a pool gives back in the stream's order: else it would hold both for a moment
             self._grow(total)
         self._used = 0
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,7 @@ class OnnxRuntime:
         self.device, self.precision, self.usage = device, build.precision, Usage()
         self._levels, self._canvas = manifest.model.residual_levels, manifest.model.sample_size
         self._mode, self._overlap = manifest.config.relocate_mode, manifest.config.overlap
+        manifest.check_files(manifest.files_of(build, networks))
         options = session_options(int(count) if count else available_cores())
         self._networks = known = manifest.networks(build)
         self._wanted = set(known if networks is None else networks)
@@ -109,6 +111,12 @@ class OnnxRuntime:
 
     def close(self) -> None:
         self._sessions.clear()
+
+    def turn(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def outside(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def put(self, array: NDArray[Any], for_networks: bool = False) -> Tensor:
         return np.ascontiguousarray(array)
@@ -168,7 +176,8 @@ class OnnxRuntime:
                 local,
                 whole,
                 rows.encoder_of,
-                rows.branches_of,
+                rows.local_of,
+                rows.global_of,
                 rows.boxes,
                 self._levels,
                 rows.scales,

@@ -16,7 +16,7 @@ from realisid_trt.kernels.launch import Array, Kernels
 from ..errors import BackendError, EngineMissing, RealisIDWarning
 from ..manifest import Build, Manifest, rebuild
 from .cuda import CudaBackend
-from .cuda_memory import Gpu
+from .cuda_memory import Gpu, callers_device
 from .sessions import session_options
 
 PROVIDER, MEMORY, ARENA = "CUDAExecutionProvider", "cuda", "Cuda"  # each what ONNX Runtime calls it
@@ -52,10 +52,12 @@ def open_gpu(
             RealisIDWarning,
             stacklevel=2,
         )
-    gpu = Gpu(ordinal)
-    kernels = Kernels.load(manifest.path / "kernels", manifest.files_in("kernels"))
-    sessions = Sessions(manifest, build, gpu, networks)
-    return CudaBackend("onnxruntime", manifest, build, gpu, kernels, sessions, capture and CAPTURABLE)
+    manifest.check_files(manifest.files_of(build, networks))
+    with callers_device():
+        gpu = Gpu(ordinal)
+        kernels = Kernels.load(manifest.path / "kernels", manifest.files_in("kernels"))
+        sessions = Sessions(manifest, build, gpu, networks)
+        return CudaBackend("onnxruntime", manifest, build, gpu, kernels, sessions, capture and CAPTURABLE)
 
 
 class Sessions:
@@ -154,7 +156,9 @@ class SharedArena:
 
     def __init__(self, ordinal: int) -> None:
         """Registers it with ONNX Runtime. Raises BackendError."""
-        self._turn, self._stream = threading.Lock(), None
+        # An engine that is dropped in a reference cycle may be collected in the middle of a turn, in the same thread,
+        # and leaves then.
+        self._turn, self._stream = threading.RLock(), None
         try:
             where = ort.OrtMemoryInfo(ARENA, ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, ordinal, ort.OrtMemType.DEFAULT)
             growth = ort.OrtArenaCfg({"arena_extend_strategy": NEXT_POWER_OF_TWO})
@@ -180,8 +184,13 @@ class SharedArena:
         On one stream the order is kept anyway; the stream of another engine has to wait.
         """
         with self._turn:
-            if self._stream is not None and self._stream is not stream:
-                stream.wait(self._stream)
+            previous = self._stream
+            if previous is not None and previous is not stream:
+                try:
+                    stream.wait(previous)
+                except Exception:
+                    if self._stream is previous:
+                        raise  # else it was idle and has ended meanwhile
             self._stream = stream
             yield
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import warnings
 from collections import OrderedDict
 from collections.abc import Collection, Hashable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from realisid_trt.kernels.launch import Array, Kernels
 
 from ..errors import BackendError, EngineMismatch, RealisIDWarning, RequestError
+from ..files import cache_folder, sha256
 from ..manifest import Build, Manifest, Network
 from .cuda import CudaBackend
-from .cuda_memory import Gpu, memory_errors
+from .cuda_memory import Gpu, callers_device, memory_errors
 from .gpu_facts import GpuFacts, gpu_facts
 from .tensorrt_flavours import (
     FLAVOURS,
@@ -43,10 +46,12 @@ def open_here(
     build, flavour = manifest.build_for(name, "cuda"), FLAVOURS[name]
     if problem := why_not(manifest, build, gpu_facts(ordinal)):
         raise EngineMismatch(problem)
-    gpu = Gpu(ordinal)
-    kernels = Kernels.load(manifest.path / "kernels", manifest.files_in("kernels"))
-    contexts = Contexts(flavour, manifest, build, gpu, networks)
-    return CudaBackend(name, manifest, build, gpu, kernels, contexts, bool(cuda_graph))
+    manifest.check_files(manifest.files_of(build, networks))
+    with callers_device():
+        gpu = Gpu(ordinal)
+        kernels = Kernels.load(manifest.path / "kernels", manifest.files_in("kernels"))
+        contexts = Contexts(flavour, manifest, build, gpu, networks)
+        return CudaBackend(name, manifest, build, gpu, kernels, contexts, bool(cuda_graph))
 
 
 def cannot_run(name: str, manifest: Manifest, device: str | None) -> str | None:
@@ -142,10 +147,10 @@ class Contexts:
             raise BackendError(f"{flavour.name} cannot run here: {flavour.log.take_errors()}.") from None
         self._known = manifest.networks(build)
         self._wanted = set(self._known if networks is None else networks)
-        self._cache = RuntimeCache(flavour, self._cache_file())
+        self._cache = RuntimeCache(flavour, self._cache_files())
         self._engines: dict[str, trt.ICudaEngine] = {}
         self._bound: dict[str, OrderedDict[Hashable, Bound]] = {}
-        self._made = 0
+        self._made = self._kept = 0  # contexts; of those, how many had been made when the cache was written
         self._scratch: Any = None
         for name in self._known:
             if name in self._wanted:
@@ -177,7 +182,13 @@ class Contexts:
         return bound.number, scratch
 
     def forget(self) -> None:
-        """Arrays given before are no more. Their addresses are compared before they are used again."""
+        """Arrays given before are no more. Their addresses are compared before they are used again.
+
+        What was compiled since the last time is kept now: a server that is told to end runs nothing any more.
+        """
+        if self._kept != self._made:
+            self._cache.store()
+            self._kept = self._made
 
     def inspected(self, network: str) -> str:
         """What TensorRT's inspector says of a plan's layers, as JSON; only where it is loaded does it say anything."""
@@ -274,12 +285,18 @@ class Contexts:
                 self._scratch = self._gpu.allocate(max(nbytes, 1))
         return int(self._scratch.handle)
 
-    def _cache_file(self) -> Any:
-        """Beside the plans: what a GPU compiled out of them, for its architecture and driver."""
+    def _cache_files(self) -> tuple[Path, ...]:
+        """Beside the plans: what a GPU compiled out of them, for its architecture and driver; where that folder cannot
+        be written, among what this user keeps."""
         if not self._flavour.portable:
-            return None
+            return ()
         facts = gpu_facts(self._gpu.ordinal)
-        return self._manifest.path / "plans" / self._flavour.name / f"{facts.architecture}-cuda{facts.cuda}.cache"
+        name = f"{facts.architecture}-cuda{facts.cuda}.cache"
+        engine = sha256(json.dumps(self._manifest.values["seal"], sort_keys=True).encode())[:16]
+        return (
+            self._manifest.path / "plans" / self._flavour.name / name,
+            cache_folder() / "compiled" / f"{engine}-{name}",
+        )
 
     def _failure(self, network: str, what: str) -> BackendError:
         return BackendError(f"{self._flavour.name}: {network} {what}: {self._flavour.log.take_errors()}.")

@@ -213,11 +213,11 @@ def make_context(engine: trt.ICudaEngine, flavour: Flavour, cache: RuntimeCache)
 class RuntimeCache:
     """What RTX compiled for this GPU, kept in a file. Every engine of a process shares it; `tensorrt` has none.
 
-    file: None keeps it in memory only.
+    files: where it is kept: in the first that can be written. None: in memory only.
     """
 
-    def __init__(self, flavour: Flavour, file: Path | None) -> None:
-        self._flavour, self._file = flavour, file
+    def __init__(self, flavour: Flavour, files: Sequence[Path]) -> None:
+        self._flavour, self._files = flavour, files
         self._cache: rtx.IRuntimeCache | None = None
         self._stored = b""
 
@@ -229,10 +229,12 @@ class RuntimeCache:
             rtx = self._flavour.module
         if self._cache is None:
             cache = settings.create_runtime_cache()
-            with contextlib.suppress(OSError):  # there is none, or it cannot be read
-                self._stored = b"" if self._file is None else self._file.read_bytes()
-            if self._stored and not cache.deserialize(self._stored):  # another version's: it is written anew
-                self._stored = b""
+            for file in self._files:
+                with contextlib.suppress(OSError):  # there is none, or it cannot be read
+                    self._stored = file.read_bytes()
+                if self._stored and cache.deserialize(self._stored):
+                    break
+                self._stored = b""  # another version's: it is written anew
                 self._flavour.log.take_errors()
             self._cache = cache
         settings.set_runtime_cache(self._cache)
@@ -242,16 +244,19 @@ class RuntimeCache:
         settings.dynamic_shapes_kernel_specialization_strategy = specialization
 
     def store(self) -> None:
-        """Writes the file if something new was compiled. A folder that cannot be written is no error."""
-        if self._cache is None or self._file is None or not self._file.parent.is_dir():  # the engine was removed
+        """Writes the file if something new was compiled. Folders that cannot be written are not an error."""
+        if self._cache is None or not self._files or not self._files[0].parent.is_dir():  # the engine was removed
             return
         content = self._cache.serialize()
         now = b"" if content is None else bytes(memoryview(content))
         if not now or now == self._stored:
             return
-        with contextlib.suppress(DiskError, OSError), whole_or_not(self._file) as partial:
-            partial.write_bytes(now)
-            self._stored = now
+        for file in self._files:
+            with contextlib.suppress(DiskError, OSError):
+                with whole_or_not(file) as partial:
+                    partial.write_bytes(now)
+                self._stored = now
+                return
 
 
 def can_capture(flavour: Flavour, context: trt.IExecutionContext, stream: int) -> bool:

@@ -9,10 +9,11 @@ most 2048 px (photo.py), and only this file and choice.py know both.
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
@@ -34,6 +35,9 @@ LAST_RESORT_FACE_PX = 20  # looked for only to say "too small" instead of "no fa
 # MTCNN takes some portraits upside down for upright ones (measured: 0.9991, the same photo upright 0.99999). A face
 # above this score is believed; below it the photo is tried in all four positions, and the best score wins.
 SURE_SCORE = 0.9995
+BORDER, GREY = 4, (128, 128, 128)  # of the photo's longer side over a border that is tried where no face was found
+EYE_OUTSIDE = 0.06  # of the width of a face that the border cuts; a third cut off: 0.03, half of it: 0.11 and more
+LEAST_BELIEVED = 0.5  # score of the landmark net; photographs of faces have 0.99 and more, other things under 0.1
 PASSES_WITH_EYES, PASSES_FROM_BOX = 2, 3  # looks of the landmark net; without the eyes' tilt it needs one more
 LEAST_FACE = 0.25  # a mask that keeps less of the mesh hull than this has not seen the face
 
@@ -45,6 +49,8 @@ class Face:
     box:       x0, y0, x1, y1 float, photo px, as detected or given; may leave the photo.
     landmarks: (478, 2) float64 in units of `square`: 0..1 across it; may leave it. Read-only.
     num_found: faces found in the photo; 0 when the box was given and nobody looked.
+    score:     how sure the landmark net is that it sees a face, in [0, 1]; None where landmarks were given, or the net
+               does not say.
     turns:     quarter turns counter-clockwise, `numpy.rot90(photo, turns)`, after which the face is most upright.
                Photo px of this face are those of the *turned* photo; `FaceFinder.crop` turns it by itself.
     notes:     sentences for people: what was decided.
@@ -55,6 +61,7 @@ class Face:
     num_found: int
     turns: int = 0
     notes: tuple[str, ...] = ()
+    score: float | None = None
 
     @property
     def square(self) -> Box:
@@ -124,17 +131,21 @@ class FaceFinder:
 
         A photo without a sure upright face is tried turned by 90°, 180° and 270° too.
         """
+        best = self._best_turn(photo, self._detect) or self._best_turn(photo, self._detect_within_border)
+        best = best or Seen(photo, 0, self._detect(photo, LAST_RESORT_FACE_PX))
+        from_left = np.argsort(best.detections.boxes[:, 0])
+        return Seen(best.photo, best.turns, best.detections.take(from_left))
+
+    def _best_turn(self, photo: LoadedPhoto, detect: Callable[[LoadedPhoto], Detections]) -> Seen | None:
         best: Seen | None = None
         for turns in range(4):
             turned = photo.turned(turns)
-            detections = self._detect(turned)
+            detections = detect(turned)
             if len(detections) and (best is None or detections.scores[0] > best.detections.scores[0]):
                 best = Seen(turned, turns, detections)
             if best and best.turns == 0 and best.detections.scores[0] >= SURE_SCORE:
                 break
-        best = best or Seen(photo, 0, self._detect(photo, LAST_RESORT_FACE_PX))
-        from_left = np.argsort(best.detections.boxes[:, 0])
-        return Seen(best.photo, best.turns, best.detections.take(from_left))
+        return best
 
     def find(
         self,
@@ -175,13 +186,19 @@ class FaceFinder:
             chosen = as_box(seen.boxes[index])
             roi = roi_from_points(seen.detections.boxes[index], seen.detections.points[index])
             num_passes = PASSES_WITH_EYES
+        score = None
         if given is None:
             with self._lock:
-                points = self.landmark_model(photo.rgb, roi, num_passes)
+                points, score = self.landmark_model.scored(photo.rgb, roi, num_passes)
+            if score is not None and score < LEAST_BELIEVED:
+                notes.append(
+                    f"the landmark net sees no face in this {'box' if box is not None else 'detection'} (score "
+                    f"{score:.2f}): of a drawn face that is to be expected; of a photograph, look at the box."
+                )
             x0, y0, x1, _ = squared(chosen) / photo.scale
             given = np.asarray((points - (x0, y0)) / (x1 - x0), np.float64)
         given.setflags(write=False)
-        return Face(chosen, given, num_found, turns, tuple(notes))
+        return Face(chosen, given, num_found, turns, tuple(notes), score)
 
     def crop(self, photo: LoadedPhoto, face: Face, size: int, margin: float = 1.0) -> tuple[NDArray[np.uint8], str]:
         """The face alone, for the ID encoder.
@@ -220,6 +237,22 @@ class FaceFinder:
             return ()
         why = "BiSeNet's parsing sees no face here" if self.parser else "for BiSeNet's parsing build with --face-parser"
         return (f"background removed by {how[mask_source]}; {why}.",)
+
+    def _detect_within_border(self, photo: LoadedPhoto) -> Detections:
+        """Faces that fill the photo or are cut by its border, which the detector finds with something around them.
+
+        Both eyes must be in the photo: the detector completes half a face too, of which nobody is known.
+        """
+        height, width = photo.rgb.shape[:2]
+        border = max(height, width) // BORDER
+        framed = cv2.copyMakeBorder(photo.rgb, border, border, border, border, cv2.BORDER_CONSTANT, value=GREY)
+        with self._lock:
+            found = self.detector.detect(np.asarray(framed, np.uint8))
+        eyes = found.points[:, :2] - border
+        outside_px = np.maximum(-eyes, eyes - (width, height)).max(axis=(1, 2), initial=0)
+        seen = np.flatnonzero(outside_px <= EYE_OUTSIDE * np.ptp(found.boxes[:, ::2], axis=1))
+        inside = Detections(found.boxes - border, found.scores, found.points - border).take(seen)
+        return usable(inside, photo.rgb)
 
     def _detect(self, photo: LoadedPhoto, min_face_px: int | None = None) -> Detections:
         with self._lock:

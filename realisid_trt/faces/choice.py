@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import is_whole
+from ..checks import whole
 from ..errors import PhotoError, RequestError
 from ..photo import LoadedPhoto
 from .mtcnn import Detections, suppress
@@ -62,7 +62,7 @@ def choose(seen: Seen, which: int | None, name: str, choose_with: str = CHOOSE_W
     Returns the number, and notes. Raises PhotoError: no_face, face_index, many_faces, face_too_small; RequestError
     when `which` is no whole number.
     """
-    check_face_number(which, name)
+    which = checked_face(which, name)
     boxes = seen.boxes
     count = len(boxes)
     if count == 0:
@@ -81,7 +81,7 @@ def choose(seen: Seen, which: int | None, name: str, choose_with: str = CHOOSE_W
                 f"{name}: face={which} was asked for, but {count} face{'s were' if count > 1 else ' was'} found. "
                 f"{f'Use face=0 to face={count - 1}, left to right.' if count > 1 else 'Leave face= out.'}",
             )
-        index = int(which)
+        index = which
     else:
         index = int(areas.argmax())
         runner_up = float(np.delete(areas, index).max(initial=0.0))
@@ -104,10 +104,12 @@ def choose(seen: Seen, which: int | None, name: str, choose_with: str = CHOOSE_W
     return index, notes
 
 
-def check_face_number(which: object, name: str) -> None:
-    """Raises RequestError unless it is None or a whole number."""
-    if which is not None and not is_whole(which):
+def checked_face(which: object, name: str) -> int | None:
+    """The number of a face, of whatever kind, as Python's own; or None. Raises RequestError for anything else."""
+    number = whole(which)
+    if which is not None and number is None:
         raise RequestError(f"{name}: face is {which!r}, expected a whole number, counted from the left from 0.")
+    return number
 
 
 def checked_box(box: Sequence[float], photo: LoadedPhoto, name: str) -> Box:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,6 +60,9 @@ class LandmarkModel(Protocol):
         Returns (478, 2) in pixels of `rgb`; points may lie outside of it.
         """
 
+    def scored(self, rgb: NDArray[np.uint8], roi: Roi, num_passes: int = 2) -> tuple[Points, float | None]:
+        """The same, and how sure the model is that it sees a face, in [0, 1]; None where it does not say."""
+
 
 def roi_from_points(box: NDArray[np.float64], points: Points) -> Roi:
     """From MTCNN: box (4,) and its five points (5, 2), all in pixels of the picture.
@@ -94,18 +98,22 @@ class Mesh(LandmarkModel):
     size: int  # side of the crop, px
 
     @abstractmethod
-    def in_crop(self, pixels: Floats) -> Points:
-        """pixels: (1, 3, size, size) from 0 to 1. Returns (478, 2) in px of the crop."""
+    def in_crop(self, pixels: Floats) -> tuple[Points, float | None]:
+        """pixels: (1, 3, size, size) from 0 to 1. Returns (478, 2) in px of the crop, and the face's score."""
 
     def __call__(self, rgb: NDArray[np.uint8], roi: Roi, num_passes: int = 2) -> Points:
-        points = self._look(rgb, roi)
-        for _ in range(num_passes - 1):
-            points = self._look(rgb, roi_from_landmarks(points))
-        return points
+        return self.scored(rgb, roi, num_passes)[0]
 
-    def _look(self, rgb: NDArray[np.uint8], roi: Roi) -> Points:
+    def scored(self, rgb: NDArray[np.uint8], roi: Roi, num_passes: int = 2) -> tuple[Points, float | None]:
+        points, score = self._look(rgb, roi)
+        for _ in range(num_passes - 1):
+            points, score = self._look(rgb, roi_from_landmarks(points))
+        return points, score
+
+    def _look(self, rgb: NDArray[np.uint8], roi: Roi) -> tuple[Points, float | None]:
         to_crop = roi.to_crop(self.size)
-        return apply(inverse(to_crop), self.in_crop(_net_input(rgb, to_crop, self.size)))
+        points, score = self.in_crop(_net_input(rgb, to_crop, self.size))
+        return apply(inverse(to_crop), points), score
 
 
 class MeshV2(Mesh):
@@ -123,8 +131,9 @@ class MeshV2(Mesh):
     def model_id(self) -> str:
         return f"v2-{self.net.sha256[:8]}"
 
-    def in_crop(self, pixels: Floats) -> Points:
-        return np.asarray(self.net(pixels)["landmarks"].reshape(NUM_LANDMARKS, 3)[:, :2], np.float64)
+    def in_crop(self, pixels: Floats) -> tuple[Points, float | None]:
+        output = self.net(pixels)
+        return np.asarray(output["landmarks"].reshape(NUM_LANDMARKS, 3)[:, :2], np.float64), _score(output)
 
 
 class AttentionMesh(Mesh):
@@ -149,7 +158,7 @@ class AttentionMesh(Mesh):
     def model_id(self) -> str:
         return f"attention-{self.body.sha256[:4]}{self.heads.sha256[:4]}"
 
-    def in_crop(self, pixels: Floats) -> Points:
+    def in_crop(self, pixels: Floats) -> tuple[Points, float | None]:
         output = self.body(pixels)
         landmarks = np.zeros((NUM_LANDMARKS, 2))
         landmarks[:NUM_SKIN_LANDMARKS] = output["mesh"].reshape(NUM_SKIN_LANDMARKS, 3)[:, :2]
@@ -165,7 +174,7 @@ class AttentionMesh(Mesh):
             for output_name, indices in region.outputs.items():
                 cells = refined[output_name].reshape(-1, 2) * cells_per_px  # heads, too, answer in px
                 landmarks[indices] = apply(affine, cells) / cells_per_px
-        return landmarks
+        return landmarks, _score(output)
 
 
 @dataclass(frozen=True)
@@ -231,6 +240,13 @@ def _net_input(rgb: NDArray[np.uint8], to_crop: Affine, size: int) -> Floats:
     fraction = ((steps[..., 1] & 31) * 32 + (steps[..., 0] & 31)).astype(np.uint16)
     crop = cv2.remap(rgb, whole, fraction, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(crop.astype(np.float32) / 255, np.float32).transpose(2, 0, 1)[None]
+
+
+def _score(output: Mapping[str, Floats]) -> float | None:
+    """The sigmoid of the net's face flag; None of a net that was converted without it."""
+    if "face_flag" not in output:
+        return None
+    return float(1 / (1 + np.exp(-np.clip(float(output["face_flag"].reshape(())), -60, 60))))
 
 
 def _read_facts(folder: Path, model: str) -> dict[str, Any]:

@@ -60,6 +60,10 @@ class TasksLandmarks(LandmarkModel):
     def model_id(self) -> str:
         return self._id
 
+    def scored(self, rgb: NDArray[np.uint8], roi: Roi, num_passes: int = 2) -> tuple[Points, float | None]:
+        """What it is not sure of, it does not find."""
+        return self(rgb, roi, num_passes), None
+
     def __call__(self, rgb: NDArray[np.uint8], roi: Roi, num_passes: int = 2) -> Points:
         """As the other models; MediaPipe looks for the face in the crop itself, so num_passes says nothing here.
 

@@ -106,7 +106,7 @@ def test_profiles_hold_what_the_runtime_asks_for() -> None:
             plan = plan_rows(pictures, per_row)
             assert len(plan.encoder) <= found["unet_encoder"].most["rows"]
             assert len(plan.decoder) <= found["unet_decoder"].most["rows"]
-            assert len(plan.branch) <= found["local_branch"].most["rows"]
+            assert len(plan.local_branch.rows) <= found["local_branch"].most["rows"]
 
 
 def test_a_graph_that_is_secretly_float32(tmp_path: Path, doubled: Path) -> None:

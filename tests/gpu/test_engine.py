@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from realisid_trt import Engine, Request
 from realisid_trt.denoise import LOOP
-from realisid_trt.errors import NumericsError, RealisIDWarning
+from realisid_trt.errors import NumericsError, RealisIDWarning, RequestError
 from realisid_trt.kernels.launch import Kernels
 from tests.gpu.conftest import REHEARSAL
 from tests.gpu.support import STEPS, float32_only, person, relative_rms
@@ -107,6 +108,40 @@ def test_engines_come_and_go(engine_dir: Path, half: Engine, device_bytes: Calla
     if REHEARSAL:  # where nothing else, such as the code of a library's kernels, lies on the device
         assert held[0] == before
     assert np.array_equal(latents(half, 2).latents, expected.latents)
+
+
+@pytest.mark.skipif(not REHEARSAL, reason="needs two GPUs; the stand-in takes any context for one")
+def test_the_caller_s_device_stays_the_caller_s(engine_dir: Path, half: Engine) -> None:
+    """torch on another GPU, or another engine in the progress callback: each finds the device that it left."""
+    from cuda.bindings import driver
+
+    def current() -> int:
+        return int(driver.cuCtxGetCurrent()[1])
+
+    caller, other = driver.CUcontext(0xABC0), driver.CUcontext(0xDEF0)
+    before, seen = driver.cuCtxGetCurrent()[1], list[int]()
+    expected = latents(half, 1).latents
+
+    def progress(done: int, of: int) -> None:
+        seen.append(current())
+        driver.cuCtxSetCurrent(other)
+
+    try:
+        driver.cuCtxSetCurrent(caller)
+        found = latents(half, 1, progress=progress)
+        assert set(seen) == {0xABC0} and len(seen) == STEPS["num_inference_steps"] and current() == 0xABC0
+        assert np.array_equal(found.latents, expected)
+        half.unload()
+        assert current() == 0xABC0
+        engine = Engine.load(engine_dir, "onnxruntime", "cuda")
+        assert current() == 0xABC0
+        with pytest.raises(RequestError):
+            engine.generate("x", num_inference_steps=0)
+        del engine  # its end may come in any thread
+        gc.collect()
+        assert current() == 0xABC0
+    finally:
+        driver.cuCtxSetCurrent(before)
 
 
 def test_two_threads_take_turns(single: Engine) -> None:

@@ -202,6 +202,28 @@ def test_what_was_compiled_is_kept_beside_the_engine(plans_engine: Path, flavour
     assert len(use()) > 50
 
 
+def test_a_server_that_is_told_to_end_has_kept_it(
+    plans_engine: Path, flavour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing runs after SIGTERM; and where the engine's folder cannot be written, it is kept for this user."""
+    if flavour != "tensorrt-rtx":
+        pytest.skip("tensorrt compiles nothing where a plan runs")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    own = Path(shutil.copytree(plans_engine, tmp_path / "engine", ignore=shutil.ignore_patterns("*.cache")))
+    engine = Engine.load(own, backend=flavour)
+    engine.warm_up(1, num_inference_steps=1, output="latents")
+    [file] = (own / "plans" / flavour).glob("*.cache")  # before anything was closed
+    content = file.read_bytes()
+    assert len(content) > 50
+    engine.close()
+    file.unlink()
+    file.mkdir()  # such a place as cannot be written
+    with Engine.load(own, backend=flavour) as second:
+        second.warm_up(1, num_inference_steps=1, output="latents")
+        [kept] = (tmp_path / "cache" / "realisid_trt" / "compiled").iterdir()
+        assert kept.name.endswith(file.name) and len(kept.read_bytes()) > 50
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -38,7 +38,8 @@ def row_plan(rng: np.random.Generator, most_persons: int = 8) -> tuple[RowPlan, 
     for picture, count in enumerate(counts):
         guidance_scale, id_guidance_scale = rng.choice([1.0, 5.0, 7.5]), rng.choice([0.0, 1.0, 5.0])
         weights = guidance_weights(guidance_scale, id_guidance_scale, with_id=count > 0 and bool(rng.integers(3)))
-        pictures.append(PictureRows((0, 1 + picture), tuple(range(persons, persons + count)), weights))
+        branches = bool(rng.integers(4)), bool(rng.integers(4))
+        pictures.append(PictureRows((0, 1 + picture), tuple(range(persons, persons + count)), weights, branches))
         persons += count
     return plan_rows(pictures, per_row_pooled=bool(rng.integers(2)), share=bool(rng.integers(4))), persons
 
@@ -73,7 +74,7 @@ class Crop:
 
 @dataclass(frozen=True)
 class Merge:
-    """Arguments of relocate_merge. plan: where encoder_of and branches_of come from."""
+    """Arguments of relocate_merge. plan: where encoder_of, local_of and global_of come from."""
 
     plan: RowPlan
     skips: list[Floats]
@@ -94,37 +95,42 @@ class Merge:
         if rng.integers(2):
             entries = [(8 * (1 + channels % 2), level) for channels, level in entries]
         of_person = [[rectangle(rng, height >> k, width >> k) for k in range(levels)] for _ in range(persons)]
-        boxes = [of_person[row.person] for row in plan.branch]
+        local_rows, global_rows = len(plan.local_branch.rows), len(plan.global_branch.rows)
+        boxes = [of_person[row.person] for row in plan.local_branch.rows]
         scales = rng.uniform(-1, 2, (len(plan.decoder), 2)).astype(np.float32)
         scales[:, rng.random(2) < 0.5] = rng.uniform(0, 2)  # each of them the same for all rows, or not
         return cls(
             plan,
             [draw(rng, dtype, len(plan.encoder), c, height >> k, width >> k) for c, k in entries],
-            [draw(rng, dtype, len(plan.branch), c, canvas >> k, canvas >> k) for c, k in entries],
-            [draw(rng, dtype, len(plan.branch), c, height >> k, width >> k) for c, k in entries],
+            [draw(rng, dtype, local_rows, c, canvas >> k, canvas >> k) for c, k in entries if local_rows],
+            [draw(rng, dtype, global_rows, c, height >> k, width >> k) for c, k in entries if global_rows],
             np.array(boxes, np.int32).reshape(-1, levels, 4),
             [k for _, k in entries],
             scales,
         )
 
+    @property
+    def of(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+        """encoder_of, local_of and global_of."""
+        return self.plan.encoder_of, self.plan.local_branch.of, self.plan.global_branch.of
+
     def reference(self, mode: str, overlap: str) -> list[Floats]:
         return reference.relocate_merge(
-            self.skips, self.local, self.whole, self.plan.encoder_of, self.plan.branches_of, self.boxes,
-            self.levels, self.scales, mode, overlap,
-        )  # fmt: skip
+            self.skips, self.local, self.whole, *self.of, self.boxes, self.levels, self.scales, mode, overlap
+        )
 
     def magnitude(self, mode: str, overlap: str) -> list[Floats]:
         """What the terms of each sum amount to without their signs, every sample as large as the largest."""
         largest = [np.full_like(a, np.abs(a).max(initial=0)) for a in self.local]
         return reference.relocate_merge(
-            [np.abs(a) for a in self.skips], largest, [np.abs(a) for a in self.whole], self.plan.encoder_of,
-            self.plan.branches_of, self.boxes, self.levels, np.abs(self.scales), mode, overlap,
+            [np.abs(a) for a in self.skips], largest, [np.abs(a) for a in self.whole], *self.of, self.boxes,
+            self.levels, np.abs(self.scales), mode, overlap,
         )  # fmt: skip
 
     def window(self) -> int:
         """The most lines and columns, added up, that one sample of mode "area" reads."""
         most = 0
-        for level, local in zip(self.levels, self.local, strict=True):
+        for level, local in zip(self.levels, self.local, strict=bool(self.local)):
             height, width = local.shape[2:]
             for x0, y0, x1, y1 in self.boxes[:, level]:
                 most = max(most, -(-height // (y1 - y0)) - (-width // (x1 - x0)) + 2)
@@ -136,7 +142,7 @@ class Merge:
         groups = ([bench.put(array, dtype) for array in group] for group in (self.skips, self.local, self.whole))
         plan = launch.levels(*groups, out, self.levels)
         table = bench.put(plan.table.view(np.int32))
-        rest = (self.plan.encoder_of, self.plan.branches_of, self.boxes, self.scales)
+        rest = (*self.of, self.boxes, self.scales)
         bench.kernels.relocate_merge(bench.stream, plan, table, *(bench.put(array) for array in rest), mode, overlap)
         return out
 

@@ -64,7 +64,7 @@ def test_relocate_merge(dtype: str, overlap: str, mode: str, new_bench: NewBench
         out = case.launch(bench, dtype, mode, overlap)
         vectors.add(levels(out, out, out, out, case.levels).vector)
         sample = KERNEL_BILINEAR + REFERENCE_BILINEAR if mode == "bilinear" else 2 * (case.window() + 1)
-        persons = max(1, case.plan.branches_of.shape[1])
+        persons = max(1, case.plan.local_branch.of.shape[1])
         roundings = sample + 2 * (persons - 1 + 1 + 1 + 2)
         expected = case.reference(mode, overlap)
         for array, truth, magnitude in zip(out, expected, case.magnitude(mode, overlap), strict=True):
@@ -177,7 +177,7 @@ def test_errs_at_most_twice_as_much_as_plain_half_arithmetic(dtype: str, overlap
         out = case.launch(bench, dtype, "bilinear", overlap)
         named = {
             "skips": case.skips, "local_residuals": case.local, "global_residuals": case.whole, "boxes": case.boxes,
-            "encoder_of": case.plan.encoder_of, "branches_of": case.plan.branches_of, "levels": case.levels,
+            **dict(zip(("encoder_of", "local_of", "global_of"), case.of, strict=True)), "levels": case.levels,
             "scales": case.scales,
         }  # fmt: skip
         truth = merge_in_float64(named, "bilinear", overlap)
@@ -189,10 +189,12 @@ def test_errs_at_most_twice_as_much_as_plain_half_arithmetic(dtype: str, overlap
 
 def plain_merge(case: Merge, index: int, overlap: str, dtype: torch.dtype) -> NDArray[np.float64]:
     """One entry of relocate_merge as one would write it in torch, in that type."""
-    skip, local, whole = (torch.from_numpy(a[index]).to(dtype) for a in (case.skips, case.local, case.whole))
+    absent = [np.empty((0, 0, 0, 0), np.float32)] * len(case.skips)
+    groups = case.skips, case.local or absent, case.whole or absent
+    skip, local, whole = (torch.from_numpy(group[index]).to(dtype) for group in groups)
     out = skip[torch.from_numpy(case.plan.encoder_of).long()].clone()
     for r, (local_scale, whole_scale) in enumerate(torch.from_numpy(case.scales).to(dtype)):
-        rows = [row for row in case.plan.branches_of[r] if row >= 0]
+        rows, global_rows = ([row for row in of[r] if row >= 0] for of in case.of[1:])
         total, count = torch.zeros_like(out[r]), torch.zeros_like(out[r, 0])
         for row in rows:
             x0, y0, x1, y1 = case.boxes[row, case.levels[index]]
@@ -202,5 +204,7 @@ def plain_merge(case: Merge, index: int, overlap: str, dtype: torch.dtype) -> ND
         if overlap == "average":
             total /= count.clamp(1)
         if rows:
-            out[r] = out[r] + local_scale * total + whole_scale * whole[rows].mean(0)
+            out[r] = out[r] + local_scale * total
+        if global_rows:
+            out[r] = out[r] + whole_scale * whole[global_rows].mean(0)
     return out.double().numpy()

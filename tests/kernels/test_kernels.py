@@ -67,15 +67,18 @@ def merge_case(rng: np.random.Generator) -> dict[str, Any]:
         "local_residuals": [draw(branch_rows, c, canvas >> k, canvas >> k) for c, k in entries],
         "global_residuals": [draw(branch_rows, c, height >> k, width >> k) for c, k in entries],
         "encoder_of": rng.integers(0, encoder_rows, len(rows)).astype(np.int32),
-        "branches_of": np.array([branches[b] + [-1] * (most - len(branches[b])) for b in rows], np.int32).reshape(
-            len(rows), most
-        ),
+        "local_of": padded([branches[b] for b in rows], most),
+        "global_of": padded([branches[b][::-1] if rng.integers(4) else [] for b in rows], most),
         "boxes": np.array(
             [[rectangle(rng, height >> k, width >> k) for k in range(levels)] for _ in range(branch_rows)], np.int32
         ).reshape(branch_rows, levels, 4),
         "levels": [k for _, k in entries],
         "scales": rng.uniform(0, 2, (len(rows), 2)).astype(np.float32),
     }
+
+
+def padded(rows: list[list[int]], length: int) -> np.ndarray:
+    return np.array([row + [-1] * (length - len(row)) for row in rows], np.int32).reshape(len(rows), length)
 
 
 def merge_in_float64(case: dict[str, Any], mode: str, overlap: str) -> list[np.ndarray]:
@@ -87,7 +90,8 @@ def merge_in_float64(case: dict[str, Any], mode: str, overlap: str) -> list[np.n
     ):
         out = skip[case["encoder_of"]].astype(np.float64)
         for r, (s_l, s_g) in enumerate(case["scales"].astype(np.float64)):
-            rows = [row for row in case["branches_of"][r] if row >= 0]
+            rows = [row for row in case["local_of"][r] if row >= 0]
+            global_rows = [row for row in case["global_of"][r] if row >= 0]
             total, count = np.zeros(skip.shape[1:]), np.zeros(skip.shape[2:])
             for row in rows:
                 x0, y0, x1, y1 = case["boxes"][row, level]
@@ -98,7 +102,8 @@ def merge_in_float64(case: dict[str, Any], mode: str, overlap: str) -> list[np.n
                 else:
                     total[:, y0:y1, x0:x1] += small
                 count[y0:y1, x0:x1] += 1
-                out[r] += s_g * whole[row] / len(rows)
+            for row in global_rows:
+                out[r] += s_g * whole[row] / len(global_rows)
             out[r] += s_l * (total / np.maximum(count, 1) if overlap == "average" else total)
         merged.append(out)
     return merged
@@ -124,7 +129,8 @@ def one_person(box: tuple[int, int, int, int], size: int = 8) -> dict[str, Any]:
         "local_residuals": [rng.standard_normal(shape, dtype=np.float32)],
         "global_residuals": [rng.standard_normal(shape, dtype=np.float32)],
         "encoder_of": np.zeros(1, np.int32),
-        "branches_of": np.zeros((1, 1), np.int32),
+        "local_of": np.zeros((1, 1), np.int32),
+        "global_of": np.zeros((1, 1), np.int32),
         "boxes": np.array([[box]], np.int32),
         "levels": [0],
         "scales": np.ones((1, 2), np.float32),
@@ -159,7 +165,7 @@ def test_copies_of_a_person() -> None:
         overlap: relocate_merge(**{**one, "scales": np.array([[factor, 1]], np.float32)})[0]
         for overlap, factor in (("sum", 3), ("average", 1), ("priority", 1))
     }
-    three = {**one, "branches_of": np.zeros((1, 3), np.int32)}
+    three = {**one, "local_of": np.zeros((1, 3), np.int32), "global_of": np.zeros((1, 3), np.int32)}
     for overlap, single in expected.items():
         np.testing.assert_allclose(relocate_merge(**three, overlap=overlap)[0], single, atol=16 * EPS)
 
@@ -167,9 +173,9 @@ def test_copies_of_a_person() -> None:
 def test_persons_permuted_give_the_same_but_for_priority() -> None:
     rng = np.random.default_rng(2)
     case = merge_case(rng)
-    while case["branches_of"].shape[1] < 3:
+    while case["local_of"].shape[1] < 3:
         case = merge_case(rng)
-    swapped = {**case, "branches_of": case["branches_of"][:, ::-1].copy()}
+    swapped = {**case, **{name: case[name][:, ::-1].copy() for name in ("local_of", "global_of")}}
     for overlap in ("sum", "average"):
         for a, b in zip(
             relocate_merge(**case, overlap=overlap), relocate_merge(**swapped, overlap=overlap), strict=True
@@ -179,8 +185,28 @@ def test_persons_permuted_give_the_same_but_for_priority() -> None:
 
 def test_nobody_gets_the_skip_alone() -> None:
     case = one_person((0, 0, 8, 8))
-    case["branches_of"] = np.full((1, 1), -1, np.int32)
+    case["local_of"] = case["global_of"] = np.full((1, 1), -1, np.int32)
     np.testing.assert_array_equal(relocate_merge(**case)[0], case["skips"][0])
+
+
+@pytest.mark.parametrize("branch, scale", [("local", 0), ("global", 1)])
+def test_a_branch_without_rows_is_one_whose_scale_is_zero(branch: str, scale: int) -> None:
+    """To the bit, whether other rows have it, or nobody."""
+    rng = np.random.default_rng(4)
+    for overlap in ("sum", "average", "priority"):
+        case = merge_case(rng)
+        for nobody in (False, True):
+            silent = (
+                np.ones(len(case["encoder_of"]), bool) if nobody else rng.integers(2, size=len(case["encoder_of"])) > 0
+            )
+            scales, of = case["scales"].copy(), case[f"{branch}_of"].copy()
+            scales[silent, scale], of[silent] = 0, -1
+            without = {**case, "scales": scales, f"{branch}_of": of}
+            if nobody:
+                without[f"{branch}_residuals"] = []
+            expected = relocate_merge(**{**case, "scales": scales}, overlap=overlap)
+            for a, b in zip(relocate_merge(**without, overlap=overlap), expected, strict=True):
+                np.testing.assert_array_equal(a, b)
 
 
 def test_guide_step_is_equation_8_and_ddim() -> None:

@@ -52,7 +52,7 @@ def find_nonfinite(bench: Any) -> list[Array]:
 def every_kernel(folder: Path, library: Path) -> str:
     """What comes back through cuda.core is, bit for bit, what the g++ build computes when called directly."""
     gpu, used = open_gpu(folder), set()
-    for seed in range(3):
+    for seed in range(4):
         for name, launch in [*launches(seed), ("find_nonfinite_float32", find_nonfinite)]:
             cpu = OnCpu(library)
             for ours, expected in zip(launch(gpu), launch(cpu), strict=True):
@@ -76,7 +76,8 @@ def replay(folder: Path, library: Path) -> str:
             "boxes": np.array(boxes, np.int32)[:, None],
             "pictures": rng.integers(0, 2, 4).astype(np.int32),
             "encoder_of": rng.integers(0, 3, 3).astype(np.int32),
-            "branches_of": np.array([[rng.integers(4), rng.integers(4) if n > 1 else -1] for n in count], np.int32),
+            "local_of": np.array([[rng.integers(4), rng.integers(4) if n > 1 else -1] for n in count], np.int32),
+            "global_of": np.array([[rng.integers(4), rng.integers(4) if n > 1 else -1] for n in count], np.int32),
             "scales": rng.random((3, 2), dtype=np.float32),
             "decoder_of": np.array([[0, 1, 2], [2, 0, -1]], np.int32),
             "weights": rng.standard_normal((2, 3)),
@@ -103,7 +104,7 @@ def replay(folder: Path, library: Path) -> str:
         def step(stream: Any) -> None:
             kernels = bench.kernels
             kernels.crop_upsample(stream, given["latents"], given["pictures"], flat, given["faces"])
-            names = "encoder_of", "branches_of", "boxes", "scales"
+            names = "encoder_of", "local_of", "global_of", "boxes", "scales"
             kernels.relocate_merge(stream, plan, table, *(given[name] for name in names), "bilinear", "average")
             half = Array(given["merged"].address, (6, 4, 12, 9), "float32")
             kernels.take(stream, half, given["first_half"], given["noise_pred"])

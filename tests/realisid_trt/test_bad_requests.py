@@ -15,6 +15,7 @@ from realisid_trt.errors import (
     EngineMismatch,
     NumericsError,
     PhotoError,
+    RealisIDWarning,
     RequestError,
     ShapeError,
 )
@@ -174,3 +175,18 @@ def test_identities_of_another_encoder_and_files_that_are_none(engine: Engine, p
 def test_an_overflow_is_reported_not_painted(engine: Engine) -> None:
     with pytest.raises(NumericsError, match="the final latents holds .* NaN or infinite"):
         engine.generate("a beach", people(engine, 1), local_scale=1e38, num_inference_steps=2)
+
+
+def test_a_prompt_of_megabytes_is_read_as_far_as_it_counts(engine: Engine) -> None:
+    """The same tokens as of all of it, in a moment, and a note of readable length."""
+    words = "a red house on a hill, " * 100_000
+    prompts = engine._prologue._prompts
+    with pytest.warns(RealisIDWarning, match=r"this was cut off: .*… \(\d+ characters\)") as caught:
+        ids = prompts.encode(words)
+    assert len(str(caught[0].message)) < 1500
+    with pytest.warns(RealisIDWarning):
+        assert ids == prompts.encode(words[:2300])
+    with pytest.warns(RealisIDWarning):
+        assert prompts.encode("x" * 2_000_000) == prompts.encode("x" * 30_000)
+    blank = prompts.encode(" " * 1_000_000 + "house")
+    assert blank == prompts.encode("house")

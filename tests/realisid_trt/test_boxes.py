@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from realisid_trt.boxes import Grid, cover_box, snap_box
+from realisid_trt.boxes import Grid, check_inside, cover_box, overlap, snap_box, what_changed
 from realisid_trt.errors import BoxError
 
 SDXL = Grid(height=1024, width=1024, vae_scale_factor=8, levels=3, box_snap=8)
@@ -98,3 +98,31 @@ def test_cover_keeps_the_face_where_it_is_in_the_photo() -> None:
     x0, y0, x1, y1 = cover_box((450, 200, 550, 300), (500, 1000), SDXL)
     assert ((x0 + x1) / 2, (y0 + y1) / 2) == (512, 512)
     assert x1 - x0 == pytest.approx(204.8)
+
+
+@pytest.mark.parametrize("box", [(-300, 10, -10, 300), (1024, 0, 1200, 100), (0, -200, 100, 0), (0, 1024, 90, 1100)])
+def test_a_box_outside_is_for_another_picture(box: tuple[int, ...]) -> None:
+    with pytest.raises(BoxError, match=r"lies outside the picture, which is 1024×1024 px"):
+        check_inside(box, SDXL)
+    check_inside((-300, 10, 1, 300), SDXL)
+
+
+@pytest.mark.parametrize(
+    ("box", "said"),
+    [
+        ((160, 176, 416, 432), None),
+        ((200, 100, 300, 356), None),  # squared
+        ((3, 3, 60, 60), None),  # snapped
+        ((-4, 0, 252, 256), None),  # moved by less than a cell
+        ((-100, -50, 156, 206), "1024×1024 px and the box reached out of it: it was moved to (0, 0, 256, 256)."),
+        ((-500, -500, 2000, 2000), "the box 2500 px wide: it was shrunk to (0, 0, 1024, 1024)."),
+    ],
+)  # fmt: skip
+def test_what_was_done_beyond_snapping_is_told(box: tuple[int, ...], said: str | None) -> None:
+    notes = what_changed(box, snap_box(box, SDXL))
+    assert notes == () if said is None else len(notes) == 1 and notes[0].endswith(said)
+
+
+def test_overlap() -> None:
+    a, b, c = (snap_box(box, SDXL) for box in ((0, 0, 256, 256), (128, 0, 384, 256), (512, 512, 768, 768)))
+    assert overlap(a, a) == 1 and overlap(a, b) == overlap(b, a) == pytest.approx(1 / 3) and overlap(a, c) == 0

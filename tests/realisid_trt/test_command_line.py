@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,11 @@ from PIL import Image
 
 from realisid_trt.__main__ import main, parse_person
 from realisid_trt.backends.onnxruntime import can_use_gpu
-from realisid_trt.errors import RequestError
+from realisid_trt.command_line import Outcome, run
+from realisid_trt.errors import RealisIDWarning, RequestError
 from realisid_trt.identity import Identity
 from realisid_trt.manifest import MANIFEST, seal
+from tests.conftest import ROOT
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
@@ -239,3 +243,95 @@ def test_the_module_runs(engine_dir: Path) -> None:
         [sys.executable, "-m", "realisid_trt", "inspect", str(engine_dir / "nowhere")], capture_output=True, text=True
     )
     assert done.returncode == 1 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
+
+
+# -- its own output ends no command ------------------------------------------------------------------------------------
+
+
+def started(*words: str, encoding: str | None = None, **options: Any) -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, **({"PYTHONIOENCODING": encoding} if encoding else {})}
+    return subprocess.run([sys.executable, "-m", *words], cwd=ROOT, env=environment, **options)
+
+
+COMMANDS = (
+    "realisid_trt", "export.build", "export.miniature", "training.train", "training.prepare", "training.start",
+    "training.recipe", "training.validate", "training.evaluate", "training.paper_metrics", "training.world",
+    "benchmarks.latency", "benchmarks.kernels", "benchmarks.gpu", "benchmarks.kit", "benchmarks.training",
+    "benchmarks.backends", "benchmarks.machine",
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_in_an_encoding_that_lacks_its_characters(module: str) -> None:
+    done = started(module, "--help", encoding="ascii", capture_output=True)
+    assert done.returncode == 0 and done.stderr == b"" and b"usage" in done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "ascii"])
+def test_output_that_is_not_utf_8(engine_dir: Path, tmp_path: Path, encoding: str) -> None:
+    done = started("realisid_trt", "inspect", str(engine_dir), encoding=encoding, capture_output=True)
+    assert done.returncode == 0 and b"Traceback" not in done.stderr and b"unet_decoder" in done.stdout
+    done = started("realisid_trt", "generate", "--help", encoding=encoding, capture_output=True)
+    assert done.returncode == 0 and b"--prompt" in done.stdout
+    out = tmp_path / "фото.png"
+    done = started(
+        "realisid_trt", "generate", "--engine", str(engine_dir), "--prompt", "λ", "--steps", "1", "--out", str(out),
+        encoding=encoding, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and out.is_file() and rb"\u0444\u043e\u0442\u043e.png" in done.stdout
+    assert b"seed" in done.stdout
+
+
+@pytest.mark.parametrize("words", [("inspect",), ("inspect", "--json"), ("--help",), ("doctor", "--engine")])
+def test_a_closed_pipe_is_met_quietly(engine_dir: Path, words: tuple[str, ...]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    given = [*words[:1], *([str(engine_dir)] if words[0] == "inspect" else []), *words[1:]]
+    given += [str(engine_dir)] if words[0] == "doctor" else []
+    done = started("realisid_trt", *given, stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert b"Traceback" not in done.stderr and b"Exception ignored" not in done.stderr and b"error:" not in done.stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("words", [("inspect",), ("inspect", "--json"), ("--help",)])
+def test_a_full_disk_behind_stdout_is_one_line(engine_dir: Path, words: tuple[str, ...]) -> None:
+    given = [*words[:1], *([str(engine_dir)] if words[0] == "inspect" else []), *words[1:]]
+    with open("/dev/full", "w") as full:
+        done = started("realisid_trt", *given, stdout=full, stderr=subprocess.PIPE)
+    lines = done.stderr.decode().strip().splitlines()
+    said = "error: the output could not be written (No space left on device)."
+    assert lines[-1] == said and (lines == [said] or "--json" in words)  # which moves the lines for people to stderr
+    assert done.returncode == (1 if words[0] == "inspect" else 0)
+
+
+def test_a_picture_that_was_made_stays_when_nobody_listens(engine_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.png"
+    with open("/dev/full", "w") as full:
+        done = started(
+            "realisid_trt", "generate", "--engine", str(engine_dir), "--prompt", "x", "--steps", "1", "--out", str(out),
+            stdout=full, stderr=subprocess.PIPE,
+        )  # fmt: skip
+    assert Image.open(out).size == (128, 128) and done.returncode == 1 and b"Traceback" not in done.stderr
+
+
+def test_other_people_s_warnings_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> Outcome:
+        warnings.warn("ours", RealisIDWarning, stacklevel=2)
+        warnings.warn("theirs", UserWarning, stacklevel=2)
+        return Outcome({})
+
+    shown: list[str] = []
+    before = warnings.showwarning
+    try:
+        warnings.showwarning = lambda message, *rest, **options: shown.append(str(message))  # type: ignore[assignment]
+        own = warnings.showwarning
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = own
+            assert run(command, as_json=False) == 0
+            assert warnings.showwarning is own  # as it was before
+    finally:
+        warnings.showwarning = before
+    assert shown == ["theirs"] and capsys.readouterr().err == "note: ours\n"

@@ -1,12 +1,15 @@
 """DDIM: diffusers' own timesteps and steps; the noise that every machine draws."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from realisid_trt import ddim
 from realisid_trt.ddim import DDIM, initial_noise
-from realisid_trt.errors import RequestError
+from realisid_trt.errors import RealisIDWarning, RequestError
 
 
 def both(**config: object) -> tuple[DDIMScheduler, DDIM]:
@@ -65,3 +68,28 @@ def test_initial_noise_is_the_same_everywhere() -> None:
 
 
 GOLDEN = [-0.5023735761642456, 0.5068453550338745, 2.019348621368408, -1.6783469915390015, -0.5514437556266785]
+
+
+def test_trailing_has_as_many_timesteps_as_steps() -> None:
+    """diffusers gives one more, −1, for 62 numbers of steps."""
+    odd = 0
+    for steps in range(1, 1001):
+        theirs, ours = both(timestep_spacing="trailing")
+        theirs.set_timesteps(steps)
+        found = ours.timesteps(steps)
+        assert len(found) == steps and found.min() >= 0 and len(ours.coefficients(steps)) == steps
+        assert found.tolist() == theirs.timesteps[:steps].tolist()
+        odd += len(theirs.timesteps) != steps
+    assert odd == 62
+
+
+def test_a_numpy_that_draws_other_numbers_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ddim, "NOISE_SHA256", "0" * 64)
+    ddim._check_noise.cache_clear()
+    with pytest.warns(RealisIDWarning, match="draws other normal numbers than earlier ones"):
+        initial_noise(0, (1,))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        initial_noise(0, (1,))  # once
+    monkeypatch.undo()
+    ddim._check_noise.cache_clear()

@@ -15,6 +15,7 @@ import pytest
 from realisid_trt import Engine, Person, Request
 from realisid_trt.denoise import LOOP
 from realisid_trt.errors import BackendError, RealisIDWarning, RequestError
+from realisid_trt.rows import PictureRows
 from tests.realisid_trt.truth import PROMPT, Scene, checkpoint_with, errors, people
 
 STEP_NETWORKS = ("unet_encoder", "unet_decoder", "local_branch", "global_branch")
@@ -82,6 +83,40 @@ def test_without_persons_no_branch_runs(engine: Engine) -> None:
     result = engine.generate("an empty beach", num_inference_steps=2, seed=0)
     assert not {"local_branch", "global_branch", "local_condition", "id_encoder"} & set(result.rows)
     assert result.images[0].size == (engine.model.default_size,) * 2
+
+
+@pytest.mark.parametrize("branch", ["local", "global"])
+def test_a_branch_without_scale_does_not_run(engine: Engine, branch: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit the picture of one that runs for nothing; also beside a picture that has the branch."""
+    off, on = {f"{branch}_scale": 0.0}, {"local_scale": 0.5, "global_scale": 0.25}
+    options: dict[str, Any] = {"num_inference_steps": 3, "output": "latents"}
+    common: dict[str, Any] = {"seed": 2, "subject_conditioning_ratio": None}
+    batch = [Request("a", people(engine, 2), **common, **off), Request("b", people(engine, 1, 3), **common, **on)]
+
+    def made() -> tuple[Any, Any, Any]:
+        alone = engine.generate("a", people(engine, 2), **common, **off, **options)
+        return alone, *engine.generate_batch(batch, **options)
+
+    alone, *beside = made()
+    rows = alone.rows
+    assert not {f"{branch}_branch", f"{branch}_time", f"{branch}_condition"} & set(rows)
+    assert rows[f"{'global' if branch == 'local' else 'local'}_branch"] == 3 * 4
+    assert beside[0].rows[f"{branch}_branch"] == 3 * 2  # the other picture's alone
+    assert ("crop_upsample" in rows) == (branch == "global")
+    monkeypatch.setattr("realisid_trt.prologue.PictureRows", lambda *given: PictureRows(*given[:3]))
+    evaluated, *beside_evaluated = made()
+    assert evaluated.rows[f"{branch}_branch"] == 3 * 4 and beside_evaluated[0].rows[f"{branch}_branch"] == 3 * 6
+    assert np.array_equal(alone.latents, evaluated.latents)
+    assert all(close(a.latents, b.latents) for a, b in zip(beside, beside_evaluated, strict=True))  # other batch sizes
+
+
+def test_without_both_branches_it_is_the_picture_of_nobody(engine: Engine) -> None:
+    persons = people(engine, 2)
+    nobody, both = latents_of(engine, []), latents_of(engine, persons, local_scale=0, global_scale=0)
+    assert np.array_equal(both, nobody)
+    rows = engine.generate(PROMPT, persons, local_scale=0, global_scale=0, num_inference_steps=2, output="latents").rows
+    assert (rows["unet_encoder"], rows["unet_decoder"]) == (4, 4)
+    assert not {"local_branch", "global_branch", "relocate_merge"} & set(rows)
 
 
 def test_permuted_persons_make_the_same_picture_to_rounding(engine_dir: Path, with_config: Callable[..., Path]) -> None:

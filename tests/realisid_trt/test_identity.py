@@ -62,7 +62,13 @@ def test_stored_and_loaded_is_the_same(tmp_path: Path) -> None:
     identity.save(tmp_path / "alice.safetensors")
     assert same(Identity.load(tmp_path / "alice.safetensors"), identity)
     assert [path.name for path in tmp_path.iterdir()] == ["alice.safetensors"]
-    assert (tmp_path / "alice.safetensors").stat().st_mode & 0o777 == 0o644
+    for umask in (0o022, 0o077):
+        before = os.umask(umask)
+        try:
+            identity.save(tmp_path / "alice.safetensors")
+        finally:
+            os.umask(before)
+        assert (tmp_path / "alice.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 def test_arrays_in_column_order_are_stored_as_what_they_are(tmp_path: Path) -> None:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import realisid_trt.engine
+import realisid_trt.files
 from realisid_trt import Engine
 from realisid_trt.errors import BackendError, EngineDamaged, EngineMismatch, EngineMissing, RequestError, ShapeError
-from realisid_trt.files import VerifiedFiles
-from realisid_trt.manifest import MANIFEST, Axis, Manifest, Port, seal
+from realisid_trt.files import VerifiedFiles, file_sha256
+from realisid_trt.manifest import CONSTANTS, MANIFEST, Axis, Manifest, Port, seal
 
 
 def edit(folder: Path, change: Any, reseal: bool = False) -> None:
@@ -241,3 +243,84 @@ def test_ports_explain_what_they_expect() -> None:
     for shape in ((13, 77, 64), (1, 76, 64), (1, 77, 10), (1, 77), (0, 77, 64)):
         with pytest.raises(ShapeError, match=expected):
             port.check(shape, "unet_decoder")
+
+
+def outside(values: dict[str, Any], name: str, listed: bool) -> None:
+    """A network's file that lies elsewhere."""
+    [build, *_] = values["networks"]["unet_time"]["builds"].values()
+    entry = values["files"].pop(build["file"])
+    build["file"] = name
+    if listed:
+        values["files"][name] = entry
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize("name", ["../outside.onnx", "/tmp/outside.onnx", "onnx/../../outside.onnx", "a\\..\\b.onnx"])
+def test_a_network_that_lies_outside_is_refused(engine_copy: Path, name: str, listed: bool) -> None:
+    """Though its hash were right: an engine is what lies in its folder."""
+    edit(engine_copy, lambda values: outside(values, name, listed), reseal=True)
+    said = "does not lie in the folder" if listed else "is used and not listed among the files"
+    with pytest.raises(EngineDamaged, match=said):
+        Engine.load(engine_copy)
+
+
+@pytest.mark.parametrize("what", ["tokenizer", "constants", "network"])
+def test_what_is_not_listed_is_not_opened(engine_copy: Path, what: str) -> None:
+    def change(values: dict[str, Any]) -> None:
+        if what == "network":
+            outside(values, "onnx/unlisted.onnx", False)
+        else:
+            tokenizer = next(iter(values["model"]["tokenizers"].values()))["file"]
+            del values["files"][{"tokenizer": tokenizer, "constants": CONSTANTS}[what]]
+
+    edit(engine_copy, change, reseal=True)
+    with pytest.raises(EngineDamaged, match="is used and not listed among the files"):
+        Engine.load(engine_copy)
+
+
+@pytest.mark.parametrize("section", ["files", "model", "networks"])
+@pytest.mark.parametrize("content", [None, 7, [], {"x": 1}])
+def test_a_manifest_of_other_contents_is_damaged(engine_copy: Path, section: str, content: Any) -> None:
+    edit(engine_copy, lambda values: values.update({section: content}), reseal=True)
+    with pytest.raises(EngineDamaged):
+        Manifest.read(engine_copy)
+
+
+def test_only_what_is_opened_is_read(engine_copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of an engine that holds several builds, in a container that remembers no hash."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    read: list[str] = []
+    monkeypatch.setattr(realisid_trt.files, "file_sha256", lambda path: (read.append(path.name), file_sha256(path))[1])
+    manifest = Manifest.read(engine_copy)
+    everything = set(listed_files(engine_copy))
+    others = {name for name in everything if name.startswith("plans/") or "fp16" in name}
+    assert others
+    Engine.load(engine_copy, "onnxruntime", "cpu:1", networks=("id_encoder",)).close()
+    names = manifest.files_of(manifest.build_for("onnxruntime"), ("id_encoder",))
+    assert sorted(read) == sorted(Path(name).name for name in names)
+    assert sum(name.endswith(".onnx") and not name.startswith("faces/") for name in names) == 1
+    (engine_copy / next(iter(others))).write_bytes(b"damaged")  # and nobody minds until it is opened
+    Engine.load(engine_copy, "onnxruntime", "cpu:1").close()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"path": None}, "path is None, expected that of an engine directory"),
+        ({"path": b"engine"}, "path is b'engine', expected"),
+        ({"backend": None}, "backend is None, expected a name"),
+        ({"device": 0}, "device is 0, expected cpu, cpu:N, cuda, cuda:N or None"),
+        ({"networks": "id_encoder"}, "networks is 'id_encoder', expected names"),
+        ({"networks": ("id_encodr",)}, "Known: .*id_encoder"),
+        ({"networks": [None]}, "Known: .*id_encoder"),
+        ({"networks": 3}, "networks is 3, expected names"),
+    ],
+)
+def test_arguments_of_load(engine_dir: Path, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        Engine.load(**{"path": engine_dir, **options})
+
+
+def test_a_torch_device_is_a_device(engine_dir: Path) -> None:
+    with Engine.load(engine_dir, device=torch.device("cpu"), networks={"id_encoder"}) as engine:  # type: ignore[arg-type]
+        assert engine.backend.device == "cpu"

@@ -17,7 +17,7 @@ from PIL import Image
 from realisid_trt.boxes import Grid
 from realisid_trt.conditions import pose_image
 from realisid_trt.config import RealisIDConfig
-from realisid_trt.errors import EngineMismatch, NumericsError, PhotoError, RequestError
+from realisid_trt.errors import BoxError, EngineMismatch, NumericsError, PhotoError, RequestError
 from realisid_trt.faces import FaceFinder
 from realisid_trt.identity import Identity
 from realisid_trt.people import People
@@ -68,8 +68,13 @@ def people(encoder: Encoder, finder: FaceFinder) -> People:
     return People(encoder, finder, MODEL, RealisIDConfig(branch_pooled_text="zeros"))  # type: ignore[arg-type]
 
 
+def embed(people: People, photo: Any, *arguments: Any, **options: Any) -> Identity:
+    found = people.look(photo, *arguments, **options)
+    return found if isinstance(found, Identity) else people.encode(found)
+
+
 def prepare(people: People, person: Person, name: str = "person 1") -> Any:
-    return people.prepare(person, GRID, alone=True, name=name)
+    return people.prepare(people.see(person, GRID, alone=True, name=name))
 
 
 # -- photos and caches -------------------------------------------------------------------------------------------------
@@ -77,8 +82,8 @@ def prepare(people: People, person: Person, name: str = "person 1") -> Any:
 
 def test_boxes_and_size_are_those_of_the_upright_original(people: People, hopper: LoadedPhoto) -> None:
     """A box drawn by hand on a photo of 5400 px means its pixels, and what is reported can be handed in again."""
-    small = people.embed(hopper.rgb, box=(160, 110, 350, 345))
-    large = people.embed(enlarged(hopper, 9), box=np.array((160, 110, 350, 345)) * 9)
+    small = embed(people, hopper.rgb, box=(160, 110, 350, 345))
+    large = embed(people, enlarged(hopper, 9), box=np.array((160, 110, 350, 345)) * 9)
     assert large.photo_size == (5400, 4608) and small.photo_size == (600, 512)
     np.testing.assert_allclose(np.array(large.box) / 9, small.box)
     assert np.abs(large.landmarks - small.landmarks).max() < 0.03
@@ -88,8 +93,8 @@ def test_boxes_and_size_are_those_of_the_upright_original(people: People, hopper
 
 
 def test_photo_size_is_that_of_the_turned_photo(people: People, hopper: LoadedPhoto) -> None:
-    lying = people.embed(hopper.turned(1).rgb)
-    assert lying.photo_size == (600, 512) and lying.box == people.embed(hopper.rgb).box
+    lying = embed(people, hopper.turned(1).rgb)
+    assert lying.photo_size == (600, 512) and lying.box == embed(people, hopper.rgb).box
     assert "pixels of the turned photo" in lying.notes[0]
 
 
@@ -105,17 +110,17 @@ def test_what_is_remembered_names_no_photo(people: People, encoder: Encoder, pho
 
 
 def test_what_is_remembered_cannot_be_written(people: People, photos: Any) -> None:
-    identity = people.embed(photos.hopper)
+    identity = embed(people, photos.hopper)
     for array in (identity.id_tokens, identity.landmarks):
         with pytest.raises(ValueError, match="read-only"):
             array *= 2
-    assert people.embed(photos.hopper) is identity
+    assert embed(people, photos.hopper) is identity
 
 
 def test_the_note_on_the_background_is_that_of_the_crop(people: People, astronaut: LoadedPhoto) -> None:
     """Noise with a box by hand: the person net sees nobody, so the mask is the hull alone, and the note says that."""
     noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3)).astype(np.uint8)
-    identity = people.embed(noise, box=(64, 64, 192, 192), landmarks=people.embed(astronaut.rgb).landmarks)
+    identity = embed(people, noise, box=(64, 64, 192, 192), landmarks=embed(people, astronaut.rgb).landmarks)
     assert identity.mask_source == "hull"
     assert "mesh hull alone" in identity.notes[0] and "person mask sees nobody" in identity.notes[0]
 
@@ -123,23 +128,23 @@ def test_the_note_on_the_background_is_that_of_the_crop(people: People, astronau
 @pytest.mark.parametrize("face", [True, [0], 1.5, "left"])
 def test_a_wrong_face_is_refused_whatever_is_remembered(people: People, photos: Any, face: Any) -> None:
     """True equals 1 as a key of a cache, a list is none at all."""
-    people.embed(photos.hopper, face=0)
-    people.embed(photos.hopper, face=np.int64(0))  # type: ignore[arg-type]
+    embed(people, photos.hopper, face=0)
+    embed(people, photos.hopper, face=np.int64(0))  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="expected a whole number"):
-        people.embed(photos.hopper, face=face)
+        embed(people, photos.hopper, face=face)
 
 
 def test_a_wrong_box_is_refused_whatever_is_remembered(people: People, photos: Any) -> None:
-    people.embed(photos.hopper, box=(160, 110, 350, 345))
+    embed(people, photos.hopper, box=(160, 110, 350, 345))
     for box in (((160, 110), (350, 345)), "left", (160, 110, 350)):
         with pytest.raises(RequestError, match="four finite numbers"):
-            people.embed(photos.hopper, box=box)  # type: ignore[arg-type]
+            embed(people, photos.hopper, box=box)  # type: ignore[arg-type]
 
 
 def test_tokens_that_overflowed_are_an_error_of_numbers(people: People, encoder: Encoder, photos: Any) -> None:
     encoder.factor = np.float32(np.inf)
     with pytest.raises(NumericsError, match="id_tokens of .*hopper.jpg holds"):
-        people.embed(photos.hopper)
+        embed(people, photos.hopper)
 
 
 # -- crops of the caller's own -----------------------------------------------------------------------------------------
@@ -147,33 +152,33 @@ def test_tokens_that_overflowed_are_an_error_of_numbers(people: People, encoder:
 
 def test_own_crop_is_what_the_encoder_sees(people: People, finder: FaceFinder, hopper: LoadedPhoto) -> None:
     face = finder.find(hopper)
-    found = people.embed(hopper.rgb)
+    found = embed(people, hopper.rgb)
     crop, _ = finder.crop(hopper, face, MODEL.image_size)
-    own = people.embed(hopper.rgb, crop=crop)
+    own = embed(people, hopper.rgb, crop=crop)
     np.testing.assert_array_equal(own.id_tokens, found.id_tokens)
     np.testing.assert_array_equal(own.landmarks, found.landmarks)
     assert own.mask_source == "own" and own.box == found.box and own.notes == ()
     large = Image.fromarray(finder.crop(hopper, face, 160)[0])
     reduced = large.resize((64, 64), Image.Resampling.BILINEAR)
-    tokens = [people.embed(hopper.rgb, crop=picture).id_tokens for picture in (large, reduced)]
+    tokens = [embed(people, hopper.rgb, crop=picture).id_tokens for picture in (large, reduced)]
     np.testing.assert_array_equal(*tokens)
-    other = people.embed(hopper.rgb, crop=np.full((64, 64, 3), 200, np.uint8))  # remembered apart
-    assert np.abs(other.id_tokens - found.id_tokens).max() > 0.1 and people.embed(hopper.rgb) is found
+    other = embed(people, hopper.rgb, crop=np.full((64, 64, 3), 200, np.uint8))  # remembered apart
+    assert np.abs(other.id_tokens - found.id_tokens).max() > 0.1 and embed(people, hopper.rgb) is found
 
 
 def test_own_crop_of_a_drawing(people: People, astronaut: LoadedPhoto) -> None:
     """Nothing of a drawing needs to be found: box, landmarks and crop are the caller's."""
-    landmarks = people.embed(astronaut.rgb).landmarks
+    landmarks = embed(people, astronaut.rgb).landmarks
     drawing = np.full((300, 300, 3), 230, np.uint8)
-    identity = people.embed(drawing, box=(60, 60, 240, 240), landmarks=landmarks, crop=np.zeros((99, 99, 3), np.uint8))
+    identity = embed(people, drawing, box=(60, 60, 240, 240), landmarks=landmarks, crop=np.zeros((99, 99, 3), np.uint8))
     np.testing.assert_array_equal(identity.id_tokens, -1)
     np.testing.assert_array_equal(identity.landmarks, landmarks)
 
 
 def test_own_crop_that_is_none(people: People, photos: Any) -> None:
     with pytest.raises(RequestError, match=r"the crop of .*hopper.jpg is 80×90, expected a square \(S, S, 3\)"):
-        people.embed(photos.hopper, crop=np.zeros((90, 80, 3), np.uint8))
-    assert "uint8" in refusal("dtype", people.embed, photos.hopper, crop=np.zeros((90, 90, 3), np.float32))
+        embed(people, photos.hopper, crop=np.zeros((90, 80, 3), np.uint8))
+    assert "uint8" in refusal("dtype", people.look, photos.hopper, crop=np.zeros((90, 90, 3), np.float32))
 
 
 # -- identities --------------------------------------------------------------------------------------------------------
@@ -186,7 +191,7 @@ def by_hand(identity: Identity, **changes: Any) -> Identity:
 
 def test_identity_of_other_tokens_is_refused(people: People, photos: Any) -> None:
     """It used to end in NumPy's "all input arrays must have the same shape"."""
-    identity = people.embed(photos.hopper)
+    identity = embed(people, photos.hopper)
     wrong = by_hand(identity, id_tokens=np.zeros((5, 12)))
     with pytest.raises(
         RequestError, match=r"id_tokens of the identity of person 1 has shape \(5, 12\), expected \(4, 12\)"
@@ -197,7 +202,7 @@ def test_identity_of_other_tokens_is_refused(people: People, photos: Any) -> Non
 
 
 def test_stored_identity_stands_for_the_photo(people: People, photos: Any, tmp_path: Path) -> None:
-    identity = people.embed(photos.hopper)
+    identity = embed(people, photos.hopper)
     identity.save(tmp_path / "hopper.safetensors")
     expected = prepare(people, Person(photos.hopper))
     for person in (Person(tmp_path / "hopper.safetensors"), Person(identity), Person(identity=identity)):
@@ -214,7 +219,7 @@ def test_stored_identity_stands_for_the_photo(people: People, photos: Any, tmp_p
 
 
 def test_landmarks_in_pixels_are_refused_not_drawn_black(people: People, finder: FaceFinder, photos: Any) -> None:
-    identity = people.embed(photos.hopper)
+    identity = embed(people, photos.hopper)
     pixels = identity.landmarks * 200 + 100
     with pytest.raises(RequestError, match="landmarks of person 1 run from .*divide by its side"):
         prepare(people, Person(identity, landmarks=pixels))
@@ -234,8 +239,8 @@ def test_pose_photo_with_several_faces_says_how_to_choose(
     Image.fromarray(beside(hopper, hopper).rgb).save(group)
     text = refusal("many_faces", prepare, people, Person(photos.astronaut, pose=group))
     assert "group.png: 2 faces" in text and "Choose one with pose=engine.embed(photo, face=0…1)" in text
-    chosen = prepare(people, Person(photos.astronaut, pose=people.embed(group, face=1)))
-    np.testing.assert_array_equal(chosen.pose_image, pose_image(people.embed(group, face=1).landmarks, 128))
+    chosen = prepare(people, Person(photos.astronaut, pose=embed(people, group, face=1)))
+    np.testing.assert_array_equal(chosen.pose_image, pose_image(embed(people, group, face=1).landmarks, 128))
     id_text = refusal("many_faces", prepare, people, Person(group))
     assert "Choose one with face=0…1" in id_text
 
@@ -255,7 +260,7 @@ def test_poses_that_are_none(people: People, photos: Any) -> None:
 
 
 def test_own_tokens_are_checked_and_copied(people: People, photos: Any) -> None:
-    tokens, landmarks = np.ones((4, 12)), people.embed(photos.hopper).landmarks
+    tokens, landmarks = np.ones((4, 12)), embed(people, photos.hopper).landmarks
     prepared = prepare(people, Person(id_tokens=tokens, box=BOX, landmarks=landmarks))
     tokens[:] = 2
     assert (prepared.id_tokens == 1).all() and prepared.mask_source is None and prepared.notes == ()
@@ -265,6 +270,46 @@ def test_own_tokens_are_checked_and_copied(people: People, photos: Any) -> None:
 
 def test_load_photo_is_what_embed_takes(people: People, photos: Any) -> None:
     identities = [
-        people.embed(source) for source in (photos.hopper, photos.hopper.read_bytes(), load_photo(photos.hopper).rgb)
+        embed(people, source) for source in (photos.hopper, photos.hopper.read_bytes(), load_photo(photos.hopper).rgb)
     ]
     assert all(identity is identities[0] for identity in identities)
+
+
+# -- places ------------------------------------------------------------------------------------------------------------
+
+
+def notes_of(people: People, *persons: Person) -> list[tuple[str, ...]]:
+    return [person.notes for person in people.see_all(persons, GRID)]
+
+
+def test_what_became_of_boxes_is_told(people: People, photos: Any) -> None:
+    [own] = notes_of(people, Person(photos.hopper, box=BOX))
+    [moved] = notes_of(people, Person(photos.hopper, box=(-40, 10, 40, 90)))
+    assert [note for note in moved if note not in own] == [
+        "the picture is 128×128 px and the box reached out of it: it was moved to (0, 12, 80, 92)."
+    ]
+    with pytest.raises(BoxError, match="outside the picture, which is 128×128 px"):
+        people.see_all([Person(photos.hopper, box=(600, 200, 800, 400))], GRID)
+
+
+def test_two_in_one_place_are_told(people: People, photos: Any) -> None:
+    """README's boxes for 1024 px, both shrunk to the whole of a picture of 128."""
+    both = [Person(photos.hopper, box=(0, 0, 120, 120)), Person(photos.astronaut, box=(10, 0, 128, 118))]
+    for index, notes in enumerate(notes_of(people, *both)):
+        assert any(note.startswith(f"stands nearly where person {2 - index} does: ") for note in notes)
+    apart = [Person(photos.hopper, box=(0, 0, 60, 60)), Person(photos.astronaut, box=(60, 0, 120, 60))]
+    assert not any("stands nearly" in note for notes in notes_of(people, *apart) for note in notes)
+
+
+def test_a_face_at_the_end_of_a_wide_photo(people: People, hopper: LoadedPhoto) -> None:
+    wide = np.full((600, 2400, 3), 128, np.uint8)
+    wide[:, :512] = hopper.rgb
+    [notes] = notes_of(people, Person(wide))
+    assert any("has its face at or beyond the border: it was put at" in note for note in notes)
+
+
+def test_a_small_face_is_told_in_the_photo_s_terms(people: People, hopper: LoadedPhoto) -> None:
+    large = np.full((2000, 2000, 3), 128, np.uint8)
+    large[700:1300, 744:1256] = hopper.rgb
+    with pytest.raises(BoxError, match=r"the face of person 1 would be \d+ px wide if the photo covered the picture"):
+        people.see_all([Person(large)], GRID)

@@ -30,14 +30,15 @@ def picture(persons: int, with_id: bool = True, lambda_t: float = 7.5, lambda_i:
 def test_row_counts_are_the_table_of_the_design(persons: int) -> None:
     def counts(with_id: bool, per_row: bool) -> tuple[int, int, int]:
         plan = plan_rows([picture(persons, with_id)], per_row)
-        return len(plan.encoder), len(plan.decoder), len(plan.branch)
+        assert plan.local_branch.rows == plan.global_branch.rows
+        return len(plan.encoder), len(plan.decoder), len(plan.local_branch.rows)
 
     assert counts(True, False) == (2, 3, 2 * persons)
     assert counts(False, False) == (2, 2, persons)
     assert counts(True, True) == (2, 3, 3 * persons)
     assert counts(False, True) == (2, 2, 2 * persons)
     assert len(plan_rows([picture(persons)], False, share=False).encoder) == 3
-    assert len(plan_rows([picture(persons)], False, share=False).branch) == 3 * persons
+    assert len(plan_rows([picture(persons)], False, share=False).local_branch.rows) == 3 * persons
 
 
 @pytest.mark.parametrize(
@@ -64,8 +65,8 @@ def test_a_row_without_weight_is_not_evaluated(
 
 def test_nobody_means_no_branch() -> None:
     plan = plan_rows([picture(0)], False)
-    assert not plan.branch and [row.kind for row in plan.decoder] == [NONE, TEXT]
-    assert plan.branches_of.shape == (2, 0)
+    assert not plan.local_branch.rows and [row.kind for row in plan.decoder] == [NONE, TEXT]
+    assert plan.local_branch.of.shape == plan.global_branch.of.shape == (2, 0)
 
 
 def test_equal_texts_share_an_encoder_row() -> None:
@@ -82,7 +83,8 @@ def test_every_decoder_row_reads_its_own() -> None:
             count = int(rng.integers(0, 5))
             weights = guidance_weights(*rng.choice([0.0, 1.0, 5.0, 7.5], 2), bool(count and rng.integers(2)))
             texts = (int(rng.integers(3)), int(rng.integers(3)))
-            pictures.append(PictureRows(texts, tuple(range(first, first + count)), weights))
+            branches = bool(rng.integers(3)), bool(rng.integers(3))
+            pictures.append(PictureRows(texts, tuple(range(first, first + count)), weights, branches))
             first += count
         per_row = bool(rng.integers(2))
         for share in (True, False):
@@ -94,14 +96,16 @@ def test_every_decoder_row_reads_its_own() -> None:
                 assert row.text == source.texts[row.kind != NONE]
                 encoder = plan.encoder[plan.encoder_of[r]]
                 assert (encoder.picture, encoder.text) == (row.picture, row.text)
-                branches = [plan.branch[i] for i in plan.branches_of[r] if i >= 0]
-                assert [b.person for b in branches] == list(source.persons)
-                assert all(b.picture == row.picture and b.with_id == (row.kind == FULL) for b in branches)
-                assert all(b.pooled_text == (row.text if per_row else None) for b in branches)
-            if share:
-                assert len(set(plan.encoder)) == len(plan.encoder) and len(set(plan.branch)) == len(plan.branch)
+                for branch, evaluated in zip((plan.local_branch, plan.global_branch), source.branches, strict=True):
+                    rows = [branch.rows[i] for i in branch.of[r] if i >= 0]
+                    assert [b.person for b in rows] == (list(source.persons) if evaluated or not share else [])
+                    assert all(b.picture == row.picture and b.with_id == (row.kind == FULL) for b in rows)
+                    assert all(b.pooled_text == (row.text if per_row else None) for b in rows)
             assert set(plan.encoder_of) == set(range(len(plan.encoder)))
-            assert set(plan.branches_of.ravel()) - {-1} == set(range(len(plan.branch)))
+            assert len(set(plan.encoder)) == len(plan.encoder) or not share
+            for branch in (plan.local_branch, plan.global_branch):
+                assert len(set(branch.rows)) == len(branch.rows) or not share
+                assert set(branch.of.ravel()) - {-1} == set(range(len(branch.rows)))
 
 
 def test_phases_are_runs_of_one_plan() -> None:

@@ -215,3 +215,29 @@ def test_a_photo_is_cut_so_that_all_faces_are_in_it() -> None:
     assert cut[0, 0, 0] == 50 and boxes[:, 0].tolist() == [10, 75]
     cut, boxes = framed(rgb, np.array([(90, 20, 110, 40), (150, 20, 170, 40)], float), 100)
     assert cut[0, 0, 0] == 73 and boxes[:, 0].tolist() == [17, 77]
+
+
+def test_nothing_in_the_folder_is_lost(photos: Photos, face_models: Path, tmp_path: Path, capsys: Any) -> None:
+    """Every format that the runtime reads, captions as Notepad writes them; the rest is named."""
+    folder, image = tmp_path / "photos", Image.open(photos.hopper).convert("RGB")
+    folder.mkdir()
+    kinds = {"a.JPG": "JPEG", "b.tif": "TIFF", "c.bmp": "BMP", "d.gif": "GIF", "e.jp2": "JPEG2000", "f.jfif": "JPEG",
+             "g.avif": "AVIF", "h.jpeg": "JPEG", "i.webp": "WEBP"}  # fmt: skip
+    Image.init()
+    kinds = {name: kind for name, kind in kinds.items() if kind in Image.SAVE}
+    assert len(kinds) >= 7
+    for name, kind in kinds.items():
+        image.save(folder / name, kind)
+        (folder / name).with_suffix(".txt").write_text("a man in uniform\n", encoding="utf-8-sig")
+    (folder / "x.heic").write_bytes(b"\x00\x00\x00\x18ftypheic" + bytes(100))
+    (folder / "x.txt").write_text("a man", encoding="utf-8")
+    for name in ("notes.md", "clip.mov", "Thumbs.db"):
+        (folder / name).write_bytes(b"?")
+    assert prepare(["pictures", "--folder", str(folder), "--face-models", str(face_models), "--size-px", "128",
+                    "--crop-px", "64", "--out", str(tmp_path / "store"), "--json"]) == 0  # fmt: skip
+    printed = capsys.readouterr()
+    store, result = Store(tmp_path / "store"), json.loads(printed.out.splitlines()[-1])
+    assert len(store) == len(kinds) and set(store.captions) == {"a man in uniform"}
+    assert list(result["left_out"]) == ["x.heic"]
+    assert result["not_looked_at"] == ["Thumbs.db", "clip.mov", "notes.md"]
+    assert f"{len(kinds)} examples, 1 left out, 3 files not looked at" in printed.err

@@ -73,3 +73,21 @@ def test_weights_that_are_shared_out_are_refused(name: str, monkeypatch: pytest.
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
     with pytest.raises(RequestError, match=f"accelerate is set to {name}, but every process"):
         accelerator_of(cpu=True)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4"),
+        ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true"),
+    ],
+)
+def test_a_launcher_s_variable_changes_no_step_in_silence(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(RequestError, match=f"{variable} is {value}, which changes what a step computes"):
+        accelerator_of(cpu=True)
+    monkeypatch.setenv(variable, {"4": "1", "INDUCTOR": "NO", "true": "false"}[value])  # as accelerate launch sets it
+    assert accelerator_of(cpu=True).gradient_accumulation_steps == 1

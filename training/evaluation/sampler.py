@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from export.checkpoint import Checkpoint
+from export.checkpoint.vae import from_latents
 from export.half import narrow, quick_half
 from realisid_trt.boxes import Grid, snap_box
 from realisid_trt.conditions import id_pixels
@@ -134,7 +135,7 @@ class Sampler:
                     down_block_additional_residuals=down, mid_block_additional_residual=mid,
                 )[0]  # fmt: skip
             latents = a * latents + b * total
-        pixels = self.vae.decode(latents / self.vae.config.scaling_factor).sample
+        pixels = self.vae.decode(from_latents(latents, self.vae.config)).sample
         return np.asarray(((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
 
     def _residuals(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from realisid_trt.command_line import Outcome, run
+from realisid_trt.command_line import Outcome, execute, run
 from realisid_trt.errors import RequestError
 from realisid_trt.files import whole_or_not
 
@@ -59,4 +59,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(execute(main))

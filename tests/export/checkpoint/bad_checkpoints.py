@@ -42,6 +42,11 @@ def null_id(folder: Path, **tensors: torch.Tensor) -> None:
     save_file(tensors, folder / "null_id.safetensors")
 
 
+EDM = {  # Playground v2.5's
+    "_class_name": "EDMDPMSolverMultistepScheduler", "sigma_min": 0.002, "sigma_max": 80.0, "sigma_data": 0.5,
+    "num_train_timesteps": 1000, "prediction_type": "epsilon", "solver_order": 2, "rho": 7.0,
+}  # fmt: skip
+
 # name → (what is done to a good checkpoint, pieces of the error)
 BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "no model_index": (lambda p: (p / "model_index.json").unlink(), ("model_index.json is missing", "Copy it from")),
@@ -257,6 +262,52 @@ BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         scheduler(timestep_spacing="karras"),
         ("timestep_spacing is 'karras', expected leading or trailing or linspace",),
     ),
+    "EDM": (
+        lambda p: put(p / "scheduler" / "scheduler_config.json", json.dumps(EDM)),
+        ("EDMDPMSolverMultistepScheduler with sigma_data is another kind of noise schedule", "trained on one"),
+    ),
+    "EDM that was told not to clip": (
+        lambda p: put(p / "scheduler" / "scheduler_config.json", json.dumps({**EDM, "clip_sample": False})),
+        ("is another kind of noise schedule (EDM or flow matching)",),
+    ),
+    "EDM under another name": (scheduler(sigma_data=0.5), ("with sigma_data is another kind of noise schedule",)),
+    "flow matching": (
+        scheduler(_class_name="FlowMatchEulerDiscreteScheduler", shift=3.0),
+        ("FlowMatchEulerDiscreteScheduler with shift is another kind",),
+    ),
+    "flow sigmas": (
+        scheduler(_class_name="UniPCMultistepScheduler", use_flow_sigmas=True),
+        ("with use_flow_sigmas is another kind",),
+    ),
+    "no betas": (
+        scheduler(beta_start=..., beta_end=...),
+        ("neither beta_start and beta_end nor trained_betas are given", "Copy the file from the base model"),
+    ),
+    "one beta": (scheduler(beta_end=...), ("neither beta_start and beta_end nor",)),
+    "scaling of 0": (
+        config("vae", scaling_factor=0),
+        ("vae/config.json: scaling_factor is 0, expected a number above 0",),
+    ),
+    "no scaling": (config("vae", scaling_factor=None), ("scaling_factor is None, expected a number above 0",)),
+    "scaling in words": (
+        config("vae", scaling_factor="0.13"),
+        ("scaling_factor is '0.13', expected a number above 0",),
+    ),
+    "scaling without end": (config("vae", scaling_factor=float("inf")), ("scaling_factor is inf",)),
+    "shift": (config("vae", shift_factor="0"), ("shift_factor is '0', expected a number, or none",)),
+    "means": (
+        config("vae", latents_mean=[0, 0, 0], latents_std=[1] * 4),
+        ("latents_mean is [0, 0, 0], expected 4 numbers",),
+    ),
+    "deviations": (
+        config("vae", latents_mean=[0] * 4, latents_std=[1, 1, 1, 0]),
+        ("latents_std is [1, 1, 1, 0], expected 4 numbers above 0, one for each latent channel",),
+    ),
+    "means alone": (
+        config("vae", latents_mean=[0] * 4),
+        ("latents_std is None, expected 4 numbers: latents_mean is given",),
+    ),
+    "deviations alone": (config("vae", latents_std=[1] * 4), ("latents_mean is None, expected 4 numbers",)),
     "offset": (scheduler(steps_offset=None), ("steps_offset is None, expected a whole number from 0 to 999",)),
     "too many steps": (
         scheduler(num_train_timesteps=20),

@@ -127,6 +127,35 @@ def test_weights_must_have_exactly_the_keys_of_their_config(name: str, copy: Cal
             assert piece in str(caught.value)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("part", "key"), [("unet", "conv_in.weight"), ("id_projection", "norm.weight"),
+                                           ("text_encoder", None), ("vae", None)])  # fmt: skip
+def test_broken_numbers_are_named(part: str, key: str | None, value: float, copy: Callable[..., Path]) -> None:
+    folder, named = copy(), []
+
+    def spoil(weights: Tensors) -> None:
+        named.append(key or next(name for name in weights if weights[name].is_floating_point()))
+        weights[named[0]].flatten()[0] = value
+
+    change_weights(file := next((folder / part).glob("*.safetensors")), spoil)
+    c = Checkpoint.open(folder)
+    load = {"id_projection": c.load_id_projection, "vae": c.load_vae}.get(part, lambda: c._load(part, torch.float32))
+    with pytest.raises(CheckpointError, match=r"holds 1 NaN or infinite of .* Copy the file again") as caught:
+        load()
+    assert str(file) in str(caught.value) and named[0].removeprefix("text_model.") in str(caught.value)
+
+
+def test_a_model_in_one_file_becomes_a_folder(tmp_path: Path, copy: Callable[..., Path]) -> None:
+    file, folder = tmp_path / "sd xl.safetensors", copy()
+    save_file({"x": torch.zeros(1)}, file)
+    shutil.rmtree(folder / "unet")
+    said = r"is a file, expected a.*folder.*from_single_file.*save_pretrained"
+    for open_it in (lambda: Checkpoint.open(file), lambda: Checkpoint.open(folder, base_model=file)):
+        with pytest.raises(CheckpointError, match=said) as caught:
+            open_it()
+        assert f"'{file}' '{file.with_suffix('')}'" in str(caught.value)
+
+
 def test_position_ids_of_old_clip_files_are_no_surplus(copy: Callable[..., Path]) -> None:
     folder = copy()
     position_ids = {"text_model.embeddings.position_ids": torch.arange(77)[None]}

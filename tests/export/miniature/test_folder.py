@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import resource
-import subprocess
+import shutil
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 
 from export import miniature
 from export.checkpoint import Checkpoint
+from export.files import whole_folder
 from export.miniature import make_checkpoint
 from export.miniature.weights import write_weights
 from realisid_trt.errors import DiskError, RequestError
@@ -92,12 +92,12 @@ def test_weights_that_the_system_refuses_to_write_leave_what_was_there(tmp_path:
 
 def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
     """And what a living one is writing is not."""
-    killed = subprocess.Popen(["true"])
-    killed.wait()
-    for owner in (killed.pid, os.getppid()):
-        (tmp_path / f".made.{owner}.part").mkdir()
-    make_checkpoint(tmp_path / "made")
-    assert {entry.name for entry in tmp_path.iterdir()} == {"made", f".made.{os.getppid()}.part"}
+    (tmp_path / ".made.7-abandoned.part").mkdir()
+    with whole_folder(tmp_path / "made") as living:
+        make_checkpoint(tmp_path / "made")
+        assert {entry.name for entry in tmp_path.iterdir()} == {"made", living.name}
+        shutil.copytree(tmp_path / "made", living, dirs_exist_ok=True)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"made"}
 
 
 def test_the_disk_is_asked_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,51 @@
+"""What becomes of each request of a batch: its result, or the error that stands in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeVar
+
+from .errors import BackendError, RealisIDError
+from .request import Result
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+class Outcomes:
+    """Runs the stages of a batch request by request.
+
+    errors: of the requests that failed, by their place in the batch.
+    """
+
+    def __init__(self, count: int, keep: bool) -> None:
+        """count: requests of the batch. keep: a failure is kept, and the others go on; else it is raised."""
+        self.errors: dict[int, RealisIDError] = {}
+        self._count, self._keep = count, keep
+
+    @contextmanager
+    def of(self, place: int) -> Iterator[None]:
+        """For work on one request. A BackendError is raised in any case: it concerns them all."""
+        try:
+            yield
+        except BackendError:
+            raise
+        except RealisIDError as error:
+            if self._count > 1:
+                error.request = place + 1
+            if not self._keep:
+                raise
+            self.errors[place] = error
+
+    def each(self, items: Mapping[int, In], work: Callable[[In], Out]) -> dict[int, Out]:
+        """What `work` makes of each item, by place, without those that failed."""
+        done: dict[int, Out] = {}
+        for place, item in items.items():
+            with self.of(place):
+                done[place] = work(item)
+        return done
+
+    def in_order(self, results: Mapping[int, Result]) -> list[Result | RealisIDError]:
+        """A result or an error for every request."""
+        return [self.errors[place] if place in self.errors else results[place] for place in range(self._count)]
