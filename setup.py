@@ -36,18 +36,12 @@ setup(
         "export.checkpoint",
         "export.faces",
         "export.miniature",
-        "training",
-        "training.evaluation",
-        "training.judges",
-        "training.stages",
-        "training.world",
     ],
+    entry_points={"console_scripts": ["realisid = export.realisid:script"]},
     package_dir={"realisid_trt.kernels": "kernels"},
     package_data={
         "realisid_trt": ["py.typed"],
         "realisid_trt.kernels": ["*.cu", "*.cuh"],
-        "training": ["results/losses/*.jsonl"],
-        "training.judges": ["weights/*.safetensors"],
     },
     install_requires=[
         "numpy>=2",
@@ -63,7 +57,7 @@ setup(
         "gpu": ["onnxruntime-gpu[cuda,cudnn]>=1.31", *CUDA],
         "tensorrt": ["tensorrt>=10.14,<12", *CUDA],  # the first that reads Attention
         "tensorrt-rtx": ["tensorrt_rtx>=1.7,<2", *CUDA],
-        "photos": PHOTOS,
+        "photos": [*PHOTOS],
         "mediapipe": ["mediapipe>=1.0,<2"],  # brings opencv-contrib, which overwrites opencv-python-headless
         "export": [  # beside cpu or gpu, whose ONNX Runtimes overwrite each other
             "torch>=2.13,<2.14",  # the dynamo exporter's graphs change with every release

@@ -60,6 +60,11 @@ PLUGINS = (
 )
 
 
+def can_read(format: str) -> bool:
+    """Whether photos of a plugin's format are read here."""
+    return not _register(format)
+
+
 def suffixes() -> frozenset[str]:
     """How names of photos end, in lower case: of every format that is read here, or would be with its plugin."""
     Image.init()

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 
 from .backends import KNOWN, installed, open_backend
 from .command_line import Outcome
+from .containers import PLUGINS, can_read
 from .errors import RealisIDError
 from .files import cache_folder
 from .machine import available_cores, unsupported
@@ -34,7 +35,17 @@ class Finding:
 def examine(engine: str) -> Outcome:
     """What was found, as JSON values and as lines; status 1 if no picture could be made with the engine here."""
     runs = _engine(engine)
-    findings = [_system(), _python(), *_backends(runs.state == "ok"), _gpu(), _export(), _mediapipe(), _cache(), runs]
+    findings = [
+        _system(),
+        _python(),
+        *_backends(runs.state == "ok"),
+        _gpu(),
+        _export(),
+        _photos(),
+        _mediapipe(),
+        _cache(),
+        runs,
+    ]
     lines = []
     for finding in findings:
         mark = "MISSING" if finding.state == "missing" else finding.state
@@ -107,6 +118,15 @@ def _export() -> Finding:
         detail = f"{', '.join(absent)} not installed; not needed to run engines"
         return Finding("building engines", "optional", detail, "pip install 'realisid_trt[cpu,export]'")
     return Finding("building engines", "ok", ", ".join(f"{package} {_version(package)}" for package in EXPORT))
+
+
+def _photos() -> Finding:
+    """Formats that some Pillow, or a package, must bring."""
+    absent = [plugin.package for plugin in PLUGINS if not can_read(plugin.format)]
+    if absent:
+        detail = f"JPEG, PNG, WebP, TIFF and others are read; others not without {', '.join(absent)}"
+        return Finding("photos", "optional", detail, "pip install 'realisid_trt[photos]'")
+    return Finding("photos", "ok", f"{', '.join(plugin.format for plugin in PLUGINS)} too")
 
 
 def _mediapipe() -> Finding:

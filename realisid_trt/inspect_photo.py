@@ -57,7 +57,7 @@ def found_in(
     pose = pose_image(found.landmarks, SHEET_PX, pose_style).transpose(1, 2, 0)
     notes = [*found.notes, *finder.notes_on(mask_source)]
     values |= {
-        "chosen": {"box": found.box, "square": found.square, "turns": found.turns},
+        "chosen": {"box": found.box, "square": found.square, "turns": found.turns, "score": found.score},
         "mask_source": mask_source,
         "models": finder.model_id,
         "notes": notes,

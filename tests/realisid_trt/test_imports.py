@@ -53,7 +53,7 @@ def lean(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fresh virtual environment with `pip install .[cpu]`, and nothing else."""
     folder = tmp_path_factory.mktemp("lean")
     # A copy: pip would build in the checkout, and leave it there.
-    for name in ("realisid_trt", "kernels", "export", "training"):
+    for name in ("realisid_trt", "kernels", "export"):
         shutil.copytree(ROOT / name, folder / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder / "source" / name)

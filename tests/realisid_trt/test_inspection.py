@@ -42,7 +42,7 @@ def test_one_face(hopper: LoadedPhoto, finder: FaceFinder) -> None:
     outcome, sheet = look(hopper, finder)
     found = finder.find(hopper)
     assert outcome.status == 0 and outcome.values["faces"] == [list(found.box)]
-    assert outcome.values["chosen"] == {"box": found.box, "square": found.square, "turns": 0}
+    assert outcome.values["chosen"] == {"box": found.box, "square": found.square, "turns": 0, "score": found.score}
     assert outcome.values["mask_source"] == "hull+person" and sheet.width > 3 * 400  # photo, crop, drawing
     assert "group.jpg: 1 face; taken: the one at" in outcome.lines[0]
     assert [line for line in outcome.lines if line.startswith("note: background removed by mesh hull and person")]
