@@ -54,6 +54,8 @@ def exchange(new: Path, old: Path) -> None:
     if previous is not None:
         try:
             shutil.rmtree(previous)
+        except FileNotFoundError:  # another process, to whom it looked abandoned, helped
+            shutil.rmtree(previous, ignore_errors=True)
         except OSError as error:
             warnings.warn(
                 f"{old} is the new one; the one before could not be removed whole ({error.strerror or error}). Remove "
@@ -127,11 +129,9 @@ def whole_folder(out: Path) -> Iterator[Path]:
     with disk_errors(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
         for leftover in list(out.parent.iterdir()):
-            ours = leftover.name.startswith(f".{out.name}.") and leftover.name.endswith(".part")
-            if ours and _is_abandoned(leftover):
-                shutil.rmtree(leftover, ignore_errors=True)
-        partial = out.with_name(f".{out.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
-        descriptor = _make_locked(partial)
+            if leftover.name.startswith(f".{out.name}.") and leftover.name.endswith(".part"):
+                _remove_abandoned(leftover)
+        partial, descriptor = _make_locked(out)
     try:
         yield partial
         exchange(partial, out)
@@ -140,39 +140,57 @@ def whole_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _make_locked(folder: Path) -> int:
-    """Makes a folder and holds a lock on it, in the descriptor that is returned: the number of a process tells nothing
-    to another container."""
+def _make_locked(out: Path) -> tuple[Path, int]:
+    """Makes a folder beside `out` and holds a lock on it, in the descriptor that is returned: the number of a process
+    tells nothing to another container."""
     import fcntl
 
     while True:
-        folder.mkdir(exist_ok=True)
+        folder = out.with_name(f".{out.name}.{os.getpid()}-{os.urandom(4).hex()}.part")
+        folder.mkdir()
         try:
             descriptor = os.open(folder, os.O_RDONLY)
         except FileNotFoundError:  # somebody took it for abandoned before it was locked
             continue
-        with contextlib.suppress(OSError):  # a network's file system without locks on folders: `_is_abandoned` waits
+        try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if folder.exists():
-            return descriptor
+        except BlockingIOError:  # somebody takes it for abandoned right now
+            os.close(descriptor)
+            continue
+        except OSError:  # a network's file system without locks on folders: `_remove_abandoned` waits a week
+            return folder, descriptor
+        if _is_at(folder, descriptor):
+            return folder, descriptor
         os.close(descriptor)
 
 
-def _is_abandoned(folder: Path) -> bool:
-    """Whether nobody holds the lock; where there are no locks, whether it is a week old."""
+def _is_at(folder: Path, descriptor: int) -> bool:
+    """Whether an opened folder still lies there."""
+    try:
+        return os.path.samestat(os.stat(folder), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes a folder of which nobody holds the lock, and holds it meanwhile; where there are no locks, one that is a
+    week old."""
     import fcntl
 
     try:
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError:
-        return False
+        return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
+        abandoned = _is_at(folder, descriptor)
     except BlockingIOError:
-        return False
+        abandoned = False
     except OSError:
-        return time.time() - os.fstat(descriptor).st_mtime > WEEK_SECONDS
+        abandoned = time.time() - os.fstat(descriptor).st_mtime > WEEK_SECONDS
+    try:
+        if abandoned:
+            shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(descriptor)
 

@@ -80,7 +80,7 @@ def snap_box(box: Sequence[float], grid: Grid) -> FaceBox:
     """
     try:
         x0, y0, x1, y1 = (float(value) for value in box)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise BoxError(
             f"box {box!r} is not four numbers. Give x0, y0, x1, y1 in pixels of the output picture."
         ) from None

@@ -45,18 +45,26 @@ def _python_number(value: Any) -> Any:
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
-def own_array(array: Any, shape: tuple[int, ...], what: str) -> NDArray[np.float32]:
-    """A caller's array or tensor as float32, a copy in row-major order.
+def own_array(
+    array: Any, shape: tuple[int, ...] | None, what: str, dtype: type[np.floating[Any]] = np.float32
+) -> NDArray[Any]:
+    """A caller's array or tensor in floats of `dtype`, a copy in row-major order. shape: None for any.
 
-    Raises RequestError for another shape, for NaN and for numbers that float32 does not hold.
+    Raises RequestError for another shape, for NaN and for numbers that this type does not hold.
     """
     try:
         if hasattr(array, "detach"):  # a tensor of torch: on any device, with or without gradients, bfloat16 too
-            array = array.detach().cpu().float()
+            array = array.detach().cpu()
+            array = array.float() if array.element_size() < 4 else array
+        if np.iscomplexobj(array):
+            raise TypeError
         with np.errstate(over="ignore"):  # found below
-            values = np.array(array, np.float32, order="C")
-    except (TypeError, ValueError, RuntimeError):
-        raise RequestError(f"{what} is not an array of numbers. Expected shape {shape}.") from None
+            values = np.array(array, dtype, order="C")
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        expected = f" Expected shape {shape}." if shape is not None else ""
+        raise RequestError(f"{what} is not an array of numbers.{expected}") from None
+    if shape is None:
+        shape = values.shape
     if values.shape != shape:
         raise RequestError(f"{what} has shape {values.shape}, expected {shape}.")
     if not np.isfinite(values).all():

@@ -35,7 +35,7 @@ def to_8_bits(picture: Image.Image, name: str) -> tuple[Image.Image, str | None]
         known = {"PA": "RGBA", "P": "RGB", "1": "L"}
         return (picture if picture.mode in (*SPACES, *ALPHA) and picture.mode != "PA" else
                 picture.convert(known.get(picture.mode, "RGB"))), None  # fmt: skip
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # TypeError: of a transparency that is not of this mode
         raise _refused(picture, name) from error
 
 
@@ -55,7 +55,7 @@ def to_srgb(picture: Image.Image, profile: bytes | None, matte: tuple[int, int, 
     if converted is None:
         try:
             converted = picture.convert("RGB")
-        except ValueError as error:
+        except (ValueError, TypeError) as error:
             raise _refused(picture, name) from error
     if alpha is not None:
         return Image.composite(converted, Image.new("RGB", converted.size, matte), alpha)

@@ -51,10 +51,12 @@ def execute(main: Callable[[], int]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        return main()
-    finally:
-        for stream in (sys.stdout, sys.stderr):  # what --help has written and the interpreter would write at its end
-            say("", stream, end="")
+        status = main()
+    except SystemExit as exit_:  # argparse's
+        status = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    # what --help has written, and the interpreter would write at its end
+    printed = [say("", stream, end="") for stream in (sys.stdout, sys.stderr)]
+    return status if all(printed) else status or 1
 
 
 def reporter(as_json: bool) -> Callable[[str], None]:
@@ -66,8 +68,13 @@ def reporter(as_json: bool) -> Callable[[str], None]:
     return report
 
 
-def say(text: str, stream: TextIO, end: str = "\n") -> bool:
-    """Prints at once. Returns whether it could: if not, nothing more is printed there, and a command goes on."""
+def say(text: str, stream: TextIO | None, end: str = "\n") -> bool:
+    """Prints at once. Returns whether it could: if not, nothing more is printed there, and a command goes on.
+
+    stream: None where the program was started without it (`>&-`), and a text is lost.
+    """
+    if stream is None:
+        return not text
     try:
         print(text, file=stream, end=end, flush=True)
         return True

@@ -32,6 +32,7 @@ DECODER_ERRORS = (
     EOFError,
     OverflowError,
     AssertionError,
+    RuntimeError,  # AVIF's and JPEG XL's
     struct.error,
     zlib.error,
 )
@@ -39,7 +40,8 @@ READABLE = "JPEG, PNG, WebP, TIFF, BMP and GIF are; save it as one of them (8 bi
 
 PNG, JPEG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd9"
 PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
-LARGE_CHUNK_BYTES = 2**16  # above it, Pillow may refuse what a text or a profile becomes when it is unpacked
+MAX_TEXT_BYTES = 2**18  # of a text when it is unpacked: Pillow refuses a file for a larger one
+MAX_CHUNKS = 100_000  # that are looked at; a picture of 100 megapixels in small pieces has some thousands
 MAX_PROFILE_BYTES = 2**24  # of a colour profile; printers' have some MB
 
 
@@ -128,12 +130,31 @@ def open_path(path: str | os.PathLike[str], name: str) -> io.BufferedReader:
 def endings(content: bytes) -> tuple[bytes, ...]:
     """A JPEG that lacks its last bytes, ended in two ways: at once, and after a row of ones. Nothing for other files.
 
-    Where both decode to the same pixels, no pixel was lost with the missing bytes.
+    Where both decode to the same pixels, no pixel was lost with the missing bytes. That proves nothing of progressive
+    files, whose last scans may be missing whole, nor of those with restart markers, after which a decoder begins anew.
     """
-    if not content.startswith(JPEG) or content.endswith(JPEG_END):
+    if not content.startswith(JPEG) or content.endswith(JPEG_END) or not _is_one_plain_scan(content):
         return ()
     content = content.removesuffix(JPEG_END[:1])
     return content + JPEG_END, content + 64 * b"\xff\x00" + JPEG_END
+
+
+def _is_one_plain_scan(jpeg: bytes) -> bool:
+    """Whether a JPEG is sequential, of one scan and without restart markers, by its segments up to that scan."""
+    at, components = 2, 0
+    while at + 4 <= len(jpeg) and jpeg[at] == 0xFF:
+        kind, length = jpeg[at + 1], int.from_bytes(jpeg[at + 2 : at + 4])
+        segment = jpeg[at + 4 : at + 2 + length]
+        if kind in (0xC0, 0xC1):
+            components = segment[5] if len(segment) > 5 else 0
+        elif 0xC2 <= kind <= 0xCF and kind not in (0xC4, 0xC8, 0xCC):
+            return False  # progressive, lossless or arithmetic
+        elif kind == 0xDD and any(segment):
+            return False  # restart markers
+        elif kind == 0xDA:
+            return bool(segment) and components == segment[0]
+        at += 2 + length
+    return False
 
 
 def _plugin_format(head: bytes) -> str | None:
@@ -163,41 +184,63 @@ def _register(format: str) -> str:
         missing = isinstance(error, ModuleNotFoundError) and error.name == plugin.module
         reason = "is not installed" if missing else f"cannot be imported ({error})"
         return (
-            f"this is {shown}, and {plugin.package}, which reads it, {reason}. "
-            f"pip install 'realisid_trt[photos]', or save the photo as JPEG."
+            f"this is {shown}, and {plugin.package}, which reads it, {reason}. pip install {plugin.package}, or save "
+            "the photo as JPEG."
         )
     return "" if format in Image.OPEN else f"{plugin.package} does not read {shown} here. Save the photo as JPEG."
 
 
 def _without_large_chunks(file: IO[bytes]) -> tuple[IO[bytes], bytes | None]:
-    """A PNG without large texts, which nobody needs here, and the colour profile if it is large too."""
+    """A PNG without large texts, which nobody needs here, and its colour profile if that is compressed.
+
+    Small texts stay: XMP and "Raw profile type exif" may say how the picture lies.
+    """
+    end = file.seek(0, io.SEEK_END)
     chunks: list[tuple[int, int]] = []  # offset and bytes of what stays
     profile, dropped, offset = None, False, len(PNG)
-    while True:
+    while offset + 12 <= end and len(chunks) < MAX_CHUNKS:
         file.seek(offset)
-        header = file.read(8)
-        if len(header) < 8:
-            break
-        length, kind = struct.unpack(">I4s", header)
-        large = length > LARGE_CHUNK_BYTES or kind in (b"zTXt", b"iTXt", b"iCCP")  # which are compressed
-        if kind == b"iCCP" and large:
-            profile = _unpacked_profile(file.read(length))
+        length, kind = struct.unpack(">I4s", file.read(8))
+        whole = min(length + 12, end - offset)
+        if kind == b"iCCP":
+            profile = _unpacked_profile(file.read(whole - 12))
             dropped = True
-        elif kind in PNG_TEXT and large:
+        elif kind in PNG_TEXT and _is_large(kind, length, file):
             dropped = True
         else:
-            chunks.append((offset, length + 12))
-        offset += length + 12
+            chunks.append((offset, whole))
+        offset += whole
+        if kind == b"IEND":
+            break
     file.seek(0)
-    if not dropped:
+    if not dropped or len(chunks) == MAX_CHUNKS:
         return file, None
-    left = io.BytesIO()
-    left.write(PNG)
+    kept = io.BytesIO()
+    kept.write(PNG)
     for offset, length in chunks:
         file.seek(offset)
-        left.write(file.read(length))
-    left.seek(0)
-    return left, profile
+        kept.write(file.read(length))
+    kept.seek(0)
+    return kept, profile
+
+
+def _is_large(kind: bytes, length: int, file: IO[bytes]) -> bool:
+    """Whether Pillow might refuse a text for what it becomes when it is unpacked. file: at its content."""
+    if kind == b"tEXt" or length > MAX_TEXT_BYTES:
+        return length > MAX_TEXT_BYTES
+    content = file.read(length)
+    packed = content.partition(b"\0")[2][1:]
+    if kind == b"iTXt":
+        compressed, *_ = content.partition(b"\0")[2][:1] or b"\0"
+        if not compressed:
+            return False
+        packed = content.partition(b"\0")[2][2:].partition(b"\0")[2].partition(b"\0")[2]
+    try:
+        unpacker = zlib.decompressobj()
+        unpacker.decompress(packed, MAX_TEXT_BYTES)
+        return bool(unpacker.unconsumed_tail)
+    except zlib.error:
+        return False
 
 
 def _jp2_profile(file: IO[bytes]) -> bytes | None:

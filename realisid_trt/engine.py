@@ -27,6 +27,7 @@ from .prologue import Draft, Prologue
 from .request import OMITTED, Omitted, Person, PlacedPerson, Request, Result
 from .stopwatch import Stopwatch
 
+CLOSED = "this engine was closed. Load it again: Engine.load(…)."
 Progress = Callable[[int, int], object]
 
 
@@ -82,19 +83,24 @@ class Engine:
             device = str(device)
         if device is not None and not isinstance(device, str):
             raise RequestError(f"device is {device!r}, expected cpu, cpu:N, cuda, cuda:N or None.")
+        if face_landmarker is not None and not isinstance(face_landmarker, (str, os.PathLike)):
+            raise RequestError(f"face_landmarker is {face_landmarker!r}, expected the path of a face_landmarker.task.")
         manifest = Manifest.read(path)
         if networks is not None:
             networks = _names(networks, manifest.values["networks"])
         opened = open_backend(backend, manifest, device, networks, cuda_graph)
-        finder = FaceFinder.load(
-            manifest.path / "faces",
-            face_landmarker=None if face_landmarker is None else Path(face_landmarker),
-            files=manifest.files_in("faces"),
-        )
-        engine = cls(manifest, opened, finder, share_rows)
-        if Manifest.read(path).values != manifest.values:
-            engine.close()
-            raise EngineMismatch(f"{path} was built anew while it was loaded. Load it again.")
+        try:
+            finder = FaceFinder.load(
+                manifest.path / "faces",
+                face_landmarker=None if face_landmarker is None else Path(face_landmarker),
+                files=manifest.files_in("faces"),
+            )
+            engine = cls(manifest, opened, finder, share_rows)
+            if Manifest.read(path).values != manifest.values:
+                raise EngineMismatch(f"{path} was built anew while it was loaded. Load it again.")
+        except BaseException:
+            opened.close()
+            raise
         return engine
 
     def warm_up(self, persons: int = 1, **options: Any) -> None:
@@ -111,8 +117,6 @@ class Engine:
         )
         for _ in range(2):
             self.generate("", [nobody] * persons, **options)
-        with self._alone(), self.backend.turn():
-            self.backend.rewind()  # and what was compiled is kept
 
     def unload(self) -> None:
         """Gives back the weights of what does not run in every step: text and ID encoders, time, conditions, the VAE.
@@ -274,7 +278,7 @@ class Engine:
         grid = prologue.grid(height, width)
 
         outcomes, watch = Outcomes(len(requests), keep=errors == "return"), Stopwatch()
-        drafts = outcomes.each(dict(enumerate(requests)), lambda request: prologue.draft(request, grid))
+        drafts = outcomes.each(dict(enumerate(requests)), lambda r: prologue.draft(r, len(coefficients), grid))
         if not drafts:
             return outcomes.in_order({})
         plan = prologue.plan(list(drafts.values()), len(coefficients), grid)
@@ -343,7 +347,8 @@ class Engine:
     def _use(self) -> Iterator[None]:
         """One request on the backend."""
         with self._alone():
-            self._check_free()
+            if self._closed:
+                raise BackendError(CLOSED)
             with self.backend.turn():
                 self.backend.begin()
                 yield
@@ -357,16 +362,20 @@ class Engine:
 
         return told
 
+    def _refuse_reentry(self) -> None:
+        if self._user == threading.get_ident():
+            raise RequestError("a progress callback used the engine that calls it. Let it take notes and act later.")
+
     def _check_free(self) -> None:
         """Raises BackendError if the engine was closed, RequestError if it is used from within its own callback."""
+        self._refuse_reentry()
         if self._closed:
-            raise BackendError("this engine was closed. Load it again: Engine.load(…).")
+            raise BackendError(CLOSED)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
         """One user at a time. A progress callback that calls its own engine would wait for itself for ever."""
-        if self._user == threading.get_ident():
-            raise RequestError("a progress callback used the engine that calls it. Let it take notes and act later.")
+        self._refuse_reentry()
         with self._lock:
             self._user = threading.get_ident()
             try:
@@ -393,7 +402,7 @@ def _by_request(pictures: NDArray[np.float32], drafts: Mapping[int, Draft]) -> d
 def _names(networks: object, known: Collection[str]) -> tuple[str, ...]:
     """The names of networks that were asked for. Raises RequestError for what is not a list of known names."""
     names = () if isinstance(networks, (str, bytes)) or not isinstance(networks, Collection) else tuple(networks)
-    unknown = [name for name in names if name not in known]
+    unknown = [name for name in names if not isinstance(name, str) or name not in known]
     if unknown or isinstance(networks, (str, bytes)) or not isinstance(networks, Collection):
         raise RequestError(
             f'networks is {networks!r}, expected names such as ("id_encoder",). Known: {", ".join(sorted(known))}.'

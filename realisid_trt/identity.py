@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .checks import is_finite, is_whole, own_array
+from .checks import finite, own_array, whole
 from .errors import EngineMismatch, PhotoError, RequestError
 from .files import whole_or_not
 from .mesh import NUM_LANDMARKS
@@ -45,11 +45,13 @@ class Identity:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if np.ndim(self.id_tokens) != 2:
-            raise RequestError(f"id_tokens of an identity are {np.shape(self.id_tokens)}, expected (T, D).")
-        tokens = own_array(self.id_tokens, np.shape(self.id_tokens), "id_tokens of an identity")
-        own_array(self.landmarks, (NUM_LANDMARKS, 2), "landmarks of an identity")
-        landmarks = np.array(self.landmarks, np.float64, order="C")
+        tokens = own_array(self.id_tokens, None, "id_tokens of an identity")
+        if tokens.ndim != 2:
+            raise RequestError(f"id_tokens of an identity are {tokens.shape}, expected (T, D).")
+        landmarks = own_array(self.landmarks, (NUM_LANDMARKS, 2), "landmarks of an identity", np.float64)
+        for name in ("id_encoder_key", "mask_source"):
+            if not isinstance(getattr(self, name), str):
+                raise RequestError(f"{name} of an identity is {getattr(self, name)!r}, expected a string.")
         for array in (tokens, landmarks):
             array.setflags(write=False)
         kept = {
@@ -123,15 +125,26 @@ class Identity:
 
 def _box(box: Any) -> tuple[float, float, float, float]:
     """Four finite numbers that span an area."""
-    numbers = [float(number) for number in box if is_finite(number)] if np.ndim(box) == 1 else []
-    if len(numbers) != 4 or len(box) != 4 or numbers[0] >= numbers[2] or numbers[1] >= numbers[3]:
-        raise RequestError(f"box of an identity is {box!r}, expected x0, y0, x1, y1 with x0 < x1 and y0 < y1.")
-    x0, y0, x1, y1 = numbers
-    return x0, y0, x1, y1
+    numbers = [finite(number) for number in _items(box)]
+    if len(numbers) == 4 and None not in numbers:
+        x0, y0, x1, y1 = (float(number) for number in numbers if number is not None)
+        if x0 < x1 and y0 < y1:
+            return x0, y0, x1, y1
+    raise RequestError(f"box of an identity is {box!r}, expected x0, y0, x1, y1 with x0 < x1 and y0 < y1.")
 
 
 def _size(size: Any) -> tuple[int, int]:
-    sides = [int(side) for side in size if is_whole(side) and side > 0] if np.ndim(size) == 1 else []
-    if len(sides) != 2 or len(size) != 2:
-        raise RequestError(f"photo_size of an identity is {size!r}, expected (height, width) in pixels.")
-    return sides[0], sides[1]
+    sides = [whole(side) for side in _items(size)]
+    if len(sides) == 2:
+        height, width = sides
+        if height is not None and width is not None and height > 0 and width > 0:
+            return height, width
+    raise RequestError(f"photo_size of an identity is {size!r}, expected (height, width) in pixels.")
+
+
+def _items(values: Any) -> list[Any]:
+    """What is in a sequence, array or tensor; nothing for anything else."""
+    try:
+        return [] if isinstance(values, (str, bytes, dict, set)) else list(values)
+    except TypeError:
+        return []

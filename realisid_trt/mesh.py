@@ -39,8 +39,7 @@ def checked_landmarks(landmarks: Any, what: str) -> NDArray[np.float64]:
 
     Raises RequestError for another shape, for NaN, and for numbers far from [0, 1]: pixels would draw a black pose.
     """
-    own_array(landmarks, (NUM_LANDMARKS, 2), what)
-    points = np.array(landmarks, np.float64, order="C")
+    points = own_array(landmarks, (NUM_LANDMARKS, 2), what, np.float64)
     if points.min() < LEAST or points.max() > MOST:
         raise RequestError(
             f"{what} run from {points.min():.4g} to {points.max():.4g}, expected about 0 to 1 across the squared face "

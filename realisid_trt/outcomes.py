@@ -36,7 +36,7 @@ class Outcomes:
                 error.request = place + 1
             if not self._keep:
                 raise
-            self.errors[place] = error
+            self.errors[place] = _without_frames(error)
 
     def each(self, items: Mapping[int, In], work: Callable[[In], Out]) -> dict[int, Out]:
         """What `work` makes of each item, by place, without those that failed."""
@@ -49,3 +49,12 @@ class Outcomes:
     def in_order(self, results: Mapping[int, Result]) -> list[Result | RealisIDError]:
         """A result or an error for every request."""
         return [self.errors[place] if place in self.errors else results[place] for place in range(self._count)]
+
+
+def _without_frames(error: RealisIDError) -> RealisIDError:
+    """The error without tracebacks: their frames would hold the batch, its photos and the engine."""
+    link: BaseException | None = error
+    while link is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error

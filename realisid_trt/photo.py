@@ -190,7 +190,7 @@ def _typed_errors(name: str, own: bool = False) -> Iterator[None]:
     """Whatever a decoder raises becomes a PhotoError. own: for an image that the caller has opened."""
     try:
         yield
-    except PhotoError:
+    except (PhotoError, MemoryError):
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:  # the latter: `python -W error`
         raise PhotoError(
@@ -198,7 +198,10 @@ def _typed_errors(name: str, own: bool = False) -> Iterator[None]:
             f"{name}: the picture has more than {MAX_PIXELS / 1e6:.0f} megapixels, the limit. Reduce it; "
             f"{WORKING_SIDE_PX} pixels on the longer side are enough.",
         ) from error
-    except DECODER_ERRORS as error:
+    except BaseException as error:
+        # a panic of JPEG XL's decoder, which is written in Rust, is no Exception
+        if not isinstance(error, DECODER_ERRORS) and type(error).__name__ != "PanicException":
+            raise
         if own:
             raise PhotoError(
                 "corrupt",
@@ -214,7 +217,9 @@ def _check_size(picture: Image.Image, size: tuple[int, int], name: str, least_px
     """picture: as it will be decoded. size: as its file has it."""
     width, height = size
     decoded, limit = picture.width * picture.height, MAX_PIXELS
-    if decoded < width * height:
+    if "progressive" in picture.info:  # all of its coefficients are held, however small it is decoded
+        decoded = width * height
+    elif decoded < width * height:
         decoded, limit = width * height, MAX_REDUCED_PIXELS
     if decoded > limit:
         raise PhotoError(

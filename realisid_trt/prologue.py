@@ -112,7 +112,7 @@ class Prologue:
         """(S, 2): A and B of every step. Raises RequestError for an impossible number of steps."""
         return self._ddim.coefficients(num_inference_steps)
 
-    def draft(self, request: Request, grid: Grid) -> Draft:
+    def draft(self, request: Request, num_inference_steps: int, grid: Grid) -> Draft:
         """The request, checked before anybody is looked for in a photo. Raises RequestError, BoxError, ShapeError."""
         request = request.check()
         self._check_pictures(request.num_images, grid)
@@ -128,7 +128,9 @@ class Prologue:
         if negative_prompt is None and not self._config.force_zeros_for_empty_prompt:
             negative_prompt = ""
         negative = None if negative_prompt is None else self._prompts.encode(negative_prompt, "negative_prompt")
-        return Draft(request, seed, (negative, self._prompts.encode(request.prompt)), latents)
+        draft = Draft(request, seed, (negative, self._prompts.encode(request.prompt)), latents)
+        self.plan([draft], num_inference_steps, grid)  # one that is too large by itself is nobody else's fault
+        return draft
 
     def plan(self, drafts: Sequence[Draft], num_inference_steps: int, grid: Grid) -> Plan:
         """The rows of every step. Raises ShapeError for more pictures or rows than the engine was built for."""

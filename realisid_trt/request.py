@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,6 +75,9 @@ class Person:
             )
         if self.face is not None and self.photo is None:
             raise RequestError("face= chooses among the faces of a photo; without a photo leave it out.")
+        if self.box is not None and not isinstance(self.box, str):
+            with suppress(TypeError):  # which is said when a picture is asked for
+                object.__setattr__(self, "box", tuple(self.box))
         if self.face is not None:
             if (face := whole(self.face)) is None:
                 raise RequestError(f"face is {self.face!r}, expected a whole number counted from the left, or None.")

@@ -47,6 +47,9 @@ class Runner(Protocol):
     def forget(self) -> None:
         """Arrays given before are no more."""
 
+    def keep(self) -> None:
+        """Writes to the disk what was compiled while the networks ran. After every batch."""
+
     def unload(self, networks: Collection[str]) -> None:
         """Gives back the weights of these; they are loaded again when they run. The stream is idle."""
 
@@ -145,8 +148,11 @@ class CudaBackend:
         self._end()
         self._made.clear()
 
-    def turn(self) -> AbstractContextManager[None]:
-        return self._gpu.current()
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        with self._gpu.current():
+            yield
+            self._runner.keep()
 
     def outside(self) -> AbstractContextManager[None]:
         return self._gpu.given_back()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,7 @@ from ..errors import BackendError, RealisIDError
 
 ALIGNMENT = 256  # bytes; what every piece begins at
 NEEDED_CUDA = 13000  # as cuDriverGetVersion counts
+_counting, _captures, _collecting = threading.Lock(), 0, True  # captures that run now, in all threads
 CHUNK_BYTES = 2**24  # the least that is asked of the system
 
 
@@ -44,6 +46,25 @@ def memory_errors(nbytes: int, held: int = 0) -> Iterator[None]:
             f"{nbytes / 2**20:.0f} MiB more could not be had ({error}); {held / 2**20:.0f} MiB are held. "
             "Make fewer or smaller pictures at a time, or free the GPU of other programs."
         ) from error
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the garbage collector, in any thread: an engine that was dropped in a cycle would end in the middle of a
+    capture: wait, and give back memory."""
+    global _captures, _collecting
+    with _counting:
+        if not _captures:
+            _collecting = gc.isenabled()
+            gc.disable()
+        _captures += 1
+    try:
+        yield
+    finally:
+        with _counting:
+            _captures -= 1
+            if not _captures and _collecting:
+                gc.enable()
 
 
 @contextmanager
@@ -149,9 +170,7 @@ class Gpu:
     def capture(self, work: Callable[[], None]) -> Any:
         """What `work` enqueues, as a graph that `launch`es on the stream; nothing of it runs now."""
         builder = self.stream.create_graph_builder()
-        collecting = gc.isenabled()
-        gc.disable()  # an engine that was dropped in a cycle would end within the capture: wait, give back memory
-        try:
+        with _no_collection():
             builder.begin_building("thread_local")
             self.capturing = True
             try:
@@ -159,9 +178,6 @@ class Gpu:
             finally:
                 self.capturing = False
                 builder.end_building()
-        finally:
-            if collecting:
-                gc.enable()
         return builder.complete()
 
     def upload(self, array: NDArray[Any], address: int) -> None:

@@ -20,6 +20,8 @@ from ..manifest import Build, Manifest
 from . import Backend, MergeRows, Tensor, Usage
 from .sessions import session_options
 
+MOST_THREADS = 1024  # more cannot be meant
+
 
 def open_here(
     name: str, manifest: Manifest, device: str | None, networks: Collection[str] | None, cuda_graph: bool | None
@@ -34,7 +36,7 @@ def open_here(
     if device is None:
         device = "cuda" if build.device == "cuda" and can_use_gpu() else "cpu"
     kind, colon, number = device.partition(":")
-    if kind == "cuda" and (number.isdigit() or not colon):
+    if kind == "cuda" and ((number.isascii() and number.isdecimal()) or not colon):
         from .onnxruntime_cuda import open_gpu
 
         return open_gpu(manifest, build, int(number or 0), networks, bool(cuda_graph))
@@ -73,7 +75,8 @@ class OnnxRuntime:
 
     def __init__(self, manifest: Manifest, build: Build, device: str, networks: Collection[str] | None) -> None:
         kind, _, count = device.partition(":")
-        if kind != "cpu" or (count and not (count.isdigit() and int(count) > 0)):
+        threads = int(count) if count.isascii() and count.isdecimal() else 0
+        if kind != "cpu" or (count and not 0 < threads <= MOST_THREADS):
             raise RequestError(
                 f"device {device!r} is unknown to backend onnxruntime. Use cpu, cpu:N for N threads, cuda or cuda:N."
             )
@@ -81,7 +84,7 @@ class OnnxRuntime:
         self._levels, self._canvas = manifest.model.residual_levels, manifest.model.sample_size
         self._mode, self._overlap = manifest.config.relocate_mode, manifest.config.overlap
         manifest.check_files(manifest.files_of(build, networks))
-        options = session_options(int(count) if count else available_cores())
+        options = session_options(threads or available_cores())
         self._networks = known = manifest.networks(build)
         self._wanted = set(known if networks is None else networks)
 

@@ -135,6 +135,9 @@ class Sessions:
         self._bound.clear()
         self._waited.clear()
 
+    def keep(self) -> None:
+        """ONNX Runtime compiles nothing that could be kept."""
+
     def close(self) -> None:
         """The sessions end. The arena stays, for the next ones on this GPU."""
         self.forget()

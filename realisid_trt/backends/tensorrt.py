@@ -70,7 +70,7 @@ def cannot_run(name: str, manifest: Manifest, device: str | None) -> str | None:
 
 def _ordinal(name: str, device: str | None) -> int:
     kind, colon, number = (device or "cuda").partition(":")
-    if kind != "cuda" or (colon and not number.isdigit()):
+    if kind != "cuda" or (colon and not (number.isascii() and number.isdecimal())):
         raise RequestError(f"device {device!r} is unknown to backend {name}. Use cuda, or cuda:N for GPU N.")
     return int(number or 0)
 
@@ -182,10 +182,10 @@ class Contexts:
         return bound.number, scratch
 
     def forget(self) -> None:
-        """Arrays given before are no more. Their addresses are compared before they are used again.
+        """Arrays given before are no more. Their addresses are compared before they are used again."""
 
-        What was compiled since the last time is kept now: a server that is told to end runs nothing any more.
-        """
+    def keep(self) -> None:
+        """What was compiled since the last time goes to the disk: a server that is told to end runs nothing more."""
         if self._kept != self._made:
             self._cache.store()
             self._kept = self._made

@@ -229,7 +229,7 @@ class RuntimeCache:
             rtx = self._flavour.module
         if self._cache is None:
             cache = settings.create_runtime_cache()
-            for file in self._files:
+            for file in reversed(self._files):  # the user's own first: it holds what was compiled since
                 with contextlib.suppress(OSError):  # there is none, or it cannot be read
                     self._stored = file.read_bytes()
                 if self._stored and cache.deserialize(self._stored):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..checks import whole
+from ..checks import own_array, whole
 from ..errors import PhotoError, RequestError
 from ..photo import LoadedPhoto
 from .mtcnn import Detections, suppress
@@ -22,6 +22,7 @@ MIN_FACE_PX = 64  # of the working array; a smaller face has no identity to spea
 CLEARLY_LARGER = 2.0  # times the area of the next face: then it is the one that was meant
 LEAST_INSIDE = 0.5  # of the box; a face cut off further is a guess of the detector
 MOST_SHARED = 0.5  # of the smaller box; blur and beards earn a face a second box, people's cheeks share less
+LARGEST_BOX = 100.0  # side of a caller's box over the longer side of the photo
 CHOOSE_WITH = "face={}"  # how a caller says which face is meant
 
 
@@ -118,16 +119,18 @@ def checked_box(box: Sequence[float], photo: LoadedPhoto, name: str) -> Box:
     Raises RequestError, PhotoError(box_outside, face_too_small).
     """
     try:
-        numbers = np.asarray(box, np.float64)
-    except (TypeError, ValueError):
-        numbers = np.zeros(0)
-    if numbers.shape != (4,) or not np.isfinite(numbers).all():
-        raise RequestError(f"{name}: box is {box!r}, expected four finite numbers x0, y0, x1, y1 in photo pixels.")
+        numbers = own_array(box, (4,), "box", np.float64)
+    except RequestError:
+        raise RequestError(
+            f"{name}: box is {box!r}, expected four finite numbers x0, y0, x1, y1 in photo pixels."
+        ) from None
     x0, y0, x1, y1 = checked = as_box(numbers)
     shown = f"box ({x0:g}, {y0:g}, {x1:g}, {y1:g})"
     if x1 <= x0 or y1 <= y0:
         raise RequestError(f"{name}: {shown} is empty, expected x0 < x1 and y0 < y1.")
     height, width = photo.size
+    if max(x1 - x0, y1 - y0) > LARGEST_BOX * max(photo.size):
+        raise RequestError(f"{name}: {shown} is many times as large as the photo, which is {width}×{height} px.")
     if x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
         raise PhotoError(
             "box_outside",

@@ -133,3 +133,27 @@ def test_permissions_are_the_umask_s(tmp_path: Path, umask: int) -> None:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o666 & ~umask
     assert stat.S_IMODE((tmp_path / "folder").stat().st_mode) == 0o777 & ~umask
+
+
+RACE = """import sys, warnings
+from pathlib import Path
+from export.files import whole_folder
+warnings.simplefilter("error")
+for turn in range(150):
+    with whole_folder(Path(sys.argv[1])) as partial:
+        (partial / "file").write_text(str(turn))
+        assert (partial / "file").read_text() == str(turn)"""
+
+
+@pytest.mark.slow
+def test_many_processes_make_one_folder(tmp_path: Path) -> None:
+    """None takes another's for abandoned, and all that they replace goes."""
+    out, words = tmp_path / "made", [sys.executable, "-c", RACE]
+    started = [subprocess.Popen([*words, str(out)], cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    for process in started:
+        _, complained = process.communicate()
+        assert process.returncode == 0, complained
+    assert (out / "file").read_text() == "149"
+    with whole_folder(out):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]

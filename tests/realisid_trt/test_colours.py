@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import io
 import struct
@@ -204,17 +205,97 @@ def test_a_large_profile_is_honoured(muted: Image.Image) -> None:
 
 
 @pytest.mark.parametrize("missing", [1, 2])
-@pytest.mark.parametrize("progressive", [False, True])
-def test_a_jpeg_without_its_end_is_read(photos: Any, missing: int, progressive: bool) -> None:
-    content = encoded(Image.open(photos.astronaut).convert("RGB"), "JPEG", quality=90, progressive=progressive)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_without_its_end_is_read(photos: Any, missing: int, mode: str) -> None:
+    content = encoded(Image.open(photos.astronaut).convert(mode), "JPEG", quality=90)
     np.testing.assert_array_equal(load_photo(content[:-missing]).rgb, load_photo(content).rgb)
 
 
-@pytest.mark.parametrize("missing", [40, 400, 10_000])
-def test_a_jpeg_that_lacks_pixels_is_not(photos: Any, missing: int) -> None:
-    content = encoded(Image.open(photos.astronaut).convert("RGB"), "JPEG", quality=90)
-    with pytest.raises(PhotoError, match="damaged or truncated"):
-        load_photo(content[:-missing])
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "a restart every row": {"restart_marker_rows": 1},
+    "a restart every block": {"restart_marker_blocks": 1},
+    "progressive": {"progressive": True},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_jpeg_that_lacks_pixels_is_not(photos: Any, kind: str) -> None:
+    """Cut anywhere, and where a decoder would not notice: before a restart marker, or between two scans."""
+    content = encoded(Image.open(photos.astronaut).convert("RGB"), "JPEG", quality=90, **KINDS[kind])
+    expected, rng = load_photo(content).rgb, np.random.default_rng(0)
+    first = content.index(b"\xff\xda")
+    markers = [
+        at for at in range(first + 2, len(content) - 4) if content[at] == 0xFF and content[at + 1] not in (0, 0xFF)
+    ]
+    cuts = [*rng.choice(markers, min(len(markers), 30), replace=False)] if markers else []
+    for cut in [*cuts, *rng.integers(first, len(content) - 40, 30), len(content) - 40]:
+        try:
+            found = load_photo(content[: int(cut)]).rgb
+        except PhotoError as error:
+            assert "damaged or truncated" in str(error) or "cannot be read" in str(error)
+        else:
+            np.testing.assert_array_equal(found, expected)
+            raise AssertionError(f"cut at {cut} of {len(content)}: read")
+
+
+@pytest.mark.parametrize("how", ["XMP", "raw profile"])
+def test_small_texts_of_a_png_say_how_it_lies(photos: Any, how: str) -> None:
+    lying = Image.open(photos.hopper).convert("RGB").transpose(Image.Transpose.ROTATE_90)
+    info = PngImagePlugin.PngInfo()
+    info.add_text("workflow", "x" * 2_000_000, zip=True)
+    if how == "XMP":
+        rdf = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
+        said = '<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+        xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="{rdf}">{said}</rdf:RDF></x:xmpmeta>'
+        info.add_itxt("XML:com.adobe.xmp", xmp)
+    else:
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        content = b"Exif\0\0" + exif.tobytes().removeprefix(b"Exif\0\0")
+        info.add_text("Raw profile type exif", f"\nexif\n{len(content):8}\n{content.hex()}\n", zip=True)
+    assert load_photo(encoded(lying, "PNG", pnginfo=info)).size == (600, 512)
+
+
+def test_a_png_is_read_to_its_end_and_no_further(muted: Image.Image) -> None:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("workflow", "x" * 2_000_000, zip=True)
+    content = encoded(muted, "PNG", pnginfo=info)
+    np.testing.assert_array_equal(load_photo(content + bytes(50_000_000)).rgb, np.array(muted))
+    claims = content[:33] + struct.pack(">I4s", 2**32 - 1, b"zTXt") + content[33:]
+    with pytest.raises(PhotoError):
+        load_photo(claims)
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "JXL", "HEIF"])
+def test_damage_of_modern_formats_is_typed(photos: Any, kind: str) -> None:
+    Image.init()
+    if kind == "JXL":
+        pytest.importorskip("pillow_jxl")
+    if kind == "HEIF":
+        pytest.importorskip("pillow_heif").register_heif_opener()
+    if kind not in Image.SAVE:
+        pytest.skip(f"this Pillow writes no {kind}")
+    small = Image.open(photos.hopper).convert("RGB").resize((128, 150))
+    content, rng = encoded(small, kind), np.random.default_rng(1)
+    refused = 0
+    for _ in range(60):
+        broken = bytearray(content)
+        for at in rng.integers(12, len(broken), 3):
+            broken[at] ^= int(rng.integers(1, 256))
+        try:
+            load_photo(bytes(broken))
+        except PhotoError:
+            refused += 1
+    assert refused
+
+
+def test_transparency_of_another_mode_is_typed() -> None:
+    for mode, transparency in (("RGB", b"\0\1"), ("L", b"\0"), ("LA", (1, 2, 3)), ("1", b"\0")):
+        picture = Image.new(mode, (80, 80))
+        picture.info["transparency"] = transparency
+        with contextlib.suppress(PhotoError):
+            load_photo(picture)
 
 
 def test_a_closed_image(photos: Any) -> None:
@@ -266,7 +347,7 @@ def test_the_package_that_reads_a_format_is_named(
         raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr(containers.importlib, "import_module", absent)
-    with pytest.raises(PhotoError, match=rf"this is {shown}.*{package}.* is not installed. pip install .*\[photos\]"):
+    with pytest.raises(PhotoError, match=rf"this is {shown}.*{package}.* is not installed. pip install {package}"):
         load_photo(head + bytes(200))
 
 

@@ -303,7 +303,7 @@ def test_a_full_disk_behind_stdout_is_one_line(engine_dir: Path, words: tuple[st
     lines = done.stderr.decode().strip().splitlines()
     said = "error: the output could not be written (No space left on device)."
     assert lines[-1] == said and (lines == [said] or "--json" in words)  # which moves the lines for people to stderr
-    assert done.returncode == (1 if words[0] == "inspect" else 0)
+    assert done.returncode == 1
 
 
 def test_a_picture_that_was_made_stays_when_nobody_listens(engine_dir: Path, tmp_path: Path) -> None:
@@ -335,3 +335,12 @@ def test_other_people_s_warnings_are_shown(capsys: pytest.CaptureFixture[str]) -
     finally:
         warnings.showwarning = before
     assert shown == ["theirs"] and capsys.readouterr().err == "note: ours\n"
+
+
+@pytest.mark.parametrize(("closed", "status"), [(">&-", 1), ("2>&-", 0)])
+def test_a_stream_that_was_never_there(engine_dir: Path, closed: str, status: int) -> None:
+    line = f"{sys.executable} -m realisid_trt inspect {engine_dir} --json {closed}"
+    done = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == status and "Traceback" not in done.stdout + done.stderr
+    if closed == "2>&-":
+        json.loads(done.stdout)  # one object, and nothing for people among it

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from realisid_trt.backends.cuda import _end
-from realisid_trt.backends.cuda_memory import CHUNK_BYTES, Arena, Gpu
+from realisid_trt.backends.cuda_memory import CHUNK_BYTES, Arena, Gpu, _no_collection
 from realisid_trt.backends.onnxruntime_cuda import SharedArena
 
 
@@ -124,6 +124,24 @@ def test_a_capture_is_not_interrupted_by_the_collector() -> None:
     with pytest.raises(ValueError, match="no"):
         Gpu.capture(gpu, fail)
     assert gc.isenabled()
+
+
+def test_two_captures_at_once() -> None:
+    """The end of one does not let the collector into the other."""
+    inner_done, outer_may_end, found = threading.Event(), threading.Event(), list[bool]()
+
+    def outer() -> None:
+        with _no_collection():
+            outer_may_end.wait(30)
+            found.append(gc.isenabled())
+
+    thread = threading.Thread(target=outer)
+    thread.start()
+    with _no_collection():
+        inner_done.set()
+    outer_may_end.set()
+    thread.join()
+    assert found == [False] and gc.isenabled()
 
 
 def test_graphs_end_after_the_stream_is_idle() -> None:

@@ -313,6 +313,11 @@ def test_only_what_is_opened_is_read(engine_copy: Path, monkeypatch: pytest.Monk
         ({"networks": "id_encoder"}, "networks is 'id_encoder', expected names"),
         ({"networks": ("id_encodr",)}, "Known: .*id_encoder"),
         ({"networks": [None]}, "Known: .*id_encoder"),
+        ({"networks": [["id_encoder"]]}, "Known: .*id_encoder"),
+        ({"face_landmarker": 5}, "face_landmarker is 5, expected the path"),
+        ({"device": "cpu:²"}, "device 'cpu:²' is unknown"),
+        ({"device": "cpu:99999"}, "device 'cpu:99999' is unknown"),
+        ({"device": "cuda:²"}, "device 'cuda:²' is unknown"),
         ({"networks": 3}, "networks is 3, expected names"),
     ],
 )

@@ -11,7 +11,8 @@ import torch
 
 from realisid_trt import Engine, Identity, Person, Request
 from realisid_trt.checks import finite, own_array, whole
-from realisid_trt.errors import RequestError
+from realisid_trt.errors import PhotoError, RequestError
+from realisid_trt.mesh import checked_landmarks
 from tests.realisid_trt.truth import people
 
 OPTIONS: dict[str, Any] = {"num_inference_steps": 1, "output": "latents", "height": 64, "width": 64}
@@ -98,3 +99,38 @@ def test_tokens_and_landmarks_of_torch(engine: Engine) -> None:
 def test_what_float32_does_not_hold() -> None:
     with pytest.raises(RequestError, match="it holds NaN or infinity"):
         own_array([1e300], (1,), "it")
+
+
+def test_what_is_no_array_of_numbers() -> None:
+    for array in ([[1, 2], [3]], [10**400], [1j], np.array([1 + 2j]), "text", {"a": 1}, None):
+        with pytest.raises(RequestError, match="is not an array of numbers|has shape|holds NaN"):
+            own_array(array, (1,), "it")
+    with pytest.raises(RequestError, match="id_tokens of an identity is not an array"):
+        Identity([[1, 2], [3]], np.zeros((478, 2)), (0, 0, 1, 1), (9, 9), "k", "hull")  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="box of an identity is"):
+        Identity(np.zeros((2, 3)), np.zeros((478, 2)), (0, [0], 1, 1), (9, 9), "k", "hull")  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="id_encoder_key of an identity is 5, expected a string"):
+        Identity(np.zeros((2, 3)), np.zeros((478, 2)), (0, 0, 1, 1), (9, 9), 5, "hull")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "box", [(0, 0, 10**400, 9), (0, 0, 1e300, 1e300), torch.rand(4).requires_grad_(), "box", [1, 2]]
+)
+def test_boxes_that_cannot_be_meant(engine: Engine, photos: Any, box: Any) -> None:
+    with pytest.raises((RequestError, PhotoError)):
+        engine.embed(photos.hopper, box=box)
+    with pytest.raises((RequestError, PhotoError)):
+        engine.generate("x", [Person(photos.hopper, box=(box if box != "box" else "everywhere"))] * 2, **OPTIONS)
+
+
+def test_a_box_may_be_an_iterator(engine: Engine, photos: Any) -> None:
+    person = Person(photos.hopper, box=iter((0, 0, 40, 40)))  # type: ignore[arg-type]
+    assert person.box == (0, 0, 40, 40)
+    for _ in range(2):
+        assert engine.generate("x", [person], seed=1, **OPTIONS).persons[0].box == (0, 0, 40, 40)
+
+
+def test_landmarks_of_torch(engine: Engine) -> None:
+    points = torch.rand(478, 2, dtype=torch.float64).requires_grad_()
+    assert np.array_equal(checked_landmarks(points, "it"), points.detach().numpy())  # all of its digits
+    assert checked_landmarks(points.detach().bfloat16(), "it").shape == (478, 2)

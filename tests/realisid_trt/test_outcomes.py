@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from realisid_trt import Engine, Person, Request, Result
-from realisid_trt.errors import BoxError, NumericsError, PhotoError, RealisIDError, RequestError
+from realisid_trt.errors import BoxError, NumericsError, PhotoError, RealisIDError, RequestError, ShapeError
 from tests.realisid_trt.test_engine import close
 from tests.realisid_trt.truth import people
 
@@ -115,3 +116,35 @@ def test_photos_are_looked_at_while_another_batch_is_made(engine_dir: Path, phot
         assert found == [known]
 
     engine.generate("x", num_inference_steps=1, output="latents", progress=known_again)
+
+
+def test_one_that_is_too_large_by_itself_fails_by_itself(engine: Engine) -> None:
+    requests = [Request("a", people(engine, 1), num_images=40), Request("b", seed=1)]
+    failed, made = engine.generate_batch(requests, errors="return", **OPTIONS)
+    assert isinstance(failed, ShapeError) and failed.request == 1 and isinstance(made, Result)
+
+
+def test_a_kept_error_holds_nothing(engine: Engine, tmp_path: Path) -> None:
+    """Neither the batch nor the engine: errors are collected by programs that run for weeks."""
+    bad = BAD["photo"][0](engine, tmp_path / "none.jpg")
+    gc.collect()
+    gc.disable()
+    try:
+        [failed] = engine.generate_batch([bad], errors="return", **OPTIONS)
+        link: BaseException | None = failed  # type: ignore[assignment]
+        while link is not None:
+            assert link.__traceback__ is None
+            link = link.__cause__ or link.__context__
+    finally:
+        gc.enable()
+
+
+def test_a_callback_is_refused_before_anything_is_looked_for(engine_dir: Path, tmp_path: Path) -> None:
+    engine = Engine.load(engine_dir, device="cpu:1")
+
+    def progress(step: int, of: int) -> None:
+        for call in (lambda: engine.embed(tmp_path / "none.jpg"), lambda: engine.generate("x", [Person("none.jpg")])):
+            with pytest.raises(RequestError, match="the engine that calls it"):
+                call()
+
+    engine.generate("x", num_inference_steps=1, output="latents", progress=progress)
