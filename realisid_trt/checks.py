@@ -14,14 +14,14 @@ from .errors import NumericsError, RequestError
 def whole(value: object) -> int | None:
     """A Python, NumPy or torch integer as Python's own, which does not overflow; None for anything else, True and 1.0
     included."""
-    value = _python_number(value)
+    value = plain_number(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def finite(value: object) -> float | int | None:
     """A Python, NumPy or torch number as Python's own; None for anything else: NaN, infinity, True, complex numbers and
     integers that no float can hold."""
-    value = _python_number(value)
+    value = plain_number(value)
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return None
     try:
@@ -40,7 +40,7 @@ def is_finite(value: object) -> bool:
     return finite(value) is not None
 
 
-def _python_number(value: Any) -> Any:
+def plain_number(value: Any) -> Any:
     """NumPy's scalars, and arrays and tensors without an axis, are unwrapped."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 

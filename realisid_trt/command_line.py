@@ -39,8 +39,8 @@ def run(command: Callable[[], Outcome], as_json: bool) -> int:
         say("stopped.", sys.stderr)
         return 1
     printed = not outcome.lines or say("\n".join(outcome.lines), sys.stderr if as_json else sys.stdout)
-    if as_json:
-        printed = say(json.dumps(outcome.values), sys.stdout) and printed
+    if as_json:  # the lines are for people who may not be there
+        printed = say(json.dumps(outcome.values), sys.stdout)
     return outcome.status if printed else outcome.status or 1
 
 

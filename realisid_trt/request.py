@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .checks import finite, whole
+from .checks import finite, plain_number, whole
 from .errors import RequestError
 from .identity import Identity
 from .photo import Photo
@@ -77,7 +77,7 @@ class Person:
             raise RequestError("face= chooses among the faces of a photo; without a photo leave it out.")
         if self.box is not None and not isinstance(self.box, str):
             with suppress(TypeError):  # which is said when a picture is asked for
-                object.__setattr__(self, "box", tuple(self.box))
+                object.__setattr__(self, "box", tuple(map(plain_number, self.box)))
         if self.face is not None:
             if (face := whole(self.face)) is None:
                 raise RequestError(f"face is {self.face!r}, expected a whole number counted from the left, or None.")
