@@ -186,7 +186,8 @@ def _job(options: Options, result: Mapping[str, Any], threads: int, name: str, p
 def _threads(device: str) -> int:
     """The threads a device's name asks for, or every core."""
     count = device.partition(":")[2]
-    return int(count) if device.startswith("cpu") and count.isdigit() and int(count) else available_cores()
+    given = int(count) if device.startswith("cpu") and count.isascii() and count.isdecimal() else 0
+    return given or available_cores()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -251,7 +251,7 @@ def _can_build(half: bool, report: Report) -> list[str]:
 def architecture(text: str) -> str:
     """sm_89, from "sm_89", "sm89", "89" or "8.9". Raises RequestError."""
     digits = text.lower().removeprefix("sm").lstrip("_").replace(".", "")
-    if not digits.isdigit() or len(digits) not in (2, 3):
+    if not (digits.isascii() and digits.isdecimal()) or len(digits) not in (2, 3):
         raise RequestError(f"--arch {text}: expected a compute capability such as sm_89 or 8.9.")
     return f"sm_{digits}"
 

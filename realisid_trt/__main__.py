@@ -128,7 +128,7 @@ def parse_person(text: str) -> Any:
             numbers.append(part)
         elif key == "pose" and value:
             named["pose"] = value
-        elif key == "face" and value.isdigit():
+        elif key == "face" and value.isascii() and value.isdecimal():
             named["face"] = int(value)
         else:
             raise RequestError(

@@ -125,7 +125,7 @@ def _photos() -> Finding:
     absent = [plugin.package for plugin in PLUGINS if not can_read(plugin.format)]
     if absent:
         detail = f"JPEG, PNG, WebP, TIFF and others are read; others not without {', '.join(absent)}"
-        return Finding("photos", "optional", detail, "pip install 'realisid_trt[photos]'")
+        return Finding("photos", "optional", detail, f"pip install {' '.join(absent)}")
     return Finding("photos", "ok", f"{', '.join(plugin.format for plugin in PLUGINS)} too")
 
 

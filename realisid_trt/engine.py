@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, TypedDict, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,16 @@ from .stopwatch import Stopwatch
 
 CLOSED = "this engine was closed. Load it again: Engine.load(…)."
 Progress = Callable[[int, int], object]
+
+
+class BatchOptions(TypedDict, total=False):
+    """What the pictures of a batch have in common. See `Engine.generate_batch`."""
+
+    num_inference_steps: int | None
+    height: int | None
+    width: int | None
+    output: str
+    progress: Progress | None
 
 
 class Engine:
@@ -86,8 +96,6 @@ class Engine:
         if face_landmarker is not None and not isinstance(face_landmarker, (str, os.PathLike)):
             raise RequestError(f"face_landmarker is {face_landmarker!r}, expected the path of a face_landmarker.task.")
         manifest = Manifest.read(path)
-        if networks is not None:
-            networks = _names(networks, manifest.values["networks"])
         opened = open_backend(backend, manifest, device, networks, cuda_graph)
         try:
             finder = FaceFinder.load(
@@ -218,28 +226,12 @@ class Engine:
 
     @overload
     def generate_batch(
-        self,
-        requests: Sequence[Request],
-        *,
-        num_inference_steps: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        output: str = "pil",
-        progress: Progress | None = None,
-        errors: Literal["raise"] = "raise",
+        self, requests: Sequence[Request], *, errors: Literal["raise"] = "raise", **options: Unpack[BatchOptions]
     ) -> list[Result]: ...
 
     @overload
     def generate_batch(
-        self,
-        requests: Sequence[Request],
-        *,
-        num_inference_steps: int | None = None,
-        height: int | None = None,
-        width: int | None = None,
-        output: str = "pil",
-        progress: Progress | None = None,
-        errors: Literal["return"],
+        self, requests: Sequence[Request], *, errors: Literal["return"], **options: Unpack[BatchOptions]
     ) -> list[Result | RealisIDError]: ...
 
     def generate_batch(
@@ -384,7 +376,7 @@ class Engine:
                 self._user = 0
 
     def _timings(self, watch: Stopwatch) -> dict[str, float]:
-        """Milliseconds of every stage; behind "denoise", of what ran in its steps."""
+        """Milliseconds of every stage; after "denoise", of what ran in its steps."""
         usage, timings = self.backend.usage, dict[str, float]()
         for stage, ms in watch.ms.items():
             timings[stage] = ms
@@ -397,14 +389,3 @@ def _by_request(pictures: NDArray[np.float32], drafts: Mapping[int, Draft]) -> d
     """The pictures of each request of a batch."""
     ends = np.cumsum([draft.request.num_images for draft in drafts.values()])
     return dict(zip(drafts, np.split(pictures, ends[:-1]), strict=True))
-
-
-def _names(networks: object, known: Collection[str]) -> tuple[str, ...]:
-    """The names of networks that were asked for. Raises RequestError for what is not a list of known names."""
-    names = () if isinstance(networks, (str, bytes)) or not isinstance(networks, Collection) else tuple(networks)
-    unknown = [name for name in names if not isinstance(name, str) or name not in known]
-    if unknown or isinstance(networks, (str, bytes)) or not isinstance(networks, Collection):
-        raise RequestError(
-            f'networks is {networks!r}, expected names such as ("id_encoder",). Known: {", ".join(sorted(known))}.'
-        )
-    return names

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendError
+from ..errors import BackendError, RequestError
 from ..machine import unsupported
 from ..manifest import Manifest
 
@@ -186,13 +186,26 @@ def open_backend(
 
     Raises BackendError (unknown or not installed, with the command that installs it; a network that does not open),
     EngineMissing (not built for it), EngineMismatch (built for another GPU or version) or RequestError (no such
-    device).
+    device, no such network).
     """
     if problem := unsupported():
         raise BackendError(problem)
+    if networks is not None:
+        networks = _names(networks, manifest.values["networks"])
     chosen = _choose(name, manifest, device)
     backend: Backend = _implementation(chosen).open_here(chosen, manifest, device, networks, cuda_graph)
     return backend
+
+
+def _names(networks: object, known: Collection[str]) -> tuple[str, ...]:
+    """The names of networks that were asked for. Raises RequestError for what is not a list of known names."""
+    names = () if isinstance(networks, (str, bytes)) or not isinstance(networks, Collection) else tuple(networks)
+    unknown = [name for name in names if not isinstance(name, str) or name not in known]
+    if unknown or isinstance(networks, (str, bytes)) or not isinstance(networks, Collection):
+        raise RequestError(
+            f'networks is {networks!r}, expected names such as ("id_encoder",). Known: {", ".join(sorted(known))}.'
+        )
+    return names
 
 
 def _implementation(name: str) -> Any:

@@ -177,7 +177,15 @@ def test_persons_on_the_command_line(text: str, expected: tuple[Any, ...]) -> No
 
 @pytest.mark.parametrize(
     "text",
-    ["a.jpg@1,2,3", "a.jpg@1,2,x,4", "a.jpg@1,2,3,4,5", "a.jpg@1,2,3,4,mood=sad", "a.jpg@face=left", "a.jpg@pose="],
+    [
+        "a.jpg@1,2,3",
+        "a.jpg@1,2,x,4",
+        "a.jpg@1,2,3,4,5",
+        "a.jpg@1,2,3,4,mood=sad",
+        "a.jpg@face=left",
+        "a.jpg@face=²",
+        "a.jpg@pose=",
+    ],
 )
 def test_persons_that_are_not_understood(text: str) -> None:
     with pytest.raises(RequestError, match="--person a.jpg@"):

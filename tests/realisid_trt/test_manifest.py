@@ -255,7 +255,7 @@ def outside(values: dict[str, Any], name: str, listed: bool) -> None:
 
 
 @pytest.mark.parametrize("listed", [True, False])
-@pytest.mark.parametrize("name", ["../outside.onnx", "/tmp/outside.onnx", "onnx/../../outside.onnx", "a\\..\\b.onnx"])
+@pytest.mark.parametrize("name", ["../outside.onnx", "/outside.onnx", "onnx/../../outside.onnx", "a\\..\\b.onnx"])
 def test_a_network_that_lies_outside_is_refused(engine_copy: Path, name: str, listed: bool) -> None:
     """Though its hash were right: an engine is what lies in its folder."""
     edit(engine_copy, lambda values: outside(values, name, listed), reseal=True)
