@@ -11,7 +11,7 @@ version = re.search(r'__version__ = "(.+)"', (here / "realisid_trt/__init__.py")
 ORT = "onnxruntime>=1.23"  # opset 20 and IR 10 on a CPU
 CUDA = ["cuda-core>=1.2,<2", "cuda-bindings>=13,<14"]
 PHOTOS = ["pillow-heif>=1.0", "pillow-jxl-plugin>=1.3"]  # HEIC, as telephones write it; JPEG XL
-TRAIN = ["accelerate>=1.15,<2", "matplotlib>=3.10"]
+TRAIN = ["accelerate>=1.15,<2", "matplotlib>=3.10", "scipy>=1.15"]
 
 setup(
     name="realisid_trt",

@@ -1,4 +1,4 @@
-"""python -m training.evaluate: the tables, over an engine.
+"""python -m training.evaluate: the tables, over an engine, and beside each the figures that it is made of.
 
 Pictures are kept in --cache, a hundred to a file: a run that was stopped goes on where it stood.
 """
@@ -20,6 +20,7 @@ from realisid_trt.errors import RequestError
 
 from .evaluation.cases import Casting
 from .evaluation.experiments import EXPERIMENTS
+from .evaluation.figures import write_figures
 from .evaluation.measures import Judges
 from .evaluation.report import markdown, write_report
 from .evaluation.studio import Asked, Studio
@@ -67,6 +68,8 @@ def _evaluate(given: argparse.Namespace) -> Outcome:
         if experiment.alike:
             tables[name]["levels"] = levels(pictures, experiment.against)
         _write(out, name, tables[name] | {"made": studio.made})
+        with disk_errors(out):
+            write_figures(out / f"{name}.npz", judged[name])
     found = between(judged)
     for name in BETWEEN:  # those of tables made before say nothing of these
         if name in found:

@@ -22,7 +22,7 @@ from export.checkpoint.vae import to_latents
 from export.files import check_space, disk_errors, locked
 from realisid_trt.errors import RequestError
 
-from .processes import by_one
+from .processes import by_one, wait_for_all
 from .store import Array, Store
 
 BATCH_PIXELS = 2**20  # encoded together
@@ -57,10 +57,10 @@ def latents_of(checkpoint: Checkpoint, store: Store, accelerator: Accelerator) -
             latents = np.load(partial, mmap_mode="r+")
             _encode(checkpoint, rgb, latents, accelerator)
             latents.flush()
-            accelerator.wait_for_everyone()
+            wait_for_all()
             if accelerator.is_main_process:
                 os.replace(partial, path)
-            accelerator.wait_for_everyone()
+            wait_for_all()
     found: Array = np.load(path, mmap_mode="r")
     return found
 

@@ -26,11 +26,12 @@ from realisid_trt.errors import CheckpointError, DiskError, NumericsError, Reque
 
 from .log import Log, draw_losses
 from .places import batches
-from .processes import by_one, in_all
+from .processes import by_one, in_all, wait_for_all
 from .stages.stage import Stage
 
 CLIP_NORM = 1.0
-BETAS, WEIGHT_DECAY = (0.9, 0.99), 0.01
+BETAS = (0.9, 0.99)
+WEIGHT_DECAY = 0.01  # of all parameters alike, as diffusers trains ControlNets; the recorded losses are of it
 LEAST_RATE = 0.02  # of the learning rate, at the end
 EVERY_STEP = 50  # steps whose losses are logged one by one, to compare a run with another
 LOG_STEPS = 50  # of one line of the log afterwards
@@ -330,20 +331,20 @@ class Run:
         with disk_errors(self.out):
             if self.accelerator.is_main_process:
                 shutil.rmtree(partial, ignore_errors=True)
-            self.accelerator.wait_for_everyone()
+            wait_for_all()
             try:
                 self.accelerator.save_state(str(partial))
             except (SafetensorError, RuntimeError) as error:  # torch's own writer knows no OSError either
                 if isinstance(error, RuntimeError) and "inline_container" not in str(error):
                     raise
                 raise DiskError(f"{partial} could not be written: {error}. Free some space and go on.") from error
-            self.accelerator.wait_for_everyone()
+            wait_for_all()
             if self.accelerator.is_main_process:
                 for file in filter(Path.is_file, partial.rglob("*")):  # on the disk, before the last state goes
                     sync(file)
                 exchange(partial, self.out / "state")
                 draw_losses(self.out / "log.jsonl", self.out / "loss.png", self.stage.name)
-        self.accelerator.wait_for_everyone()
+        wait_for_all()
 
     def finish(self, write: Callable[[dict[str, torch.nn.Module]], None]) -> None:
         """Gives the averaged weights to the stage's modules, ends the stage and has them written, by one process."""
@@ -353,4 +354,4 @@ class Run:
             self.stage.eval()
             self.stage.finish()
             write({name: module.to("cpu") for name, module in self.stage.trained().items()})
-        self.accelerator.wait_for_everyone()
+        wait_for_all()

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    InitProcessGroupKwargs,
-    broadcast_object_list,
-    parse_flag_from_env,
-)
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, parse_flag_from_env
+from torch import distributed
 
 from realisid_trt.errors import RealisIDError, RequestError
 
-WAIT = timedelta(hours=6)  # of all processes, while one of them writes a state or makes what all read
+WAIT_IN_STEP = timedelta(minutes=30)  # for the others: after that long one that hangs or is gone ends all
+WAIT_FOR_ONE = timedelta(hours=6)  # while it writes a state or makes what all read
 # Variables of accelerate's launcher and configuration that change what a step computes → their values that do not.
 NEUTRAL_VALUES = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1",),
@@ -45,7 +43,10 @@ def accelerator_of(precision: str = "no", cpu: bool = False) -> Accelerator:
                 f"{variable} is {os.environ[variable]}, which changes what a step computes, and no run.json would "
                 "say so. Unset it, or run accelerate config again; --accumulate accumulates gradients."
             )
-    handlers = [DistributedDataParallelKwargs(gradient_as_bucket_view=True), InitProcessGroupKwargs(timeout=WAIT)]
+    handlers = [
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True),
+        InitProcessGroupKwargs(timeout=WAIT_IN_STEP),
+    ]
     return Accelerator(mixed_precision=precision, cpu=cpu, kwargs_handlers=handlers)
 
 
@@ -62,10 +63,37 @@ def by_one(accelerator: Accelerator, enter: Callable[[contextlib.ExitStack], Non
                 enter(held)
             except RealisIDError as error:
                 refusal = error
-        [refusal] = broadcast_object_list([refusal])
+        if distributed.is_initialized():
+            said = [refusal]
+            distributed.broadcast_object_list(said, src=0, group=_patient())
+            [refusal] = said
         if refusal is not None:
             raise refusal
         yield
+
+
+@contextlib.contextmanager
+def main_first() -> Iterator[None]:
+    """The main process works in the block first, and then the others."""
+    main = PartialState().is_main_process
+    if not main:
+        wait_for_all()
+    yield
+    if main:
+        wait_for_all()
+
+
+def wait_for_all() -> None:
+    """Until all processes have come here, however long one of them had to work alone."""
+    if distributed.is_initialized():
+        distributed.monitored_barrier(_patient(), timeout=WAIT_FOR_ONE)  # which names those that do not come
+
+
+@functools.cache
+def _patient() -> distributed.ProcessGroup | None:
+    """All processes again, over sockets: those close at once when a process ends."""
+    group: distributed.ProcessGroup | None = distributed.new_group(backend="gloo", timeout=WAIT_FOR_ONE)
+    return group
 
 
 def in_all(accelerator: Accelerator, here: bool) -> bool:

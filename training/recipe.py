@@ -28,7 +28,7 @@ from .examples import WorldFaces, WorldScenes
 from .log import read_log
 from .loop import EVERY_STEP, Course, Learner
 from .places import batches
-from .processes import WAIT, accelerator_of
+from .processes import WAIT_IN_STEP, accelerator_of, main_first
 from .stages import STAGES
 from .store import Examples, Unmade, store_of
 from .train import main as train
@@ -112,7 +112,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         def prepare() -> Outcome:
             # one of the processes that a launcher started makes the examples, the others find them
-            with PartialState(cpu="--cpu" in more, timeout=WAIT).main_process_first():
+            PartialState(cpu="--cpu" in more, timeout=WAIT_IN_STEP)
+            with main_first():
                 command.extend(prepared(step, out, more))
             return Outcome({})
 

@@ -33,8 +33,12 @@ __all__ = ["Face", "FaceFinder", "Seen"]
 
 LAST_RESORT_FACE_PX = 20  # looked for only to say "too small" instead of "no face"
 # MTCNN takes some portraits upside down for upright ones (measured: 0.9991, the same photo upright 0.99999). A face
-# above this score is believed; below it the photo is tried in all four positions, and the best score wins.
-SURE_SCORE = 0.9995
+# above this score is believed; below it the photo is tried in all four positions, and the best score wins. An upright
+# face is left for one that is turned only if that has half the doubt, 1 - score.
+SURE_SCORE, LESS_DOUBT = 0.9995, 2
+# Two positions that agree so far on where a face's top is see the same face; the one with less tilt is taken, if it is
+# less by more than five points tell.
+SAME_FACE_DEG, LEAST_GAIN_DEG = 25, 10
 BORDER, GREY = 4, (128, 128, 128)  # of the photo's longer side over a border that is tried where no face was found
 EYE_OUTSIDE = 0.06  # of the width of a face that the border cuts; a third cut off: 0.03, half of it: 0.11 and more
 LEAST_BELIEVED = 0.5  # score of the landmark net; photographs of faces have 0.99 and more, other things under 0.1
@@ -137,15 +141,21 @@ class FaceFinder:
         return Seen(best.photo, best.turns, best.detections.take(from_left))
 
     def _best_turn(self, photo: LoadedPhoto, detect: Callable[[LoadedPhoto], Detections]) -> Seen | None:
-        best: Seen | None = None
+        """The photo turned so that its surest face is seen with the least tilt; None if no face is found."""
+        seen: list[Seen] = []
         for turns in range(4):
             turned = photo.turned(turns)
-            detections = detect(turned)
-            if len(detections) and (best is None or detections.scores[0] > best.detections.scores[0]):
-                best = Seen(turned, turns, detections)
-            if best and best.turns == 0 and best.detections.scores[0] >= SURE_SCORE:
-                break
-        return best
+            if len(detections := detect(turned)):
+                seen.append(Seen(turned, turns, detections))
+            if turns == 0 and seen and _score(seen[0]) >= SURE_SCORE:
+                return seen[0]
+        if not seen:
+            return None
+        surest = max(seen, key=_score)
+        if seen[0].turns == 0 and 1 - _score(seen[0]) < LESS_DOUBT * (1 - _score(surest)):
+            surest = seen[0]
+        same = [each for each in seen if _same_way_up(each, surest)]
+        return min(same, key=lambda each: abs(_tilt(each)) + (LEAST_GAIN_DEG if each is not surest else 0))
 
     def find(
         self,
@@ -257,6 +267,22 @@ class FaceFinder:
     def _detect(self, photo: LoadedPhoto, min_face_px: int | None = None) -> Detections:
         with self._lock:
             return usable(self.detector.detect(photo.rgb, min_face_px=min_face_px), photo.rgb)
+
+
+def _score(seen: Seen) -> float:
+    return float(seen.detections.scores[0])
+
+
+def _tilt(seen: Seen) -> float:
+    """Of the surest face, from its eyes to the corners of its mouth: degrees counter-clockwise of upright."""
+    points = seen.detections.points[0]
+    right, down = points[3:5].mean(axis=0) - points[:2].mean(axis=0)
+    return float(np.degrees(np.arctan2(right, down)))
+
+
+def _same_way_up(one: Seen, other: Seen) -> bool:
+    difference = (_tilt(one) - 90 * one.turns) - (_tilt(other) - 90 * other.turns)
+    return abs((difference + 180) % 360 - 180) <= SAME_FACE_DEG
 
 
 def _agrees(mask: NDArray[np.float32], hull: NDArray[np.float32]) -> bool:

@@ -26,6 +26,7 @@ from training.evaluate import main
 from training.evaluation.cases import SIZES, Case, Casting, one_person_captions
 from training.evaluation.contenders import EngineContender, Truth
 from training.evaluation.experiments import CEILING, EXPERIMENTS, FLOOR, Row
+from training.evaluation.figures import read_figures
 from training.evaluation.measures import (
     MEASURES,
     Judges,
@@ -390,6 +391,10 @@ def test_half_precision_and_plain_torch_draw_what_the_engine_draws(evaluate, tmp
     exact, half = table["levels"]["plain torch, float32"], table["levels"]["plain torch, float16"]
     assert exact[1] < 0.02 < half[0] <= half[1] < 1
     assert f"float16: {half[0]:.2f} of 255 levels away" in (tmp_path / "README.md").read_text()
+    figures = read_figures(tmp_path / "precision.npz")
+    assert list(figures.values) == list(table["rows"]) and len(figures.pictures) == 2
+    for row, values in table["rows"].items():
+        assert values["means"]["similarity"][0] == pytest.approx(figures.values[row]["similarity"].mean(), abs=1e-5)
 
 
 def test_what_cannot_be_evaluated_is_said_first(evaluate, tmp_path: Path) -> None:

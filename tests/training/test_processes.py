@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,43 @@ def test_machines_that_see_different_folders_are_refused(start: Path, data: Path
     ended = subprocess.run(launch, check=False, env=environment, timeout=300, capture_output=True, text=True)
     assert ended.returncode != 0 and "is not one folder for all machines" in ended.stderr
     assert not (tmp_path / "run0" / "state").exists()
+
+
+ONE_HANGS = """
+import sys, time
+from datetime import timedelta
+from training import processes
+
+processes.WAIT_IN_STEP = timedelta(seconds=5)
+accelerator = processes.accelerator_of(cpu=True)
+with processes.by_one(accelerator, lambda held: time.sleep(8)):
+    if accelerator.is_main_process:
+        time.sleep(8)
+    processes.wait_for_all()
+with processes.main_first():
+    if accelerator.is_main_process:
+        time.sleep(8)
+print("patient", flush=True)
+if not accelerator.is_main_process:
+    time.sleep(1000)
+since = time.monotonic()
+try:
+    processes.in_all(accelerator, True)
+except RuntimeError:
+    print(f"noticed after {time.monotonic() - since:.0f} s", flush=True)
+    raise
+"""
+
+
+@pytest.mark.slow
+def test_one_that_works_alone_is_waited_for_and_one_that_hangs_in_a_step_is_noticed(tmp_path: Path) -> None:
+    """Who makes what all read may take longer than a step. Who does not come to a step ends all, in its time."""
+    (script := tmp_path / "hangs.py").write_text(ONE_HANGS)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
+    environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    ended = subprocess.run(launch, check=False, env=environment, timeout=300, capture_output=True, text=True)
+    assert ended.returncode != 0 and ended.stdout.count("patient") == 2, ended.stderr
+    assert re.search(r"noticed after [4-9] s", ended.stdout), ended.stdout + ended.stderr
 
 
 def test_one_process_at_a_time_trains_in_a_folder(

@@ -13,15 +13,26 @@ from PIL import Image
 
 from realisid_trt.errors import RequestError
 from training.evaluation.experiments import CEILING, EXPERIMENTS
+from training.evaluation.figures import read_figures, write_figures
 from training.evaluation.measures import MEASURES, Judgement
 from training.evaluation.report import write_report
-from training.evaluation.statistics import Sample, estimate, frechet, kernel_difference, ratio
+from training.evaluation.statistics import METHOD, Sample, estimate, frechet, kernel_difference, ratio, surely
 from training.evaluation.tables import between, table
 
-TRIALS = 600
+TRIALS = 2000
+LEAST = 0.93  # of intervals that are called 95 %
+
+# (deviation of people, of pictures, of single values); coverage of a mean of 133 pictures with three of 40 people each,
+# of a mean of 400 pictures with one each, and of the ratio of two such means of 133 pictures: 2000 data sets, seed 0.
+EFFECTS = {
+    "both": ((0.09, 0.16, 0.15), (0.9510, 0.9450, 0.9520)),
+    "people": ((0.3, 0, 0.3), (0.9475, 0.9425, 0.9690)),
+    "pictures": ((0, 0.3, 0.3), (0.9560, 0.9540, 0.9540)),
+    "neither": ((0, 0, 0.3), (0.9695, 0.9655, 0.9645)),
+}
 
 
-def covered(inside: int, share: float, trials: int = TRIALS) -> bool:
+def covered(inside: int, share: float, trials: int) -> bool:
     """Whether intervals that hold the truth with this chance hold it `inside` times of so many, but for one chance in
     ten thousand on either side."""
     chances = [math.comb(trials, k) * share**k * (1 - share) ** (trials - k) for k in range(trials + 1)]
@@ -32,35 +43,68 @@ def sample(values: NDArray[np.float64], people: NDArray[np.int64]) -> Sample:
     return Sample(values, people, np.arange(len(values)))
 
 
-def test_intervals_contain_the_truth_as_often_as_they_say() -> None:
-    """40 people with 6 pictures each: intervals over people contain the mean of all people.
+def drawn(
+    rng: np.random.Generator, effects: tuple[float, float, float], persons: int, pictures: int,
+    by_person: NDArray[np.float64], first_picture: int = 0,
+) -> Sample:  # fmt: skip
+    """Values around 1 of people drawn for every picture, as `Casting.groups` draws them."""
+    people = rng.random((pictures, len(by_person))).argsort(1)[:, :persons].ravel()
+    seen = np.repeat(np.arange(pictures), persons)
+    values = 1 + by_person[people] + rng.normal(0, effects[1], pictures)[seen] + rng.normal(0, effects[2], len(people))
+    return Sample(values, people, first_picture + seen)
 
-    The percentiles of resampled means lie 1.96·√(39/40) standard errors away, and Student's t of 39 is within that
-    94.0 % of the time.
+
+@pytest.mark.parametrize("name", EFFECTS)
+def test_intervals_contain_the_truth_as_often_as_they_say(name: str) -> None:
+    """With effects of people and of pictures, of one of them, and of none: of means, and of ratios of means.
+
+    Their variance is summed from both. "The wider of people and of pictures" held the truth 88 times in 100 with both.
     """
-    rng, people = np.random.default_rng(0), np.repeat(np.arange(40), 6)
-    inside = 0
-    for trial in range(TRIALS):
-        values = 0.3 + np.repeat(rng.normal(0, 0.2, 40), 6) + rng.normal(0, 0.1, 240)
-        found = estimate(sample(values, people), seed=trial)
-        assert found.mean == pytest.approx(values.mean()) and found.low < found.mean < found.high
-        inside += found.low <= 0.3 <= found.high
-    assert covered(inside, 0.940)
+    effects, told = EFFECTS[name]
+    rng, inside = np.random.default_rng(0), np.zeros(3)
+    for _ in range(TRIALS):
+        people = rng.normal(0, effects[0], 40)
+        three, one, later = (
+            drawn(rng, effects, *shape) for shape in ((3, 133, people), (1, 400, people), (3, 133, people, 1000))
+        )
+        found = estimate(three)
+        assert found.mean == pytest.approx(three.values.mean()) and found.low < found.mean < found.high
+        inside += [each.low <= 1 <= each.high for each in (found, estimate(one), ratio(later, three))]
+    share = inside / TRIALS
+    assert (share >= LEAST).all() and share == pytest.approx(told, abs=1e-3), (name, share)
 
 
-def test_what_is_of_a_picture_counts_once_however_many_people_are_in_it() -> None:
-    """Three persons of a picture share its fate: intervals over people alone would be too narrow by half.
+def test_effects_that_the_older_intervals_missed() -> None:
+    """Where people and pictures weigh about the same, either alone is too narrow."""
+    rng = np.random.default_rng(3)
+    sums = drawn(rng, (1, 1.8, 0), 3, 133, rng.normal(0, 1, 40))
+    people, pictures = (
+        estimate(Sample(sums.values, *pair))
+        for pair in ((sums.groups[0], np.arange(399)), (np.arange(399), sums.groups[1]))
+    )
+    widths = [each.high - each.low for each in (estimate(sums), people, pictures)]
+    assert widths[0] > 1.15 * max(widths[1:])
 
-    100 pictures: Student's t of 99 is within 1.96·√(99/100) in 94.7 % of the time.
-    """
-    rng, inside = np.random.default_rng(3), 0
-    for trial in range(TRIALS):
-        pictures = np.repeat(np.arange(100), 3)
-        people = np.concatenate([rng.choice(40, 3, replace=False) for _ in range(100)])
-        values = np.repeat(rng.normal(0, 1, 100), 3)
-        found = estimate(Sample(values, people, pictures), seed=trial)
-        inside += found.low <= 0 <= found.high
-    assert covered(inside, 0.947)
+
+def test_of_one_person_or_one_picture_the_other_alone_tells() -> None:
+    values = np.random.default_rng(4).normal(0, 1, 30)
+    one_person = estimate(Sample(values, np.zeros(30), np.arange(30)))
+    assert one_person.high - one_person.mean == pytest.approx(2.0452 * values.std(ddof=1) / np.sqrt(30), rel=1e-4)
+    assert estimate(Sample(values, np.arange(30), np.zeros(30))) == one_person
+    alone = estimate(Sample([0.5, 0.7], [3, 3], [8, 8]))
+    assert alone.mean == pytest.approx(0.6) and np.isnan(alone.low) and str(alone) == "0.600"
+
+
+def test_surely_is_of_all_cells_of_a_table_together() -> None:
+    """Of 36 cells an interval of 40 people is 3.42 / 2.02 = 1.69 times as wide: t(39) at 0.9993 and at 0.975."""
+    assert surely([0.05, 0.01, 0.09], 40, 1) and not surely([0.05, 0.01, 0.09], 40, 36)
+    assert surely([-0.10, -0.155, -0.045], 40, 36) and not surely([-0.10, -0.160, -0.040], 40, 36)
+    assert surely([0.02, 0.01, 0.09], 40, 4)  # older ones are not symmetrical: each side is widened
+    rng, false = np.random.default_rng(5), 0
+    for _ in range(TRIALS):
+        found = [estimate(sample(rng.normal(0, 1, 80), np.repeat(np.arange(40), 2))) for _ in range(12)]
+        false += any(surely([each.mean, each.low, each.high], 40, 12) for each in found)
+    assert false / TRIALS < 0.06  # a table in which nothing differs
 
 
 def test_pairs_are_told_apart_where_means_are_not() -> None:
@@ -106,16 +150,21 @@ def test_the_kernel_distance_is_its_definition() -> None:
     assert found.low < found.mean < found.high
 
 
-def test_models_of_one_law_are_not_told_apart() -> None:
-    """In 128 dimensions, one of them following the cases much more closely than the other: zero lies inside."""
-    rng, people, inside = np.random.default_rng(11), np.repeat(np.arange(40), 5), 0
+@pytest.mark.parametrize("persons", [1, 3])
+def test_models_of_one_law_are_not_told_apart(persons: int) -> None:
+    """In 128 dimensions, of the same people, one of them following the cases much more closely: zero lies inside."""
+    rng, inside = np.random.default_rng(11), 0
     for _ in range(trials := 60):
-        cases, truth = rng.normal(0, 1, (200, 128)), rng.normal(0, 1, (200, 128))
-        close, loose = (r * cases + np.sqrt(1 - r * r) * rng.normal(0, 1, cases.shape) for r in (0.95, 0.3))
+        people = rng.random((200, 40)).argsort(1)[:, :persons]
+        cast, cases = rng.normal(0, 1, (40, 128))[people].mean(1), rng.normal(0, 1, (200, 128))
+        truth = 0.6 * cast + 0.8 * rng.normal(0, 1, cases.shape)
+        close, loose = (
+            0.6 * cast + 0.8 * (r * cases + np.sqrt(1 - r * r) * rng.normal(0, 1, cases.shape)) for r in (0.95, 0.3)
+        )
         found = kernel_difference(close, loose, truth, people)
         inside += found.low <= 0 <= found.high
-    assert covered(inside, 0.943, trials)  # Student's t of 39 within 1.96 standard errors
-    far = kernel_difference(cases * 1.3, loose, truth, people)
+    assert covered(inside, 0.95, trials), inside
+    far = kernel_difference(loose * 1.6, close, truth, people)
     assert 0 < far.low < far.mean < far.high
 
 
@@ -124,6 +173,27 @@ def judgement(rng: np.random.Generator, persons: int = 1, **means: float) -> Jud
     people, pictures = np.tile(np.arange(20.0), 2 * persons), np.repeat(np.arange(40.0), persons)
     values = {name: means.get(name, 0.5) + rng.normal(0, 0.02, len(people)) for name in MEASURES}
     return Judgement(people, pictures, values, rng.normal(0, 1, (40, 4)))
+
+
+def test_figures_of_every_picture_make_the_table_again(tmp_path: Path) -> None:
+    rng = np.random.default_rng(9)
+    rows = {"full": judgement(rng, 3, rank1=0.7), "average": judgement(rng, 3)}
+    rows["average"].values["text"][::2] = np.nan
+    told = table(EXPERIMENTS["persons-3-overlap"], rows, 40, rng.normal(0, 1, (40, 4)))
+    write_figures(tmp_path / "a.npz", rows)
+    figures = read_figures(tmp_path / "a.npz")
+    assert list(figures.values) == list(rows) and list(figures.values["full"]) == list(MEASURES)
+    for measure in MEASURES:
+        difference = figures.sample("average", measure) - figures.sample("full", measure)
+        found = estimate(difference)
+        expected = told["rows"]["average"]["minus full"][measure]
+        assert (found.mean, found.low, found.high) == pytest.approx(expected, abs=2e-5)
+    write_figures(tmp_path / "b.npz", rows)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    (tmp_path / "b.npz").write_bytes((tmp_path / "a.npz").read_bytes()[:400])
+    for name in ("b", "missing"):
+        with pytest.raises(RequestError, match=f"{name}.npz holds no figures of a table"):
+            read_figures(tmp_path / f"{name}.npz")
 
 
 def test_leads_that_grow_as_faces_shrink() -> None:
@@ -155,7 +225,7 @@ MADE = {
 
 
 def test_the_report_shows_every_table_and_what_is_certain(tmp_path: Path) -> None:
-    """Differences whose interval leaves zero out are in bold, others are not; curves where there are several places."""
+    """Differences that are surely some are in bold, others are not; curves where there are several places."""
     rng = np.random.default_rng(8)
     for name in ("table2-small", "table3-8", "table3-4"):
         full, noise = judgement(rng, iou=0.9), np.repeat([1e-3, -1e-3], 20)
@@ -179,12 +249,24 @@ def test_the_report_shows_every_table_and_what_is_certain(tmp_path: Path) -> Non
     assert len(minus) == 3 and all(line.count("**") == 2 for line in minus)
     with Image.open(tmp_path / "sizes.png") as plot:
         assert plot.width > 3 * 300 and len(plot.convert("RGB").getcolors(2**24)) > 20
+    assert "less that of single values" in page and "intervals are older" not in page
     # tables that were made otherwise say so, each
     other = json.loads((tmp_path / "table3-4.json").read_text()) | {"made": {**MADE, "steps": 4}}
     (tmp_path / "table3-4.json").write_text(json.dumps(other))
     write_report(tmp_path)
     page = (tmp_path / "README.md").read_text()
     assert page.count("9 steps of DDIM") == 2 and page.count("4 steps of DDIM") == 1
+    # as do those with older intervals: each, or all at once
+    old = json.loads((tmp_path / "table3-4.json").read_text())
+    assert old.pop("intervals") == METHOD and old.pop("people") == 20
+    (tmp_path / "table3-4.json").write_text(json.dumps(old))
+    write_report(tmp_path)
+    assert (tmp_path / "README.md").read_text().count("intervals are older") == 1
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older" / "table3-4.json").write_text(json.dumps(old))
+    write_report(tmp_path / "older")
+    page = (tmp_path / "older" / "README.md").read_text()
+    assert page.count("intervals are older") == 1 and "less that of single values" not in page
     (tmp_path / "table3-8.json").write_text("[]")
     with pytest.raises(RequestError, match="table3-8.json is no table of this version"):
         write_report(tmp_path)

@@ -77,9 +77,9 @@ class Judgement:
         return Sample(self.values[measure], self.people, self.pictures)
 
     @property
-    def first_people(self) -> Floats:
-        """(pictures,), the first person of every picture."""
-        return np.asarray(self.people[np.sort(np.unique(self.pictures, return_index=True)[1])])
+    def cast(self) -> Floats:
+        """(pictures, persons): who is in each picture. In the pictures of an experiment there are equally many."""
+        return self.people.reshape(len(np.unique(self.pictures)), -1)
 
 
 class Judges:

@@ -11,7 +11,8 @@ from typing import Any
 from realisid_trt.errors import RequestError
 from realisid_trt.files import whole_or_not
 
-from .experiments import CEILING, EXPERIMENTS, FACE_CELLS, FLOOR, FULL, PERSONS, TRUTH
+from .experiments import CEILING, EXPERIMENTS, FACE_CELLS, FLOOR, FULL, PEOPLE, PERSONS, TRUTH
+from .statistics import METHOD, surely
 
 Table = Mapping[str, Any]
 COLUMNS = (  # title, group and key of a row's values
@@ -59,16 +60,26 @@ alone.
 - *true renders of somebody else*: other people in other poses at the same boxes, with the same words. What is about the
   person should beat them: identity, rank 1, neck, and errors of landmarks, mouth and brows; the rest they have right.
 
-Brackets hold 95 % intervals: bootstrap over people, or over pictures where that is wider; of *kid*, jackknife over
-people. Bold: zero lies outside. With so many comparisons some of them do so by chance, and each design was trained
-once: the intervals say nothing of another training."""
+Brackets hold 95 % intervals. Bold: surely not zero, which lies outside even of intervals that are widened so far that
+all of a table's differences hold together with 95 % (Bonferroni). Each design was trained once: the intervals say
+nothing of another training."""
+SUMMED = """\
+An interval comes of the variance of people, plus that of pictures, less that of single values, and of Student's t; that
+of *kid* of what each picture adds (jackknife), where pictures with a person in common are not independent. The figures
+that a table is made of lie beside it, of every person in every picture: `NAME.npz`."""
+RESAMPLED = """\
+The intervals are older: bootstrap over people, or over pictures where that is wider (of *kid*, jackknife over people),
+which hold the truth 94 times in 100 where one person is in a picture. The weights behind them are not kept, so these
+pictures cannot be made again, nor judged one by one."""
 
 
 def write_report(folder: Path) -> None:
     """README.md and the plots, of all tables in the folder. Raises RequestError for a file that is no table."""
     found = {path.stem: _read(path) for path in sorted(folder.glob("*.json"))}
     tables = {name: found[name] for name in EXPERIMENTS if name in found}
-    lines = ["# What was measured", "", WORDS, ""]
+    older = {name for name, table in found.items() if table.get("intervals") != METHOD}
+    all_older = len(older) == len(found)
+    lines = ["# What was measured", "", WORDS, "", RESAMPLED if all_older else SUMMED, ""]
     made = list(dict.fromkeys(made_of(table) for table in tables.values()))
     lines += [made[0], ""] if len(made) == 1 else []
     for name, draw, words in (
@@ -80,23 +91,21 @@ def write_report(folder: Path) -> None:
             lines += [f"![{words}]({name}.png)", ""]
         else:
             (folder / f"{name}.png").unlink(missing_ok=True)
-    for table in tables.values():
+    for name, table in tables.items():
         lines += [*markdown(table), "", *_more(table), "", *_differences(table)]
         lines += [
-            f"{name}: {mean:.2f} of 255 levels away from the full model's pictures, the farthest picture {worst:.2f}."
-            for name, (mean, worst) in table.get("levels", {}).items()
+            f"{row}: {mean:.2f} of 255 levels away from the full model's pictures, the farthest picture {worst:.2f}."
+            for row, (mean, worst) in table.get("levels", {}).items()
         ]
-        lines += [f"Left out: {name}, {why}." for name, why in table["left_out"].items()]
+        lines += [f"Left out: {row}, {why}." for row, why in table["left_out"].items()]
         lines += [made_of(table)] if len(made) > 1 else []
+        lines += ["", RESAMPLED] if name in older and not all_older else []
         lines += [""]
     for name, (title, head) in BETWEEN_WORDS.items():
         if name in found:
-            lines += [
-                f"**{title}**",
-                "",
-                *_grid(head, found[name]["rows"], differences=not name.startswith("persons-kept")),
-                "",
-            ]
+            table, differences = found[name], not name.startswith("persons-kept")
+            lines += [f"**{title}**", "", *_grid(head, table["rows"], people_of(table) if differences else None), ""]
+            lines += [RESAMPLED, ""] if name in older and not all_older else []
     with whole_or_not(folder / "README.md") as partial:
         partial.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
 
@@ -151,13 +160,22 @@ def _differences(table: Table) -> list[str]:
         for name, row in table["rows"].items()
         if "minus " + FULL in row and name not in (CEILING, TRUTH, FLOOR)
     }
-    return ["Minus the full model, pair by pair:", "", *_grid(DIFFERENCES, rows), ""] if rows else []
+    if not rows:
+        return []
+    return ["Minus the full model, pair by pair:", "", *_grid(DIFFERENCES, rows, people_of(table)), ""]
 
 
-def _grid(keys: Sequence[str], rows: Mapping[str, Mapping[str, Any]], differences: bool = True) -> list[str]:
+def people_of(table: Table) -> int:
+    """How many people it is of: tables that do not say so are older."""
+    return int(table.get("people", PEOPLE))
+
+
+def _grid(keys: Sequence[str], rows: Mapping[str, Mapping[str, Any]], people: int | None) -> list[str]:
+    """people: of whom the rows' differences are, which are bold where they are surely some; None: no differences."""
+    cells = sum(row.get(key) is not None for row in rows.values() for key in keys)
     lines = ["| | " + " | ".join(keys) + " |", "|" + "---|" * (len(keys) + 1)]
     for name, row in rows.items():
-        lines.append(f"| {name} | " + " | ".join(_interval(row.get(key), differences) for key in keys) + " |")
+        lines.append(f"| {name} | " + " | ".join(_interval(row.get(key), people, cells) for key in keys) + " |")
     return lines
 
 
@@ -168,14 +186,14 @@ def _cell(values: Sequence[float] | None) -> str:
     return f"{mean:.3f} (±{(high - low) / 2:.3f})"
 
 
-def _interval(values: Sequence[float] | None, difference: bool) -> str:
+def _interval(values: Sequence[float] | None, people: int | None, cells: int) -> str:
     if values is None:
         return ""
     mean, low, high = values
-    if not difference:
+    if people is None:
         return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
     words = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
-    return f"**{words}**" if low > 0 or high < 0 else words
+    return f"**{words}**" if surely(values, people, cells) else words
 
 
 def _draw_sizes(tables: Mapping[str, Table], path: Path) -> bool:

@@ -10,15 +10,15 @@ from numpy.typing import NDArray
 
 from .experiments import CEILING, FULL, TRUTH, Experiment
 from .measures import MEASURES, Floats, Judgement
-from .statistics import Estimate, estimate, frechet, kernel_difference, ratio
+from .statistics import METHOD, Estimate, estimate, frechet, kernel_difference, ratio
 
 SHARES = ("rank1", "similarity")  # whose share of the truth's and of the ceiling's is told too
 Judged = Mapping[str, Judgement]  # row → what was said of it
 
 
 def table(experiment: Experiment, rows: Judged, pictures: int, others: Floats) -> dict[str, Any]:
-    """JSON values: {"title", "pictures", "rows": {row: {"persons", "means", "of truth", "of ceiling", "frechet", "minus
-    …"}}}.
+    """JSON values: {"title", "pictures", "people", "intervals", "rows": {row: {"persons", "means", "of truth", "of
+    ceiling", "frechet", "minus …"}}}.
 
     others: (M, D) features of true renders of the same captions, people and sizes in other scenes. An estimate is
     [mean, low, high], or None where no case tells anything.
@@ -33,11 +33,11 @@ def table(experiment: Experiment, rows: Judged, pictures: int, others: Floats) -
         line["frechet"] = round(frechet(row.features, others), 4)
         if base is not None and row is not base:
             minus = {measure: listed(estimate(row[measure] - base[measure])) for measure in MEASURES}
-            farther = kernel_difference(row.features, base.features, others, row.first_people)
+            farther = kernel_difference(row.features, base.features, others, row.cast)
             told[name] = line | {"minus " + experiment.against: minus | {"kid": listed(farther)}}
         else:
             told[name] = line
-    return {"title": experiment.title, "pictures": pictures, "rows": told}
+    return {"title": experiment.title, "pictures": pictures, **_sure(rows), "rows": told}
 
 
 def levels(pictures: Mapping[str, NDArray[np.uint8]], against: str) -> dict[str, list[float]]:
@@ -55,8 +55,13 @@ def between(judged: Mapping[str, Judged]) -> dict[str, dict[str, Any]]:
     told = {}
     for name, (of, one, other) in BETWEEN.items():
         if one in judged and other in judged:
-            told[name] = {"rows": of(judged[one], judged[other])}
+            told[name] = {**_sure(judged[one]), "rows": of(judged[one], judged[other])}
     return told
+
+
+def _sure(rows: Judged) -> dict[str, Any]:
+    """What the intervals of a table come of."""
+    return {"people": len(np.unique(next(iter(rows.values())).people)), "intervals": METHOD}
 
 
 def growth(large: Judged, small: Judged) -> dict[str, Any]:

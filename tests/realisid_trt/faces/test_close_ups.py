@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import cv2
@@ -107,6 +108,21 @@ def test_a_tilted_face_stays_as_it_is(
     corners = np.array(finder.find(pictures[name]).box).reshape(2, 2).mean(axis=0)
     centre = np.array(face.box).reshape(2, 2).mean(axis=0)
     assert np.linalg.norm(turn @ (*corners, 1) - centre) < 0.2 * (face.box[2] - face.box[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "angle"),
+    [*itertools.product(NAMES, [60, 80, 100, 115, 150, 210, 240, 260]), (NAMES[0], 50), (NAMES[0], 230)],
+)
+def test_the_quarter_turn_that_leaves_the_least_tilt_wins(
+    finder: FaceFinder, pictures: dict[str, LoadedPhoto], name: str, angle: int
+) -> None:
+    """Also where the detector is surer of the face in another position: of the last two."""
+    rgb = pictures[name].rgb
+    height, width = rgb.shape[:2]
+    turn = cv2.getRotationMatrix2D((width / 2, height / 2), angle, 0.7)
+    tilted = cv2.warpAffine(rgb, turn, (width, height), borderMode=cv2.BORDER_REPLICATE)
+    assert finder.find(load_photo(np.asarray(tilted, np.uint8))).turns == -round(angle / 90) % 4
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
