@@ -264,8 +264,10 @@ def test_the_report_shows_every_table_and_what_is_certain(tmp_path: Path) -> Non
     assert (tmp_path / "README.md").read_text().count("intervals are older") == 1
     (tmp_path / "older").mkdir()
     (tmp_path / "older" / "table3-4.json").write_text(json.dumps(old))
+    (tmp_path / "older" / "about.md").write_text("These weights are lost.\n")
     write_report(tmp_path / "older")
     page = (tmp_path / "older" / "README.md").read_text()
+    assert page.startswith("# What was measured\n\nThese weights are lost.\n\nHow the drawn people")
     assert page.count("intervals are older") == 1 and "less that of single values" not in page
     (tmp_path / "table3-8.json").write_text("[]")
     with pytest.raises(RequestError, match="table3-8.json is no table of this version"):

@@ -68,18 +68,24 @@ An interval comes of the variance of people, plus that of pictures, less that of
 of *kid* of what each picture adds (jackknife), where pictures with a person in common are not independent. The figures
 that a table is made of lie beside it, of every person in every picture: `NAME.npz`."""
 RESAMPLED = """\
-The intervals are older: bootstrap over people, or over pictures where that is wider (of *kid*, jackknife over people),
-which hold the truth 94 times in 100 where one person is in a picture. The weights behind them are not kept, so these
-pictures cannot be made again, nor judged one by one."""
+The intervals are older: bootstrap over people, or over pictures where that is wider (of *kid*, jackknife over people).
+Where one person is in a picture, as here, they hold the truth 94 times in 100. Figures of single pictures were not
+kept."""
 
 
 def write_report(folder: Path) -> None:
-    """README.md and the plots, of all tables in the folder. Raises RequestError for a file that is no table."""
+    """README.md and the plots, of all tables in the folder; first what its about.md says of it, if there is one.
+
+    Raises RequestError for a file that is not a table.
+    """
     found = {path.stem: _read(path) for path in sorted(folder.glob("*.json"))}
     tables = {name: found[name] for name in EXPERIMENTS if name in found}
     older = {name for name, table in found.items() if table.get("intervals") != METHOD}
     all_older = len(older) == len(found)
-    lines = ["# What was measured", "", WORDS, "", RESAMPLED if all_older else SUMMED, ""]
+    about = folder / "about.md"
+    lines = ["# What was measured", ""]
+    lines += [about.read_text(encoding="utf-8").strip(), ""] if about.is_file() else []
+    lines += [WORDS, "", RESAMPLED if all_older else SUMMED, ""]
     made = list(dict.fromkeys(made_of(table) for table in tables.values()))
     lines += [made[0], ""] if len(made) == 1 else []
     for name, draw, words in (
@@ -153,13 +159,24 @@ def _more(table: Table) -> list[str]:
     return lines
 
 
-def _differences(table: Table) -> list[str]:
-    """The paired differences, with their whole intervals; in bold where zero lies outside."""
-    rows = {
+def differences_of(table: Table) -> dict[str, Mapping[str, Any]]:
+    """Row → measure → [mean, low, high] of its paired difference from the full model, of the rows that are models."""
+    return {
         name: row["minus " + FULL]
         for name, row in table["rows"].items()
         if "minus " + FULL in row and name not in (CEILING, TRUTH, FLOOR)
     }
+
+
+def sure(table: Table, row: str, measure: str) -> bool:
+    """Whether this difference from the full model stands in bold."""
+    rows = differences_of(table)
+    return surely(rows[row][measure], people_of(table), _cells(DIFFERENCES, rows))
+
+
+def _differences(table: Table) -> list[str]:
+    """The paired differences, with their whole intervals; in bold where they are surely some."""
+    rows = differences_of(table)
     if not rows:
         return []
     return ["Minus the full model, pair by pair:", "", *_grid(DIFFERENCES, rows, people_of(table)), ""]
@@ -172,11 +189,15 @@ def people_of(table: Table) -> int:
 
 def _grid(keys: Sequence[str], rows: Mapping[str, Mapping[str, Any]], people: int | None) -> list[str]:
     """people: of whom the rows' differences are, which are bold where they are surely some; None: no differences."""
-    cells = sum(row.get(key) is not None for row in rows.values() for key in keys)
+    cells = _cells(keys, rows)
     lines = ["| | " + " | ".join(keys) + " |", "|" + "---|" * (len(keys) + 1)]
     for name, row in rows.items():
         lines.append(f"| {name} | " + " | ".join(_interval(row.get(key), people, cells) for key in keys) + " |")
     return lines
+
+
+def _cells(keys: Sequence[str], rows: Mapping[str, Mapping[str, Any]]) -> int:
+    return sum(row.get(key) is not None for row in rows.values() for key in keys)
 
 
 def _cell(values: Sequence[float] | None) -> str:
