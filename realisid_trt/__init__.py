@@ -18,5 +18,5 @@ from .errors import RealisIDError
 from .identity import Identity
 from .request import Person, Request, Result
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Engine", "Identity", "Person", "RealisIDError", "Request", "Result", "__version__"]
