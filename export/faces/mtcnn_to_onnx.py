@@ -1,19 +1,14 @@
-"""facenet-pytorch's MTCNN weights → three ONNX graphs, without torch.
-
-The .pt files are in torch's format from before 1.6: a row of pickles, then raw storages. They are read here by an
-unpickler that can build float tensors and nothing else.
-"""
+"""facenet-pytorch's MTCNN weights → three ONNX graphs."""
 
 from __future__ import annotations
 
 import io
 import pickle
-from collections import OrderedDict
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
@@ -21,59 +16,20 @@ from realisid_trt.errors import BuildError
 
 Weights = dict[str, NDArray[np.float32]]
 
-TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 OPSET, IR_VERSION = 17, 9  # what OpenCV reads since 4.10
 
 
-@dataclass(frozen=True)
-class _Tensor:
-    """A tensor of the pickle: a view (offset, shape, strides in elements) of the storage `key`."""
-
-    key: str
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-class _TensorUnpickler(pickle.Unpickler):
-    """Builds ordered dictionaries and float tensors; whatever else a pickle asks for is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("collections", "OrderedDict"):
-            return OrderedDict
-        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-            return lambda key, offset, shape, strides, *_: _Tensor(key, offset, tuple(shape), tuple(strides))
-        if (module, name) == ("torch", "FloatStorage"):
-            return name
-        raise pickle.UnpicklingError(f"{module}.{name} is not allowed in a file of weights")
-
-    def persistent_load(self, pid: Any) -> str:
-        return str(pid[2])  # ("storage", type, key, device, number of elements, view)
-
-
 def read_torch_weights(content: bytes) -> Weights:
-    """The state dict of an old torch file. Nothing of it is executed.
+    """The state dict of a torch file of float32 tensors. Nothing of it is executed.
 
-    Raises BuildError when it is another format or asks for anything but float tensors.
+    Raises BuildError when it is another format or holds anything else.
     """
-    stream = io.BytesIO(content)
     try:
-        if _TensorUnpickler(stream).load() != TORCH_MAGIC:
-            raise pickle.UnpicklingError("not a torch file from before 1.6")
-        _TensorUnpickler(stream).load()  # protocol version
-        _TensorUnpickler(stream).load()  # byte order and sizes of the writing machine
-        tensors = _TensorUnpickler(stream).load()
-        storages = {}
-        for key in _TensorUnpickler(stream).load():
-            num_elements = int.from_bytes(stream.read(8), "little")
-            storages[str(key)] = np.frombuffer(stream.read(4 * num_elements), "<f4")
-        return {
-            name: np.lib.stride_tricks.as_strided(
-                storages[tensor.key][tensor.offset :], tensor.shape, [4 * stride for stride in tensor.strides]
-            ).copy()
-            for name, tensor in tensors.items()
-        }
-    except (pickle.UnpicklingError, EOFError, KeyError, ValueError, AttributeError, TypeError) as error:
+        tensors: Any = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        if wrong := [name for name, tensor in tensors.items() if tensor.dtype != torch.float32]:
+            raise ValueError(f"{wrong[0]} is {tensors[wrong[0]].dtype}, expected torch.float32")
+        return {name: tensor.numpy() for name, tensor in tensors.items()}
+    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, AttributeError) as error:
         raise BuildError(
             f"the MTCNN weights cannot be read ({error}). They must be the .pt files of facenet-pytorch 2.6.0."
         ) from error
