@@ -166,8 +166,12 @@ def open_staging(out: Path) -> Iterator[Staging]:
             manifest = Manifest.read(out)
             manifest.check_files()
             staging.current, staging._kept = dict(manifest.values), _read_records(out)
-        with disk_errors(out.parent, refusals=False):
-            yield staging
+        try:
+            with disk_errors(out.parent, refusals=False):
+                yield staging
+        finally:
+            with contextlib.suppress(OSError):  # published, or there is something to go on with
+                staging.folder.rmdir()
 
 
 def _read_records(folder: Path) -> dict[str, Artifact]:

@@ -286,11 +286,12 @@ def test_an_out_that_is_something_else(own: Options, tmp_path: Path) -> None:
         build(dataclasses.replace(own, out=tmp_path / "file" / "engine"))
 
 
-def test_too_little_disk(own: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_disk(own: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(".")
     monkeypatch.setattr("export.files.shutil.disk_usage", lambda path: usage._replace(free=10**6))
     with pytest.raises(DiskError, match=r"the build needs about \d+\.\d GB and .* has 0\.0 GB free. Free some space"):
-        build(own)
+        build(dataclasses.replace(own, out=tmp_path / "new" / "engine"))
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [".engine.lock"]
     check_space(Path("/nowhere/at/all"), 0)
 
 
