@@ -44,12 +44,13 @@ NOT_RUN = {
     r"python -m benchmarks\.gpu (--only|--kit) .*": "needs a GPU; tests/benchmarks/test_gpu.py",
     r"python -m benchmarks\.gpu --prepare gpu-kit": "takes an hour and 60 GB; tests/benchmarks/test_kit.py",
     r"python -m export\.build .*(--arch|--gpu-only) .*": "builds plans for minutes; tests/export/test_plans.py",
+    r"python -m export\.build .* --bisect": "compares nothing where the engine stands; tests/export/test_bisect.py",
     r"accelerate launch .*": "needs several GPUs; tests/training/test_processes.py trains in two processes",
     r"hf download .*": "needs the network",
     r"polygraphy run .* --trt .*": "needs a GPU with TensorRT",
     r"polygraphy debug reduce .*": "a test of its own runs it, on a network that it broke",
     r"python -c .*from_single_file.*": "needs a model of gigabytes in one file",
-    r"python -m training\.recipe STEP": "STEP is a step's name; the page has another command with one",
+    r"python -m training\.recipe (STEP|branches --check 50)": "trains for minutes; tests/training/test_recipe.py",
     r"python -m training\.paper_metrics": "needs weights of others; tests/training/test_paper_metrics.py",
     r"python -m training\.evaluate": "is named without its flags; docs/results.md has them",
 }
@@ -141,7 +142,6 @@ def for_the_miniature(text: str) -> str:
         "--runs 3": "--runs 1 --warmup 0",
         "--baseline none": "--baseline none --steps 1 --runs 1 --warmup 0",
         "--steps 20000": "--steps 2",
-        "--check 50": "--check 1",
         "HELD-OUT": "data",
         "--checkpoint checkpoints/miniature": "--checkpoint CKPT --experiment placement --pictures 2 --steps 1",
     }
