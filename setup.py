@@ -12,6 +12,7 @@ ORT = "onnxruntime>=1.23"  # opset 20 and IR 10 on a CPU
 CUDA = ["cuda-core>=1.2,<2", "cuda-bindings>=13,<14"]
 PHOTOS = ["pillow-heif>=1.0", "pillow-jxl-plugin>=1.3"]  # HEIC, as telephones write it; JPEG XL
 TRAIN = ["accelerate>=1.15,<2", "matplotlib>=3.10", "scipy>=1.15"]
+DEBUG = ["polygraphy>=0.53.6,<0.54", "onnx-graphsurgeon>=0.6.1,<0.7"]  # docs/debug.md was tried with these
 
 setup(
     name="realisid_trt",
@@ -70,8 +71,10 @@ setup(
             "nvidia-cuda-nvrtc>=13,<14",
         ],
         "train": [*TRAIN],
+        "debug": [*DEBUG],
         "dev": [
             *CUDA,
+            *DEBUG,
             *TRAIN,
             *PHOTOS,
             "tensorrt_rtx>=1.7,<2",  # builds plans without a GPU

@@ -1,49 +1,116 @@
-"""The README says what is true: its commands and its program run, and its tree is the tree."""
+"""README and docs say what is true: commands and programs run; files, links, flags, extras and errors are there."""
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import functools
+import importlib
+import inspect
+import io
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
+
+import realisid_trt.errors
 
 ROOT = Path(__file__).resolve().parent.parent
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-PROGRAMS = [text for language, text in BLOCKS if language == "python"]
-[TREE] = [text for _, text in BLOCKS if text.startswith("realisid_trt/")]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+README = PAGES["README.md"]
+MOST_LINES = 140  # of the README
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCKS = [(page, kind, text) for page, whole in PAGES.items() for kind, text in FENCED.findall(whole)]
+SHELL = ("python", "realisid", "pip", "make", "polygraphy", "accelerate", "hf")  # programs that commands begin with
+
+# Commands that no test runs as they stand, by pattern, each with the reason.
+NOT_RUN = {
+    r"make (demo|test|test-all)( TORCH_INDEX=\S+)?": "installs an environment; tests/examples runs the demo's programs",
+    r"pip install '\.\[[\w,-]+\]'": "needs the network; every extra is checked below",
+    r"make gpu-test": "needs a GPU; tests/benchmarks/test_gpu.py runs its parts",
+    r"python -m benchmarks\.gpu (--only|--kit) .*": "needs a GPU; tests/benchmarks/test_gpu.py",
+    r"python -m benchmarks\.gpu --prepare gpu-kit": "takes an hour and 60 GB; tests/benchmarks/test_kit.py",
+    r"python -m export\.build .*(--arch|--gpu-only) .*": "builds plans for minutes; tests/export/test_plans.py",
+    r"python -m export\.build .* --bisect": "compares nothing where the engine stands; tests/export/test_bisect.py",
+    r"accelerate launch .*": "needs several GPUs; tests/training/test_processes.py trains in two processes",
+    r"hf download .*": "needs the network",
+    r"polygraphy run .* --trt .*": "needs a GPU with TensorRT",
+    r"polygraphy debug reduce .*": "a test of its own runs it, on a network that it broke",
+    r"python -c .*from_single_file.*": "needs a model of gigabytes in one file",
+    r"python -m training\.recipe (STEP|branches --check 50)": "trains for minutes; tests/training/test_recipe.py",
+    r"python -m training\.paper_metrics": "needs weights of others; tests/training/test_paper_metrics.py",
+    r"python -m training\.evaluate": "is named without its flags; docs/results.md has them",
+}
+
+
+class Script(NamedTuple):
+    """Commands that depend on each other, in the order in which they are run, and the page that has them."""
+
+    page: str
+    commands: tuple[str, ...]
 
 
 def commands(block: str) -> list[str]:
-    """The lines of a fenced block that run Python modules, without their remarks."""
-    lines = [re.split(r"\s{2,}[#(]", line)[0].strip() for line in block.replace("\\\n", " ").splitlines()]
-    return [line for line in lines if line.startswith("python -m ")]
+    """The commands of a fenced block, one a line, without their remarks."""
+    lines = [re.split(r"\s{2,}#", line)[0].strip() for line in block.replace("\\\n", " ").splitlines()]
+    return [" ".join(line.split()) for line in lines if line]
 
 
-def make_targets(text: str) -> set[str]:
-    """What is given to `make` at the start of a line or of a piece of code."""
-    return set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE))
+def inline(page: str) -> list[str]:
+    """Pieces of code within the text of a page."""
+    return [" ".join(piece.split()) for piece in re.findall(r"`([^`]+)`", FENCED.sub("", PAGES[page]))]
 
 
-INLINE = dict.fromkeys(re.findall(r"`(python -m [^`…]+)`", README))
-SCRIPTS = [found for language, text in BLOCKS if not language and (found := commands(text))]
-SCRIPTS += [[command] for command in INLINE]
+def inline_commands(page: str) -> list[str]:
+    """Those that are commands: a program and what it is given, with nothing left out."""
+    return [
+        piece for piece in inline(page) if piece.startswith(tuple(f"{name} " for name in SHELL)) and "…" not in piece
+    ]
+
+
+def why_not(command: str) -> str | None:
+    """The reason why no test runs a command, or None."""
+    return next((reason for pattern, reason in NOT_RUN.items() if re.fullmatch(pattern, command)), None)
+
+
+def scripts() -> Iterator[Script]:
+    """Every command that is run, once; blocks first, because pieces of code in the text build upon nothing."""
+    found = [Script(page, tuple(commands(text))) for page, kind, text in BLOCKS if kind == "sh"]
+    found += [Script(page, (command,)) for page in PAGES for command in inline_commands(page)]
+    known: set[str] = set()
+    for page, asked in found:
+        wanted = tuple(command for command in asked if why_not(command) is None)
+        if not known.issuperset(wanted):
+            known.update(wanted)
+            yield Script(page, wanted)
+
+
+SCRIPTS = list(scripts())
+PROGRAMS = [(page, text) for page, kind, text in BLOCKS if kind == "python"]
 
 
 @pytest.fixture(scope="module")
 def folder(engine_dir: Path, checkpoint_dir: Path, photos: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a reader of the README would stand: with a checkpoint, photographs, and the engine once it is built."""
+    """Where a reader would stand: with a checkpoint, photographs, and engines once they are built."""
     here = tmp_path_factory.mktemp("readme")
-    for name in ("NAME", "miniature"):  # the second is what `make demo` builds
+    for name in ("NAME", "miniature", "mid"):  # the second is what `make demo` builds
         shutil.copytree(engine_dir, here / "engines" / name, copy_function=os.link)
     for name in ("CKPT", "SDXL", "CLIP"):
         (here / name).symlink_to(checkpoint_dir)
+    (here / "checkpoints").symlink_to(ROOT / "checkpoints")
     (here / "PHOTOS").mkdir()
     for number, photo in enumerate((photos.astronaut, photos.hopper)):
         shutil.copy(photo, here / "PHOTOS" / f"{number}{photo.suffix}")
@@ -58,23 +125,24 @@ def folder(engine_dir: Path, checkpoint_dir: Path, photos: Any, tmp_path_factory
 
 
 def run(arguments: list[str], folder: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
     done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
 
 def for_the_miniature(text: str) -> str:
     """The command as it stands, for a smaller engine: pictures of 128 px instead of 1024, and fewer steps.
 
-    So the tests prove that the README's commands are spelled right and run, not what it says of their results.
+    So the tests prove that commands are spelled right and run, not what the pages say of their results.
     """
     text = re.sub(r"(?<=[@(,])\s?\d{3}(?=[,)])|(?<=,)\d{3}\b", lambda number: str(int(number[0]) // 8), text)
     shorter = {
         "--steps 30": "--steps 1",
         "--runs 3": "--runs 1 --warmup 0",
+        "--baseline none": "--baseline none --steps 1 --runs 1 --warmup 0",
         "--steps 20000": "--steps 2",
         "HELD-OUT": "data",
-        "engines/mid": "engines/NAME",
         "--checkpoint checkpoints/miniature": "--checkpoint CKPT --experiment placement --pictures 2 --steps 1",
     }
     elsewhere = {"export.miniature --out CKPT": "export.miniature --out OWN", "--preset mid": "--preset miniature"}
@@ -83,62 +151,198 @@ def for_the_miniature(text: str) -> str:
     return text
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
+def lane(page: str, *found: str) -> list[pytest.MarkDecorator]:
+    """What builds a whole engine is long. The README's are fast, but for trainings and benchmarks; a page's scripts
+    share a lane, because later ones need what earlier ones made."""
+    if "python -m export.build" in found or any("--preset mid" in command for command in found):
+        return [pytest.mark.long]
+    quick = page == "README.md" and not any("training" in command or "benchmarks" in command for command in found)
+    return [] if quick else [pytest.mark.slow(page)]
+
+
+@pytest.mark.parametrize(
+    "program", [pytest.param(text, marks=lane(page), id=f"{page}-{n}") for n, (page, text) in enumerate(PROGRAMS)]
+)
 def test_programs(program: str, folder: Path) -> None:
+    (folder / "out.png").unlink(missing_ok=True)
     run([sys.executable, "-c", for_the_miniature(program)], folder)
-    assert (folder / "out.png").is_file()
+    assert (folder / "out.png").is_file() or "out.png" not in program
 
 
-def lane(script: list[str]) -> list[pytest.MarkDecorator]:
-    """The first two build a whole engine of their own."""
-    long = {"python -m export.build", "python -m export.miniature --preset mid --out MID"}
-    return [pytest.mark.long] if script[0] in long else [pytest.mark.slow] if "training" in script[0] else []
-
-
-@pytest.mark.parametrize("script", [pytest.param(script, marks=lane(script), id=script[0]) for script in SCRIPTS])
-def test_commands(script: list[str], folder: Path) -> None:
+@pytest.mark.parametrize(
+    "script", [pytest.param(s, marks=lane(s.page, *s.commands), id=f"{s.page}: {s.commands[0]}") for s in SCRIPTS]
+)
+def test_commands(script: Script, folder: Path) -> None:
     """The commands of a block depend on each other: one after the other."""
-    for command in script:
-        _, *arguments = shlex.split(for_the_miniature(command))
-        run([sys.executable, *arguments], folder)
+    for command in script.commands:
+        program, *arguments = shlex.split(for_the_miniature(command))
+        if program == "polygraphy" and shutil.which(program, path=str(Path(sys.executable).parent)) is None:
+            pytest.skip("Polygraphy is not installed: pip install '.[debug]'")
+        run([sys.executable if program == "python" else program, *arguments], folder)
+
+
+@pytest.mark.slow("docs/debug.md")
+def test_polygraphy_reduces_a_network_to_its_broken_node(engine_dir: Path, tmp_path: Path) -> None:
+    """By the command of docs/debug.md: of a network whose last bias is infinite, one node is left."""
+    pytest.importorskip("polygraphy", reason="Polygraphy is not installed: pip install '.[debug]'")
+    model = onnx.load(engine_dir / "onnx" / "opset23-fp16" / "unet_time.onnx")
+    names = {name for node in model.graph.node for name in node.input}
+    *_, bias = (each for each in model.graph.initializer if each.name in names and each.name.endswith(".bias"))
+    bias.CopyFrom(numpy_helper.from_array(np.full_like(numpy_helper.to_array(bias), np.inf), bias.name))
+    onnx.save(model, tmp_path / "BROKEN.onnx")
+    [command] = re.findall(r"^polygraphy debug reduce .*$", PAGES["docs/debug.md"], re.MULTILINE)
+    run(shlex.split(command), tmp_path)
+    [node] = onnx.load(tmp_path / "reduced.onnx").graph.node
+    assert bias.name in node.input
+
+
+def test_every_command_is_run_or_has_a_reason() -> None:
+    """Blocks of commands are marked `sh` and hold nothing else, other blocks hold none, no reason is left over."""
+    found = {command for page in PAGES for command in inline_commands(page)}
+    for page, kind, text in BLOCKS:
+        begins = [command.split()[0] in SHELL for command in commands(text)]
+        assert all(begins) if kind == "sh" else kind == "python" or not any(begins), (page, text)
+        found |= {*commands(text)} if kind == "sh" else set()
+    run_here = {command for script in SCRIPTS for command in script.commands}
+    assert run_here == {command for command in found if why_not(command) is None}
+    for pattern in NOT_RUN:
+        assert any(re.fullmatch(pattern, command) for command in found), f"no page has {pattern}"
+
+
+# What is named
+
+
+def make_targets(text: str) -> set[str]:
+    """What is given to `make` at the start of a line or of a piece of code."""
+    return set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE))
 
 
 def test_every_make_target_and_extra_exists() -> None:
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
-    assert {"demo", "test"} <= make_targets(README) <= targets
+    assert {"demo", "test"} <= make_targets(README)
+    assert set.union(*map(make_targets, PAGES.values())) <= targets
     assert make_targets("make bogus  # this\nor `make else X=1`, to make one") - targets == {"bogus", "else"}
     extras = re.findall(r'^        "([\w-]+)": \[', (ROOT / "setup.py").read_text(encoding="utf-8"), re.MULTILINE)
-    named = re.findall(r"pip install '\.\[([\w,-]+)\]'", README)
+    named = re.findall(r"pip install '\.\[([\w,-]+)\]'", "\n".join(PAGES.values()))
     assert named and {extra for group in named for extra in group.split(",")} <= set(extras)
 
 
-def tree() -> list[Path]:
-    """Every file and folder that the tree shows; several may share a line, "verify.py: …" behind the first."""
-    shown, parent = [], Path()
-    for line in TREE.splitlines():
-        name, words = line.split(maxsplit=1)
-        inside = line.startswith(" ")
-        parent = parent if inside else Path(name)
-        first = parent / name if inside else parent
-        shown += [first, *(parent / second for second in re.findall(r"(\w+\.py):", words))]
-        assert name.endswith("/") == (ROOT / first).is_dir(), f"{first} in the README's tree"
-    return shown
+@functools.cache
+def flags_of(module: str) -> set[str]:
+    """Every flag of `python -m MODULE` and of its commands: of all parsers that it makes to say its --help."""
+    home = importlib.import_module(module)
+    main = (home if hasattr(home, "main") else importlib.import_module(f"{module}.__main__")).main
+    made: list[argparse.ArgumentParser] = []
+    begin = argparse.ArgumentParser.__init__
+
+    def remembered(self: argparse.ArgumentParser, *given: Any, **named: Any) -> None:
+        begin(self, *given, **named)
+        made.append(self)
+
+    with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(io.StringIO()), pytest.raises(SystemExit):
+        patched.setattr(argparse.ArgumentParser, "__init__", remembered)
+        main(["--help"])
+    return {flag for parser in made for action in parser._actions for flag in action.option_strings}
 
 
-def test_the_tree_is_there() -> None:
-    shown = tree()
-    assert Path("export/verify.py") in shown and Path("export/staging.py") in shown
-    for path in shown:
-        assert (ROOT / path).exists(), f"the README's tree shows {path}, which is not there"
+@pytest.mark.slow("docs flags")
+def test_every_module_and_flag_exists() -> None:
+    """Of `python -m MODULE … --flag`, also where something is left out; a flag alone is one of some command."""
+    alone, modules = set[str](), set[str]()
+    for page in PAGES:
+        fenced = [command for of, kind, text in BLOCKS if of == page and kind == "sh" for command in commands(text)]
+        for piece in [*fenced, *inline(page)]:
+            flags = set(re.findall(r"(?<!\S)--[a-z][\w-]*", piece))
+            if module := re.search(r"(?:python|launch) -m ([\w.]+)", piece):
+                modules.add(module[1])
+                assert flags <= flags_of(module[1]), (page, piece)
+            elif piece.startswith("--"):
+                alone |= flags
+    assert "training.train" in modules and not alone - set.union(*map(flags_of, modules))
 
 
-@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="only a git checkout knows its files")
-def test_the_tree_shows_every_folder() -> None:
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    folders = {name.split("/")[0] for name in listed if "/" in name and not name.startswith((".", "docs/"))}
-    assert folders <= {path.as_posix() for path in tree()}
+@pytest.mark.slow("docs flags")
+def test_the_flags_of_a_build_are_all_there() -> None:
+    assert flags_of("export.build") - {"-h", "--help"} <= {*re.findall(r"--[\w-]+", PAGES["docs/build.md"])}
 
 
-def test_every_picture_and_page_is_there() -> None:
-    for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).is_file(), target
+def test_every_error_and_code_is_there() -> None:
+    page = PAGES["docs/service.md"]
+    for name, found in inspect.getmembers(realisid_trt.errors, inspect.isclass):
+        if issubclass(found, (Exception, Warning)):
+            assert f"`{name}`" in page, name
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "realisid_trt").rglob("*.py"))
+    codes = set(re.findall(r'PhotoError\(\s*"(\w+)"', sources))
+    table = page[page.index("| code | meaning |") :]
+    assert codes == {
+        code for cell in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for code in re.findall(r"`(\w+)`", cell)
+    }
+
+
+def slug(heading: str) -> str:
+    """The anchor of a heading, as GitHub makes it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_resolves(page: str) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", PAGES[page]):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        file = (ROOT / page).parent / path if path else ROOT / page
+        assert file.is_file(), f"{page} links to {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in map(slug, headings), f"{page} links to {target}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_that_is_named_is_there(page: str) -> None:
+    """Pieces of code that are a path into one of the rooms."""
+    rooms = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"engines", "out"}
+    for piece in inline(page):
+        if re.fullmatch(r"[\w.-]+/[\w./-]*", piece) and piece.split("/")[0] in rooms:
+            assert (ROOT / piece).exists(), f"{page} names {piece}"
+
+
+# The README and the tree
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= MOST_LINES
+
+
+def tracked() -> list[str]:
+    found = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True)
+    return found.stdout.splitlines()
+
+
+needs_git = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="only a git checkout knows its files")
+
+
+@needs_git
+def test_the_readmes_tree_shows_every_room() -> None:
+    [tree] = [text for _, text in FENCED.findall(README) if text.startswith("realisid_trt/")]
+    shown = [line.split(maxsplit=1)[0] for line in tree.splitlines()]
+    rooms = {f"{name.split('/')[0]}/" for name in tracked() if "/" in name and not name.startswith(".")}
+    assert sorted(shown) == sorted(rooms)
+
+
+def files_of_the_tree() -> list[str]:
+    """Every file that docs/tree.md lists, from the root: a heading is a folder, an item begins with a file's name."""
+    listed, here = list[str](), ""
+    for line in PAGES["docs/tree.md"].splitlines():
+        if heading := re.fullmatch(r"#+ ([\w/]+/|\./)", line):
+            here = heading[1].removeprefix("./")
+        elif item := re.match(r"- `([^`]+)`: \S", line):
+            listed.append(here + item[1])
+    return listed
+
+
+@needs_git
+def test_the_tree_lists_every_file_and_no_other() -> None:
+    listed = files_of_the_tree()
+    sources = [name for name in tracked() if Path(name).suffix in (".py", ".cu", ".cuh", ".h", ".cpp")]
+    assert len(listed) == len(set(listed))
+    assert sorted(listed) == sorted(sources), set(listed) ^ set(sources)

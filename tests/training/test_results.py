@@ -1,4 +1,4 @@
-"""The tables that are committed: of the weights that are shipped, and what the README tells of them."""
+"""The tables that are committed: of the weights that are shipped, and as docs/results.md states them."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from training.recipe import LOSSES
 
 TABLES = ROOT / "training" / "results" / "tables"
 COMPARED = TABLES.with_name("compared")
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+WORDS = " ".join(PAGE.split())
 FILES = sorted(TABLES.glob("*.json"))
-TOLD = ("rank1", "similarity", "iou", "landmarks", "harmony", "text")  # the columns of the README's table
+TOLD = ("rank1", "similarity", "iou", "landmarks", "harmony", "text")  # the columns of the page's first table
 
 
 TOLD_OF = ("table2-regular", "table2-small", "persons-1-apart", "persons-3-apart")
@@ -48,8 +49,8 @@ def difference(found: Any, row: str, measure: str) -> float:
 
 
 def rows() -> list[tuple[str, str, list[str]]]:
-    """(experiment, row, cells) of the README's table: a line without a dash begins the next experiment."""
-    [lines] = re.findall(r"^\| \| right person of nine .*?\n\|[-|]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
+    """(experiment, row, cells) of the page's first table: a line without a dash begins the next experiment."""
+    [lines] = re.findall(r"^\| \| right person of nine .*?\n\|[-|]+\|\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
     sizes, found = iter(TOLD_OF), []
     for line in lines.splitlines():
         name, *cells = (cell.strip() for cell in line.strip("|").split("|"))
@@ -60,7 +61,7 @@ def rows() -> list[tuple[str, str, list[str]]]:
     return found
 
 
-def test_the_readme_has_the_figures_of_the_tables() -> None:
+def test_the_page_has_the_figures_of_the_tables() -> None:
     told = rows()
     assert [row for _, row, _ in told] == [*2 * [FULL, "without local branch", "without global branch"], FULL, FULL]
     for experiment, row, cells in told:
@@ -75,7 +76,7 @@ def test_the_readme_has_the_figures_of_the_tables() -> None:
 
 @pytest.mark.parametrize("size", ["regular", "small"])
 def test_the_orderings_of_table_2(size: str) -> None:
-    """As the README says: these are surely less."""
+    """As the page says: these are surely less."""
     found = table(f"table2-{size}")
     for row, measures in (
         ("without local branch", ("similarity", "rank1")),
@@ -85,9 +86,9 @@ def test_the_orderings_of_table_2(size: str) -> None:
             assert difference(found, row, measure) < 0 and sure(found, row, measure), (row, measure)
 
 
-def test_the_readme_has_table_2_retrained() -> None:
+def test_the_page_has_table_2_retrained() -> None:
     """Each branch left out of the full model, and a model trained without it, all 4000 steps."""
-    [lines] = re.findall(r"^\| 4000 steps each .*?\n\|[-|]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
+    [lines] = re.findall(r"^\| 4000 steps each .*?\n\|[-|]+\|\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
     told, sizes = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines.splitlines()], iter(SIZES)
     names, found = [], {}
     for title, *cells in told:
@@ -120,9 +121,9 @@ def test_people_are_recognised_and_where_they_should_be(size: str, share: float)
     assert full["means"]["iou"][0] >= 0.7
 
 
-def test_the_readme_has_table_3_and_says_that_it_is_reversed() -> None:
+def test_the_page_has_table_3_and_says_that_it_is_reversed() -> None:
     """Of designs trained alike, beside the full model that was trained with them."""
-    [lines] = re.findall(r"^\| faces of \| identity: full .*?\n\|[-|]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
+    [lines] = re.findall(r"^\| faces of \| identity: full .*?\n\|[-|]+\|\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
     told = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines.splitlines()]
     assert [size for size, *_ in told] == list(FACE_CELLS)
     names = (FULL, "uncropped twin", "boxed twin", "five keypoints")
@@ -150,10 +151,10 @@ def test_the_readme_has_table_3_and_says_that_it_is_reversed() -> None:
         assert not sure(found, "five keypoints", "similarity")
 
 
-def test_the_readme_has_the_held_out_losses_of_table_3() -> None:
+def test_the_page_has_the_held_out_losses_of_table_3() -> None:
     """Error of ẑ_0 in the face, of every design, by size of face; and by place beside the full model's."""
     told = json.loads((COMPARED.parent / "held-out-losses.json").read_text(encoding="utf-8"))["runs"]
-    [lines] = re.findall(r"^\| error of ẑ₀ .*?\n\|[-|]+\|\n((?:\|.*\n)+)", README, re.MULTILINE)
+    [lines] = re.findall(r"^\| error of ẑ₀ .*?\n\|[-|]+\|\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines.splitlines()]
     designs = {"full": "compared", "twin": "uncropped", "boxed twin": "boxed", "five keypoints": "five-keypoints"}
     assert [title for title, *_ in rows] == list(designs)
@@ -171,7 +172,7 @@ def test_the_readme_has_the_held_out_losses_of_table_3() -> None:
                 mean, low, high = (value / full[group][key][0] * 100 for value in run["minus the first"][group][key])
                 expected.append(f"{mean:+.1f} % [{low:+.1f}, {high:+.1f}]")
         assert cells == expected
-    boxed, words = told["out/training/branches-boxed"]["minus the first"], " ".join(README.split())
+    boxed = told["out/training/branches-boxed"]["minus the first"]
 
     def percent(group: str, first: int) -> float:
         name = f"{group}, t {first} to {first + 199}"
@@ -179,13 +180,13 @@ def test_the_readme_has_the_held_out_losses_of_table_3() -> None:
 
     large, small = "of 1/4 and more", "faces under 1/6"
     clear = [percent(large, first) for first in (0, 200, 400)]
-    assert f"the boxed twin's error in the face is {min(clear):.1f} to {max(clear):.1f} % higher" in words
-    assert f"t from 800 on: {-percent(large, 800):.1f} % lower" in words
+    assert f"the boxed twin's error in the face is {min(clear):.1f} to {max(clear):.1f} % higher" in WORDS
+    assert f"t from 800 on: {-percent(large, 800):.1f} % lower" in WORDS
     lower = [-percent(small, first) for first in range(0, 1000, 200)]
-    assert f"({min(lower):.1f} to {max(lower):.1f} % lower)" in words
+    assert f"({min(lower):.1f} to {max(lower):.1f} % lower)" in WORDS
 
 
-def test_the_readme_says_what_is_not_the_reason() -> None:
+def test_the_page_says_what_is_not_the_reason() -> None:
     """The full model's training error in faces against the twin's, per 500 steps; what is left of up-sampled noise."""
     logs = [
         {line["step"]: line["face_x0"] for line in read_log(LOSSES / f"branches-{name}.jsonl") if line["step"] > 50}
@@ -200,17 +201,17 @@ def test_the_readme_says_what_is_not_the_reason() -> None:
     assert round(left.pop(4), 2) == 0.75 and {round(value * 20) / 20 for value in left.values()} == {0.65, 0.7}
 
 
-def test_the_readme_says_what_company_costs() -> None:
+def test_the_page_says_what_company_costs() -> None:
     for name, measure in (
         ("persons-kept", "rank1"),
         ("persons-kept-others", "rank1"),
         ("persons-kept-others", "similarity"),
     ):
         mean, low, high = table(name)["rows"][FULL][measure]
-        assert f"{mean:.2f} [{low:.2f}, {high:.2f}]" in README
+        assert f"{mean:.2f} [{low:.2f}, {high:.2f}]" in WORDS
     for persons in (1, 3):
         mean, low, high = table(f"persons-{persons}-others")["rows"][FULL]["means"]["rank1"]
-        assert f"{mean:.2f} (±{(high - low) / 2:.2f})" in README
+        assert f"{mean:.2f} (±{(high - low) / 2:.2f})" in WORDS
 
 
 def test_what_the_identity_guidance_and_the_delay_do() -> None:
@@ -224,9 +225,12 @@ def test_what_the_identity_guidance_and_the_delay_do() -> None:
         assert rising == sorted(rising) and rising[-1] > 1.5 * rising[0]
     assert difference(table("null-id"), "λi = 8.0", "text") < 0 and sure(table("null-id"), "λi = 8.0", "text")
     assert scales["λi = 0.0"]["means"]["text"][0] == 1.0
+    delay = table("delay")
+    assert [sure(delay, f"α = {ratio}", "similarity") for ratio in (0.5, 0.6, 0.7, 0.8, 0.9)] == [*4 * [True], False]
+    assert not sure(delay, "α = 0.9", "text")
 
 
-def test_the_readme_says_what_overlapping_does() -> None:
+def test_the_page_says_what_overlapping_does() -> None:
     two, three = (table(f"persons-{persons}-overlap") for persons in (2, 3))
     of, truth = [], []
     for found in (two, three):
@@ -237,7 +241,7 @@ def test_the_readme_says_what_overlapping_does() -> None:
     assert (
         f"Of two, {of[0][0]} are the right ones with an IoU of {of[0][1]}, of three {of[1][0]} with {of[1][1]} "
         f"(true renders, partly hidden: {truth[0]}, {truth[1]})"
-    ) in " ".join(README.split())
+    ) in WORDS
     for found in (two, three):
         for mode in ("average", "priority"):
             for measure in ("similarity", "rank1", "iou"):
@@ -248,7 +252,7 @@ def test_the_readme_says_what_overlapping_does() -> None:
 def test_plain_torch_and_half_precision_draw_the_same() -> None:
     told = table("precision")
     exact, half = (told["levels"][f"plain torch, {dtype}"][1] for dtype in ("float32", "float16"))
-    assert exact < 0.01 and f"{exact:.3f} of 255 levels" in README
-    assert half < 0.1 and f"the farthest is {half:.2f} away" in README
+    assert exact < 0.01 and f"{exact:.3f} of 255 levels" in WORDS
+    assert half < 0.1 and f"the farthest is {half:.2f} away" in WORDS
     full, *others = (told["rows"][row]["means"]["rank1"] for row in told["rows"])
     assert all(other == full for other in others)
