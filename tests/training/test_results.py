@@ -15,8 +15,11 @@ from realisid_trt.kernels.resample import resize_matrix
 from tests.conftest import ROOT
 from training.evaluation.cases import SIZES
 from training.evaluation.experiments import EXPERIMENTS, FACE_CELLS, FULL
+from training.evaluation.figures import read_figures
+from training.evaluation.measures import MEASURES
 from training.evaluation.report import sure
-from training.evaluation.tables import BETWEEN
+from training.evaluation.statistics import METHOD, estimate
+from training.evaluation.tables import BETWEEN, listed
 from training.log import read_log
 from training.recipe import LOSSES
 
@@ -42,6 +45,27 @@ def test_a_table_is_of_the_weights_that_are_shipped(file: Path) -> None:
     shipped = Checkpoint.open(ROOT / "checkpoints" / "miniature")
     made = json.loads(file.read_text(encoding="utf-8"))["made"]["weights"]
     assert made == {name: shipped.weights_key(name)[:16] for name in shipped.components}
+
+
+@pytest.mark.parametrize("file", sorted(TABLES.glob("*.npz")), ids=lambda file: file.stem)
+def test_a_table_is_what_its_figures_say(file: Path) -> None:
+    """All means, and differences from the full model, with their intervals."""
+    found, figures = table(file.stem), read_figures(file)
+    assert found["intervals"] == METHOD and found["people"] == len(np.unique(figures.people))
+    assert found["pictures"] == len(np.unique(figures.pictures)) and list(figures.values) == list(found["rows"])
+    for name, row in found["rows"].items():
+        for measure in MEASURES:
+            expected = [(figures.sample(name, measure), row["means"][measure])]
+            if name != FULL:
+                minus = figures.sample(name, measure) - figures.sample(FULL, measure)
+                expected.append((minus, row["minus full"][measure]))
+            for sample, values in expected:
+                assert listed(estimate(sample)) == (values and pytest.approx(values, abs=2e-5)), (name, measure)
+
+
+def test_tables_of_several_persons_have_their_figures() -> None:
+    several = {file.stem for file in FILES if file.stem.startswith("persons-")} - set(BETWEEN)
+    assert len(several) == 7 and several <= {file.stem for file in TABLES.glob("*.npz")}
 
 
 def difference(found: Any, row: str, measure: str) -> float:
