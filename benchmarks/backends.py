@@ -25,7 +25,7 @@ import numpy as np
 
 from realisid_trt import Engine
 from realisid_trt.backends import KNOWN
-from realisid_trt.command_line import Outcome, execute, run
+from realisid_trt.commands.command_line import Outcome, execute, run
 from realisid_trt.errors import RealisIDError
 from realisid_trt.manifest import Manifest
 

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from realisid_trt import Engine
-from realisid_trt.conditions import id_pixels, pose_image
 from realisid_trt.errors import RealisIDError, RequestError
-from realisid_trt.faces import FaceFinder
 from realisid_trt.manifest import Manifest
-from realisid_trt.photo import load_photo
+from realisid_trt.persons.conditions import id_pixels, pose_image
+from realisid_trt.persons.faces import FaceFinder
+from realisid_trt.persons.photo import load_photo
 
 from .measure import Run, differences, spread, timed
 from .options import BASELINES, COMPILED, Options

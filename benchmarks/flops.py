@@ -47,8 +47,8 @@ def count_networks(checkpoint: Checkpoint, height: int, width: int) -> dict[str,
     """Network → operations of one row at this picture size, of those whose inputs depend on it. Reads no weights."""
     import torch
 
-    from export.flops import flops_per_row as count
     from export.networks import Size, networks
+    from export.truth.flops import flops_per_row as count
 
     coarsest = checkpoint.vae_scale_factor * 2 ** (checkpoint.levels - 1)
     units = {"height": height // coarsest, "width": width // coarsest}

@@ -43,7 +43,7 @@ from pathlib import Path
 from typing import Any
 
 from realisid_trt.backends.tensorrt_flavours import RTX_ARCHITECTURES
-from realisid_trt.command_line import Outcome, execute, reporter, run
+from realisid_trt.commands.command_line import Outcome, execute, reporter, run
 from realisid_trt.errors import BackendError, DiskError, RequestError
 from realisid_trt.files import cache_folder, whole_or_not
 

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from realisid_trt.command_line import Outcome, execute, run
+from realisid_trt.commands.command_line import Outcome, execute, run
 from realisid_trt.errors import RequestError
 from realisid_trt.files import whole_or_not
 

@@ -52,7 +52,7 @@ from dataclasses import replace
 from typing import Any
 
 from realisid_trt import Engine
-from realisid_trt.command_line import Outcome, execute, run
+from realisid_trt.commands.command_line import Outcome, execute, run
 from realisid_trt.errors import RealisIDError, RequestError
 from realisid_trt.files import sha256, whole_or_not
 from realisid_trt.machine import available_cores

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from realisid_trt.command_line import Outcome, execute, run
+from realisid_trt.commands.command_line import Outcome, execute, run
 from realisid_trt.errors import BackendError
 from realisid_trt.machine import available_cores
 

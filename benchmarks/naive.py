@@ -27,11 +27,12 @@ from torch import Tensor
 
 from export.checkpoint import Checkpoint
 from export.checkpoint.vae import from_latents
-from realisid_trt.boxes import FaceBox, Grid, snap_box
-from realisid_trt.conditions import location_mask
 from realisid_trt.errors import RequestError
-from realisid_trt.request import OMITTED, Omitted, Person
-from realisid_trt.rows import steps_without_id
+from realisid_trt.loop.rows import steps_without_id
+from realisid_trt.persons.boxes import FaceBox, Grid, snap_box
+from realisid_trt.persons.conditions import location_mask
+from realisid_trt.persons.person import Person
+from realisid_trt.request import OMITTED, Omitted
 
 from .torch_device import Clock, ClockedUsage
 

@@ -25,8 +25,8 @@ def open_original(
     manifest: Manifest, path: Path | None, base_model: str | None = None, variant: str | None = None
 ) -> Checkpoint:
     """The checkpoint that an engine was built from; what is None is as it was then. Raises CheckpointError."""
+    from export.building.origins import recall
     from export.checkpoint import Checkpoint  # torch, which an engine by itself does without
-    from export.origins import recall
 
     given = {"path": path, "base_model": base_model, "variant": variant}
     origin: dict[str, Any] = recall(manifest.values) | {key: value for key, value in given.items() if value is not None}

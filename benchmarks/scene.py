@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realisid_trt import Person
-from realisid_trt.ddim import initial_noise
 from realisid_trt.errors import RequestError
+from realisid_trt.loop.ddim import DDIM, initial_noise
+from realisid_trt.loop.rows import steps_without_id
 from realisid_trt.manifest import Manifest, Model
-from realisid_trt.rows import steps_without_id
 
 from .options import Options
 
@@ -43,7 +43,7 @@ class Scene:
             if side_px % multiple:
                 raise RequestError(f"--{name} is {side_px}, expected a multiple of {multiple} px.")
         steps = options.steps or config.num_inference_steps
-        manifest.ddim.timesteps(steps)  # refuses a number of steps that the schedule does not have
+        DDIM.of(manifest).timesteps(steps)  # refuses a number of steps that the schedule does not have
         alpha = config.subject_conditioning_ratio
         cells = model.latent_channels, height // model.vae_scale_factor, width // model.vae_scale_factor
         return cls(

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from export.checkpoint import Checkpoint
-from realisid_trt.command_line import Outcome, execute, run
+from realisid_trt.commands.command_line import Outcome, execute, run
 from realisid_trt.errors import RequestError
 from training.examples import WorldScenes
 from training.loop import Course, Learner, average_of

@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from realisid_trt import Engine, Person, RealisIDError, Result
-from realisid_trt.command_line import execute
+from realisid_trt.commands.command_line import execute
 from training.world import Picture, Scene, World, draw, id_crop
 
 from .sheet import PICTURE_PX, Line, sheet

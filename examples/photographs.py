@@ -11,11 +11,10 @@ from tqdm import tqdm
 
 from export.wheels import demo_photos
 from realisid_trt import Engine, Person, RealisIDError
-from realisid_trt.command_line import execute
-from realisid_trt.conditions import location_mask, pose_image
-from realisid_trt.drawing import side_by_side, with_boxes
-from realisid_trt.picture import to_pil
-from realisid_trt.stopwatch import timing_table
+from realisid_trt.commands.command_line import execute, timing_table
+from realisid_trt.commands.drawing import side_by_side, with_boxes
+from realisid_trt.loop.picture import to_pil
+from realisid_trt.persons.conditions import location_mask, pose_image
 
 PROMPT = "two friends hiking, golden hour"
 PLACES = ((0.06, 0.15, 0.5, 0.59), (0.52, 0.22, 0.94, 0.64))  # of the picture's width and height

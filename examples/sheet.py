@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw
 
-from realisid_trt.conditions import pose_image
-from realisid_trt.drawing import COLORS
-from realisid_trt.picture import to_pil
+from realisid_trt.commands.drawing import COLORS
+from realisid_trt.loop.picture import to_pil
+from realisid_trt.persons.conditions import pose_image
 from training.world import Picture
 
 PICTURE_PX, PHOTO_PX, GAP_PX, TITLE_PX = 384, 118, 12, 24

@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from realisid_trt.errors import BuildError, EngineDamaged
-from realisid_trt.faces import FaceFinder
-from realisid_trt.faces.landmarks import AttentionMesh, MeshV2
-from realisid_trt.faces.mask import FaceParser, PersonMask
-from realisid_trt.faces.mtcnn import Mtcnn
 from realisid_trt.files import whole_or_not
-from realisid_trt.photo import load_photo
+from realisid_trt.persons.faces import FaceFinder
+from realisid_trt.persons.faces.landmarks import AttentionMesh, MeshV2
+from realisid_trt.persons.faces.mask import FaceParser, PersonMask
+from realisid_trt.persons.faces.mtcnn import Mtcnn
+from realisid_trt.persons.photo import load_photo
 
 from .faces.landmarks_to_onnx import TASK_MEMBER, Files, attention_to_onnx, task_to_onnx
 from .faces.mtcnn_to_onnx import mtcnn_to_onnx, read_torch_weights

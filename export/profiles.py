@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from realisid_trt.rows import PictureRows, plan_rows
+from realisid_trt.loop.rows import PictureRows, plan_rows
 
 from .forms import Limits
 from .networks import Size, Tap

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from realisid_trt.__main__ import main as run_command
-from realisid_trt.command_line import execute
+from realisid_trt.commands.command_line import execute
 
 COMMANDS = "commands: build (python -m export.build), generate, inspect, embed, doctor (python -m realisid_trt)"
 

@@ -21,7 +21,7 @@ from realisid_trt.errors import BuildError, DiskError
 from realisid_trt.files import whole_or_not
 from realisid_trt.machine import peak_memory_bytes
 
-from .proof import Proof, fused_attentions, prove, weights_bytes
+from .truth.proof import Proof, fused_attentions, prove, weights_bytes
 
 if TYPE_CHECKING:
     import tensorrt as trt

@@ -15,8 +15,9 @@ if not _os.path.isdir(_os.path.join(__path__[0], "kernels")) and _os.path.isfile
 
 from .engine import Engine
 from .errors import RealisIDError
-from .identity import Identity
-from .request import Person, Request, Result
+from .persons.identity import Identity
+from .persons.person import Person
+from .request import Request, Result
 
 __version__ = "0.2.0"
 __all__ = ["Engine", "Identity", "Person", "RealisIDError", "Request", "Result", "__version__"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .command_line import Outcome, execute, ratio, run
+from .commands.command_line import Outcome, execute, ratio, run
 from .errors import RequestError
 from .files import whole_or_not
 
@@ -29,9 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def generate(options: argparse.Namespace) -> Outcome:
     from tqdm import tqdm
 
-    from .drawing import with_boxes
+    from .commands.command_line import timing_table
+    from .commands.drawing import with_boxes
     from .engine import Engine
-    from .stopwatch import timing_table
 
     paths = picture_paths(options.out, options.num_images)
     boxes_paths = picture_paths(options.draw_boxes, options.num_images) if options.draw_boxes else []
@@ -97,10 +97,10 @@ def embed(options: argparse.Namespace) -> Outcome:
 def inspect(options: argparse.Namespace) -> Outcome:
     target = options.target if options.target is not None else options.engine
     if not os.path.isfile(target) and Path(target).suffix.lower() not in PHOTO_ENDINGS:
-        from .inspect_engine import inspect_engine
+        from .commands.inspect_engine import inspect_engine
 
         return inspect_engine(target)
-    from .inspect_photo import inspect_photo
+    from .commands.inspect_photo import inspect_photo
 
     out = options.out or Path(target).with_name(Path(target).stem + "-found.png")
     [out] = picture_paths(out, 1)
@@ -110,14 +110,14 @@ def inspect(options: argparse.Namespace) -> Outcome:
 
 
 def doctor(options: argparse.Namespace) -> Outcome:
-    from .doctor import examine
+    from .commands.doctor import examine
 
     return examine(options.engine)
 
 
 def parse_person(text: str) -> Any:
     """photo.jpg@x0,y0,x1,y1,pose=other.jpg,face=0 → Person. The photo may be a stored identity (.safetensors)."""
-    from .request import Person
+    from .persons.person import Person
 
     photo, rest = _split_person(text)
     numbers: list[str] = []

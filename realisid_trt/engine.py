@@ -2,43 +2,33 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, TypedDict, Unpack, overload
+from typing import Any, Literal, Unpack, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .backends import Backend, open_backend
 from .checks import check_finite
-from .denoise import LOOP, Batch, denoise
 from .errors import BackendError, EngineMismatch, RealisIDError, RequestError
-from .faces import FaceFinder
-from .identity import Identity
+from .loop.denoise import LOOP, Batch, denoise
+from .loop.picture import decode, to_pil
+from .loop.prologue import Draft, Prologue
 from .manifest import Manifest
-from .outcomes import Outcomes
-from .people import People
-from .photo import Photo
-from .picture import decode, to_pil
-from .prologue import Draft, Prologue
-from .request import OMITTED, Omitted, Person, PlacedPerson, Request, Result
-from .stopwatch import Stopwatch
+from .outcomes import Outcomes, Stopwatch
+from .persons.faces import FaceFinder
+from .persons.identity import Identity
+from .persons.people import People
+from .persons.person import Person, PlacedPerson
+from .persons.photo import Photo
+from .request import BatchOptions, GenerateOptions, Progress, Request, RequestOptions, Result
 
 CLOSED = "this engine was closed. Load it again: Engine.load(…)."
-Progress = Callable[[int, int], object]
-
-
-class BatchOptions(TypedDict, total=False):
-    """What the pictures of a batch have in common. See `Engine.generate_batch`."""
-
-    num_inference_steps: int | None
-    height: int | None
-    width: int | None
-    output: str
-    progress: Progress | None
 
 
 class Engine:
@@ -111,7 +101,7 @@ class Engine:
             raise
         return engine
 
-    def warm_up(self, persons: int = 1, **options: Any) -> None:
+    def warm_up(self, persons: int = 1, **options: Unpack[GenerateOptions]) -> None:
         """Makes such a batch twice and throws it away: what compiles, plans memory or captures at first does it now.
 
         persons: how many; nobody in particular. options: of `generate`, such as num_images, height and width.
@@ -180,48 +170,18 @@ class Engine:
         with self._use():
             return self._people.encode(found)
 
-    def generate(
-        self,
-        prompt: str,
-        persons: Sequence[Person] = (),
-        *,
-        negative_prompt: str | None = None,
-        num_images: int = 1,
-        seed: int | None = None,
-        latents: NDArray[Any] | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        id_guidance_scale: float | None = None,
-        subject_conditioning_ratio: float | None | Omitted = OMITTED,
-        local_scale: float = 1.0,
-        global_scale: float = 1.0,
-        height: int | None = None,
-        width: int | None = None,
-        output: str = "pil",
-        progress: Progress | None = None,
-    ) -> Result:
-        """Pictures of the given persons. See `Request` for the arguments, `generate_batch` for the rest."""
-        request = Request(
-            prompt=prompt,
-            persons=persons,
-            negative_prompt=negative_prompt,
-            num_images=num_images,
-            seed=seed,
-            latents=latents,
-            guidance_scale=guidance_scale,
-            id_guidance_scale=id_guidance_scale,
-            subject_conditioning_ratio=subject_conditioning_ratio,
-            local_scale=local_scale,
-            global_scale=global_scale,
-        )
-        [result] = self.generate_batch(
-            [request],
-            num_inference_steps=num_inference_steps,
-            height=height,
-            width=width,
-            output=output,
-            progress=progress,
-        )
+    def generate(self, prompt: str, persons: Sequence[Person] = (), **options: Unpack[GenerateOptions]) -> Result:
+        """Pictures of the given persons.
+
+        negative_prompt, num_images, seed, latents, guidance_scale, id_guidance_scale, subject_conditioning_ratio,
+        local_scale, global_scale: see `Request`.
+        num_inference_steps, height, width, output, progress: see `generate_batch`, for what is raised too.
+        """
+        if unknown := sorted(options.keys() - GenerateOptions.__optional_keys__):
+            raise TypeError(f"Engine.generate() got an unexpected keyword argument {unknown[0]!r}")
+        given = dict[str, Any](options)
+        common = {name: given.pop(name) for name in BatchOptions.__optional_keys__ & given.keys()}
+        [result] = self.generate_batch([Request(prompt, persons, **given)], **cast(BatchOptions, common))
         return result
 
     @overload
@@ -383,6 +343,20 @@ class Engine:
             if stage == "denoise":
                 timings |= {f"denoise.{name}": usage.ms[name] for name in LOOP if name in usage.ms}
         return timings
+
+
+def _spelled_out() -> inspect.Signature:
+    """The signature of `generate` with every keyword and its default: for `help`, `inspect` and notebooks."""
+    own = inspect.signature(Engine.generate)
+    fields = inspect.signature(Request).parameters
+    common = inspect.signature(Engine.generate_batch).parameters
+    named = [fields[name] for name in fields if name in RequestOptions.__optional_keys__]
+    named += [common[name] for name in common if name in BatchOptions.__optional_keys__]
+    first = [parameter for name, parameter in own.parameters.items() if name != "options"]
+    return own.replace(parameters=[*first, *(each.replace(kind=each.KEYWORD_ONLY) for each in named)])
+
+
+Engine.generate.__signature__ = _spelled_out()  # type: ignore[attr-defined]
 
 
 def _by_request(pictures: NDArray[np.float32], drafts: Mapping[int, Draft]) -> dict[int, NDArray[np.float32]]:

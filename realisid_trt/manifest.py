@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from .config import RealisIDConfig
-from .ddim import DDIM
 from .errors import EngineDamaged, EngineMismatch, EngineMissing, ShapeError
 from .files import VerifiedFiles, sha256
 
@@ -232,10 +231,6 @@ class Manifest:
         from safetensors.numpy import load_file
 
         return dict(load_file(self.path / CONSTANTS))
-
-    @cached_property
-    def ddim(self) -> DDIM:
-        return DDIM(alphas_cumprod=self.constants["alphas_cumprod"], **self.values["scheduler"])
 
     @cached_property
     def builds(self) -> dict[str, Build]:

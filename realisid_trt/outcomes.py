@@ -1,7 +1,8 @@
-"""What becomes of each request of a batch: its result, or the error that stands in its place."""
+"""What becomes of each request of a batch: its result, or the error in its place; and how long that took."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
@@ -49,6 +50,19 @@ class Outcomes:
     def in_order(self, results: Mapping[int, Result]) -> list[Result | RealisIDError]:
         """A result or an error for every request."""
         return [self.errors[place] if place in self.errors else results[place] for place in range(self._count)]
+
+
+class Stopwatch:
+    """`with watch("text"): …` adds to `watch.ms["text"]`."""
+
+    def __init__(self) -> None:
+        self.ms: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.ms[stage] = self.ms.get(stage, 0.0) + (time.perf_counter() - start) * 1e3
 
 
 def _without_frames(error: RealisIDError) -> RealisIDError:

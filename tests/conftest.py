@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from export.building.origins import remember
 from export.files import write_json
-from export.origins import remember
 from export.wheels import demo_photos
 from realisid_trt.errors import RealisIDError
 from realisid_trt.manifest import Manifest

@@ -72,6 +72,8 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
         assert "realisid = export.realisid:script" in archive.read(points).decode()
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"realisid_trt", "export"}
     assert {"realisid_trt/kernels/kernels.cu", "realisid_trt/py.typed", "export/miniature/tokenizer.py"} <= set(names)
+    sources = [path for folder in ("realisid_trt", "export") for path in (ROOT / folder).rglob("*.py")]
+    assert {path.relative_to(ROOT).as_posix() for path in sources} <= set(names)  # every room is listed in setup.py
 
 
 def test_the_commands(installed: Path, elsewhere: Path, engine_dir: Path, photos: Any) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from export.checkpoint import Checkpoint
 from export.files import disk_errors, write_json
-from realisid_trt.command_line import Outcome, execute, reporter, run
+from realisid_trt.commands.command_line import Outcome, execute, reporter, run
 from realisid_trt.errors import RequestError
 
 from .evaluation.cases import Casting

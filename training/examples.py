@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from realisid_trt.faces.squares import as_box, crop_square, grown
-from realisid_trt.mesh import NUM_LANDMARKS
+from realisid_trt.persons.faces.squares import as_box, crop_square, grown
+from realisid_trt.persons.mesh import NUM_LANDMARKS
 
 from .store import check_least
 from .world import FACTORS, Scene, World, draw, id_crop

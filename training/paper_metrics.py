@@ -21,16 +21,16 @@ from safetensors.torch import load_file
 from torch import nn
 
 from export.checkpoint.classes import quiet
-from realisid_trt.command_line import Outcome, execute, run
-from realisid_trt.containers import suffixes
+from realisid_trt.commands.command_line import Outcome, execute, run
 from realisid_trt.errors import CheckpointError, PhotoError, RequestError
-from realisid_trt.faces import FaceFinder
-from realisid_trt.faces.squares import as_box, crop_square
 from realisid_trt.files import file_sha256
-from realisid_trt.photo import load_photo
+from realisid_trt.persons.containers import suffixes
+from realisid_trt.persons.faces import FaceFinder
+from realisid_trt.persons.faces.squares import as_box, crop_square
+from realisid_trt.persons.photo import load_photo
 
-from .evaluation.statistics import Sample, estimate
 from .pictures import captions_of
+from .statistics import Sample, estimate
 
 Floats = NDArray[np.float64]
 Names = NDArray[np.str_]

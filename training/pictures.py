@@ -13,12 +13,12 @@ import cv2
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from realisid_trt.containers import suffixes
 from realisid_trt.errors import PhotoError, RequestError
-from realisid_trt.faces import Face, FaceFinder
 from realisid_trt.files import sha256
-from realisid_trt.mesh import NUM_LANDMARKS
-from realisid_trt.photo import WORKING_SIDE_PX, LoadedPhoto, load_photo
+from realisid_trt.persons.containers import suffixes
+from realisid_trt.persons.faces import Face, FaceFinder
+from realisid_trt.persons.mesh import NUM_LANDMARKS
+from realisid_trt.persons.photo import WORKING_SIDE_PX, LoadedPhoto, load_photo
 
 from .store import LeftOut, check_least
 

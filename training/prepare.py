@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, get_type_hints
 
 from export.checkpoint import Checkpoint
-from realisid_trt.command_line import Outcome, execute, run
+from realisid_trt.commands.command_line import Outcome, execute, run
 
 from .examples import WorldFaces, WorldScenes
 from .pictures import PictureFolder, others_of

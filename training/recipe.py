@@ -21,7 +21,7 @@ from accelerate import PartialState
 
 from export.checkpoint import Checkpoint
 from export.miniature import make_checkpoint
-from realisid_trt.command_line import Outcome, execute, run
+from realisid_trt.commands.command_line import Outcome, execute, run
 from realisid_trt.errors import RequestError
 
 from .examples import WorldFaces, WorldScenes

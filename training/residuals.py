@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from export.checkpoint import Checkpoint
 from export.checkpoint.classes import module_class, quiet
-from realisid_trt.boxes import FaceBox
-from realisid_trt.conditions import location_mask, pose_image
 from realisid_trt.errors import RequestError
 from realisid_trt.kernels.resample import resize_matrix
+from realisid_trt.persons.boxes import FaceBox
+from realisid_trt.persons.conditions import location_mask, pose_image
 
 from .fresh import fresh
 

@@ -25,7 +25,7 @@ from export.checkpoint.folders import FROM_BASE, base_folder, unpack
 from export.checkpoint.id_projection import build_projection
 from export.files import disk_errors, target_folder, whole_folder
 from export.miniature.presets import preprocessor_config
-from realisid_trt.command_line import Outcome, execute, run
+from realisid_trt.commands.command_line import Outcome, execute, run
 from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import CheckpointError, RealisIDWarning, RequestError
 

@@ -18,7 +18,7 @@ import torch
 from accelerate import PartialState
 
 from export.checkpoint import Checkpoint
-from realisid_trt.command_line import Outcome, execute, run
+from realisid_trt.commands.command_line import Outcome, execute, run
 from realisid_trt.errors import RequestError
 
 from .loop import Course, Run, claimed

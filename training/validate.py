@@ -23,16 +23,16 @@ from tqdm import tqdm
 
 from export.checkpoint import Checkpoint
 from export.files import disk_errors, write_json
-from realisid_trt.command_line import Outcome, execute, run
+from realisid_trt.commands.command_line import Outcome, execute, run
 from realisid_trt.errors import RequestError
 from realisid_trt.files import file_sha256
 
 from .diffusion import Diffusion
-from .evaluation.statistics import Sample, estimate
 from .evaluation.tables import listed
 from .processes import accelerator_of
 from .result import ORIGIN, trained_for
 from .stages import STAGES, Stage
+from .statistics import Sample, estimate
 from .store import Store
 
 ALL = "all"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from realisid_trt.command_line import Outcome, execute, run
+from realisid_trt.commands.command_line import Outcome, execute, run
 
 from .index import Kit
 from .place import place

@@ -10,8 +10,8 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from export.origins import recall
-from export.staging import content_key
+from export.building.origins import recall
+from export.building.staging import content_key
 from export.wheels import ASTRONAUT, ASTRONAUT_SHA256, HOPPER, HOPPER_SHA256, demo_photos
 from realisid_trt.errors import BuildError, RequestError
 from realisid_trt.files import VerifiedFiles, sha256

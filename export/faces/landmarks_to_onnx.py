@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 
 from realisid_trt.errors import BuildError
-from realisid_trt.mesh import NUM_LANDMARKS, NUM_SKIN_LANDMARKS
+from realisid_trt.persons.mesh import NUM_LANDMARKS, NUM_SKIN_LANDMARKS
 
 from .tflite_to_onnx import Operator, TfliteModel, tflite_to_onnx
 
@@ -24,7 +24,7 @@ def attention_to_onnx(content: bytes) -> Files:
     The file's three custom operators cut it in two: the body computes 468 points and a feature map; per region (lips,
     two eyes) Landmarks2TransformMatrix places a window on the map, TransformTensorBilinear reads it, a head refines,
     and TransformLandmarks takes the result back. What these operators need to know stands in their own options; it
-    goes into landmarks.json, and `realisid_trt.faces.landmarks` does their work in NumPy.
+    goes into landmarks.json, and `realisid_trt.persons.faces.landmarks` does their work in NumPy.
     """
     model = TfliteModel(content, "face_landmark_with_attention.tflite")
     matrices = [operator for operator in model.operators if operator.kind == "Landmarks2TransformMatrix"]

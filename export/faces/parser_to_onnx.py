@@ -1,4 +1,4 @@
-"""The user's own BiSeNet → the one ONNX file that `realisid_trt.faces.mask` runs."""
+"""The user's own BiSeNet → the one ONNX file that `realisid_trt.persons.faces.mask` runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto
 
 from realisid_trt.errors import BuildError
-from realisid_trt.faces.mask import CLASSES, PARSING_SIZE
+from realisid_trt.persons.faces.mask import CLASSES, PARSING_SIZE
 
 
 def parser_to_onnx(content: bytes, path: Path) -> bytes:

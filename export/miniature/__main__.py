@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from realisid_trt.command_line import Outcome, execute, ratio, run
+from realisid_trt.commands.command_line import Outcome, execute, ratio, run
 from realisid_trt.config import OPTIONS
 
 from . import make_checkpoint

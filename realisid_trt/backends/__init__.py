@@ -1,6 +1,6 @@
 """What the runtime asks of a machine: open the networks, run them, own their memory, run the fused kernels.
 
-A backend is one file in this folder. The loop in `denoise.py` hands it whole arrays by name and never looks inside
+A backend is one file in this folder. The loop in `loop/denoise.py` hands it whole arrays by name and never looks inside
 them, so a backend keeps them wherever it likes; on a CPU they are NumPy arrays. Four rules:
 
 - Latents are float32. What only networks read is in the precision that the networks read: `put(…, for_networks=True)`.

@@ -1,14 +1,12 @@
-"""What every GPU backend does alike: arrays on one stream, the fused kernels, capture. How a network runs it leaves to
-a `Runner`."""
+"""What every GPU backend does alike: arrays on one stream, the fused kernels, steps. How a network runs it leaves to a
+`Runner`, capture to cuda_graphs.py."""
 
 from __future__ import annotations
 
-import warnings
 import weakref
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,20 +14,13 @@ from numpy.typing import NDArray
 import realisid_trt.kernels.launch as launch
 from realisid_trt.kernels.launch import Array, Kernels
 
-from ..errors import RealisIDWarning
 from ..manifest import Build, Manifest
 from . import MergeRows, Usage
+from .cuda_graphs import CapturedSteps, Graph
 from .cuda_memory import Gpu, callers_device, gpu_errors
+from .cuda_usage import GpuUsage
 
 HALVES = ("float16", "bfloat16")
-GRAPHS = 8  # captured steps that are kept; a request with a delayed ID has two
-
-
-class Graph(NamedTuple):
-    """A captured step, and the rows that each network evaluates in it."""
-
-    captured: Any
-    rows: dict[str, int]
 
 
 class Runner(Protocol):
@@ -57,37 +48,6 @@ class Runner(Protocol):
         """The networks end. The stream is idle; it ends after them."""
 
 
-class GpuUsage(Usage):
-    """Usage whose milliseconds are the GPU's own, between two events; they are read when somebody asks."""
-
-    def __init__(self, gpu: Gpu) -> None:
-        super().__init__()
-        self._gpu = gpu
-        self._pending: list[tuple[str, Any, Any]] = []
-        self.replayed: set[str] = set()  # ran inside graphs too, so their milliseconds would be a part only
-
-    @contextmanager
-    def measure(self, name: str, rows: int) -> Iterator[None]:
-        if self._gpu.capturing:  # what a graph replays has no times of its own
-            self.add(name, rows, 0.0)
-            yield
-            return
-        start = self._gpu.stamp()
-        yield
-        self._pending.append((name, start, self._gpu.stamp()))
-        self.add(name, rows, 0.0)
-
-    @property
-    def ms(self) -> dict[str, float]:
-        """Milliseconds by name; waits for what was asked for last."""
-        for name, start, end in self._pending:
-            with gpu_errors():
-                end.sync()
-            self.add(name, 0, end - start)
-        self._pending.clear()
-        return {name: ms for name, ms in self._ms.items() if name not in self.replayed}
-
-
 class CudaBackend:
     """The backend protocol on one GPU. Nothing but `get`, `begin` and `elapsed_ms` waits for it.
 
@@ -113,25 +73,22 @@ class CudaBackend:
         self._levels, self._canvas = manifest.model.residual_levels, manifest.model.sample_size
         self._mode, self._overlap = manifest.config.relocate_mode, manifest.config.overlap
         self._made: dict[Hashable, Any] = {}
-        self._capture = capture
-        self._graphs: OrderedDict[Hashable, Graph] = OrderedDict()
-        self._trace: list[Hashable] = []  # what was enqueued, with every address
-        self._repeating = False  # inside a step that may be captured
+        self._steps = CapturedSteps(gpu, self._usage, capture)
         # By `close`, else with the last reference, else at the interpreter's exit while the driver is still there.
-        self._end = weakref.finalize(self, _end, runner, gpu, self._graphs)
+        self._end = weakref.finalize(self, _end, runner, gpu, self._steps.graphs)
 
     @property
     def usage(self) -> Usage:
         return self._usage
 
     def begin(self) -> None:
-        self._usage = GpuUsage(self._gpu)
+        self._usage = self._steps.usage = GpuUsage(self._gpu)
         self.rewind()
 
     def rewind(self) -> None:
         self._gpu.begin()
         self._made.clear()
-        self._trace.clear()
+        self._steps.trace.clear()
         self._runner.forget()
 
     @property
@@ -141,7 +98,7 @@ class CudaBackend:
 
     def unload(self, networks: Collection[str]) -> None:
         self._gpu.wait()
-        self._graphs.clear()
+        self._steps.graphs.clear()
         self._runner.unload(networks)
 
     def close(self) -> None:
@@ -184,14 +141,14 @@ class CudaBackend:
         key = "take", tensor, rows.tobytes()
         out = self._once(key, lambda: self._new((len(rows), *tensor.shape[1:]), dtype))
         self._kernels.take(self._gpu.stream, tensor, self._rows(rows), out)
-        self._trace.append(("take", tensor, self._rows(rows), out))
+        self._steps.note("take", tensor, self._rows(rows), out)
         return out
 
     def take_step(self, table: Array, step: Array, pictures: Array, columns: Array) -> Array:
         shape = *pictures.shape, table.shape[-1]
         out = self._once(("take_step", table, pictures, columns), lambda: self._new(shape, table.dtype))
         self._kernels.take_step(self._gpu.stream, table, step, pictures, columns, out)
-        self._trace.append(("take_step", table, step, pictures, columns, out))
+        self._steps.note("take_step", table, step, pictures, columns, out)
         return out
 
     # Networks
@@ -210,8 +167,8 @@ class CudaBackend:
             lambda: {port.name: self._new(sizes[port.name], port.dtype) for port in described.outputs},
         )
         with self.usage.measure(network, next(iter(shapes.values()))[0]):
-            held = self._runner.run(network, fed, outputs, self._repeating)
-        self._trace.append((network, *fed.items(), *outputs.items(), held))
+            held = self._runner.run(network, fed, outputs, self._steps.repeating)
+        self._steps.note(network, *fed.items(), *outputs.items(), held)
         return outputs
 
     # Kernels
@@ -221,7 +178,7 @@ class CudaBackend:
         faces: Array = self._once(("crop_upsample", boxes), lambda: self._new(shape, self.precision))
         with self.usage.measure("crop_upsample", shape[0]):
             self._kernels.crop_upsample(self._gpu.stream, latents, pictures, boxes, faces)
-        self._trace.append(("crop_upsample", latents, pictures, boxes, faces))
+        self._steps.note("crop_upsample", latents, pictures, boxes, faces)
         return faces
 
     def relocate_merge(
@@ -243,7 +200,7 @@ class CudaBackend:
                 rows.scales, self._mode, self._overlap,
             )  # fmt: skip
         of = rows.encoder_of, rows.local_of, rows.global_of, rows.boxes, rows.scales
-        self._trace.append(("relocate_merge", *skips, *local, *whole, *out, table, *of))
+        self._steps.note("relocate_merge", *skips, *local, *whole, *out, table, *of)
         return out
 
     def guide_step(
@@ -254,83 +211,12 @@ class CudaBackend:
             self._kernels.guide_step(
                 self._gpu.stream, latents, step, tickets, noise_pred, decoder_of, weights, coefficients
             )
-        self._trace.append(("guide_step", latents, step, tickets, noise_pred, decoder_of, weights, coefficients))
+        self._steps.note("guide_step", latents, step, tickets, noise_pred, decoder_of, weights, coefficients)
 
     # Steps and time
 
     def repeated(self, step: Callable[[], None]) -> Callable[[], None]:
-        """Run as it is until two runs enqueued the same, then captured, then replayed; a step that an earlier request
-        captured is replayed from its second call on.
-
-        Whatever a step reads and writes keeps its address until the request ends, and what changes from step to step
-        lies on the device; so a replay is the step. A later request's step is the same graph if it enqueues the same
-        work at the same addresses, which its first call tells.
-        """
-        graph: Graph | None = None
-        last: Hashable = None
-        settled = False
-
-        def recorded() -> None:
-            nonlocal graph, last, settled
-            if graph is None and last in self._graphs:
-                self._graphs.move_to_end(last)
-                graph = self._graphs[last]
-            elif graph is None and settled and self._capture:
-                graph = self._captured(step, last)
-            if graph is not None:
-                self._replay(graph)
-                return
-            before, last = last, self._traced(step)
-            settled = last == before
-
-        return recorded if self._capture else step
-
-    def _traced(self, step: Callable[[], None]) -> Hashable:
-        """Runs the step; all that it enqueued."""
-        self._trace.clear()
-        self._repeating = self._capture
-        try:
-            step()
-        finally:
-            self._repeating = False
-        return tuple(self._trace)
-
-    def _captured(self, step: Callable[[], None], signature: Hashable) -> Graph | None:
-        """The step as a graph, kept for later requests; None if that is refused."""
-        before, traced = dict(self._usage.rows), list[Hashable]()
-        try:
-            captured = self._gpu.capture(lambda: traced.append(self._traced(step)))
-        except Exception as error:  # of whatever the networks run on
-            self._refused(error)
-            return None
-        finally:
-            rows = {name: count - before.get(name, 0) for name, count in self._usage.rows.items()}
-            self._usage.rows.clear()
-            self._usage.rows.update(before)
-        if traced != [signature]:
-            self._refused(RuntimeError("it enqueued something else while it was captured"))
-            return None
-        if len(self._graphs) >= GRAPHS:
-            self._gpu.wait()  # the oldest may still be running
-            self._graphs.popitem(last=False)
-        self._graphs[signature] = graph = Graph(captured, rows)
-        return graph
-
-    def _replay(self, graph: Graph) -> None:
-        with gpu_errors():
-            graph.captured.launch(self._gpu.stream)
-        for name, rows in graph.rows.items():
-            self._usage.add(name, rows, 0.0)
-            self._usage.replayed.add(name)
-
-    def _refused(self, error: Exception) -> None:
-        self._capture = False
-        warnings.warn(
-            f"a step was refused as a CUDA graph ({error}); steps run one launch at a time from now on. "
-            "Engine.load(…, cuda_graph=False) does not try.",
-            RealisIDWarning,
-            stacklevel=2,
-        )
+        return self._steps.repeated(step)
 
     def stamp(self) -> Any:
         return self._gpu.stamp()
@@ -369,7 +255,7 @@ class CudaBackend:
         return out
 
 
-def _end(runner: Runner, gpu: Gpu, graphs: OrderedDict[Hashable, Graph]) -> None:
+def _end(runner: Runner, gpu: Gpu, graphs: dict[Hashable, Graph]) -> None:
     """Waits, then ends in the only order: graphs may be running, and networks use the stream to the last. One's failure
     does not stop the next."""
     with callers_device(), ExitStack() as then:  # the collector may do it in any thread

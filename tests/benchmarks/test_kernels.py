@@ -17,7 +17,7 @@ from benchmarks.cases import SDXL, Case, cases
 from benchmarks.gpu_bench import GpuBench
 from benchmarks.kernels import crop_bytes, guide_bytes, main, merge_bytes
 from benchmarks.torch_operations import Work
-from realisid_trt.boxes import Grid, snap_box
+from realisid_trt.persons.boxes import Grid, snap_box
 
 ROOT = Path(__file__).resolve().parents[2]
 LOADED = """{}

@@ -16,8 +16,8 @@ from benchmarks.options import BASELINES, COMPILED
 from benchmarks.same import SAME
 from export.checkpoint import Checkpoint
 from export.miniature import make_checkpoint
-from export.reference import Reference, ReferencePerson
-from export.verify_engine import WORST_RATIO
+from export.truth.reference import Reference, ReferencePerson
+from export.truth.verify_engine import WORST_RATIO
 from realisid_trt import Person
 from realisid_trt.errors import RequestError
 from tests.realisid_trt.truth import checkpoint_with

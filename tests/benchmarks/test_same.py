@@ -13,8 +13,8 @@ import pytest
 from benchmarks.latency import main
 from benchmarks.measure import Run
 from benchmarks.same import SAME, check_same_arithmetic, check_same_picture, open_original
+from export.building.origins import recall, remember
 from export.miniature import make_checkpoint
-from export.origins import recall, remember
 from realisid_trt import Engine
 from realisid_trt.errors import CheckpointError, RequestError
 from realisid_trt.manifest import Manifest

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.scene import WARM_STEPS, warm_steps
-from realisid_trt.rows import steps_without_id
+from realisid_trt.loop.rows import steps_without_id
 
 
 @pytest.mark.parametrize("alpha", [None, 1.0, 0.9, 0.7, 0.5, 0.25, 0.2, 0.04, 0.0])

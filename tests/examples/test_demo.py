@@ -15,7 +15,7 @@ from examples.demo import ASKED, PHOTO_PX, generate
 from examples.sheet import GAP_PX, PICTURE_PX, TITLE_PX, Line, layout, sheet
 from examples.sheet import PHOTO_PX as SMALL_PX
 from realisid_trt import Engine
-from realisid_trt.drawing import COLORS
+from realisid_trt.commands.drawing import COLORS
 from training.world import Picture, World, draw
 
 ROOT = Path(__file__).resolve().parents[2]

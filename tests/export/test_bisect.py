@@ -14,15 +14,15 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from export.bisect import Difference, explain, first_difference, on_onnxruntime, plain
-from export.build import Options, _parser
+from export.building.planning import onnx_jobs
+from export.building.staging import Staging
 from export.checkpoint import Checkpoint
 from export.forms import OnnxForm, targets_of
 from export.networks import Network, networks
-from export.planning import onnx_jobs
-from export.staging import Staging
+from export.options import Options, parser
 from export.to_onnx import example
-from export.verify import WORST_RATIO
+from export.truth.bisect import Difference, explain, first_difference, on_onnxruntime, plain
+from export.truth.verify import WORST_RATIO
 from realisid_trt.manifest import MANIFEST
 
 SINGLE, HALF = OnnxForm(20, "fp32"), OnnxForm(23, "fp16")
@@ -147,7 +147,7 @@ def test_the_sentence(engine_dir: Path, known: dict[str, Network]) -> None:
 
 
 def test_the_flag_reaches_the_workers(checkpoint_dir: Path, known: dict[str, Network], tmp_path: Path) -> None:
-    given: dict[str, Any] = {k: v for k, v in vars(_parser().parse_args(["--bisect"])).items() if k == "bisect"}
+    given: dict[str, Any] = {k: v for k, v in vars(parser().parse_args(["--bisect"])).items() if k == "bisect"}
     for options, expected in ((Options(**given), True), (Options(), False)):
         checkpoint, staging = Checkpoint.open(checkpoint_dir), Staging(tmp_path / "engine")
         _, jobs = onnx_jobs(staging, checkpoint, known, targets_of("onnxruntime", "fp32"), options)
@@ -156,9 +156,9 @@ def test_the_flag_reaches_the_workers(checkpoint_dir: Path, known: dict[str, Net
 
 def test_the_build_s_error_has_it(checkpoint_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker whose ONNX Runtime computes something else than the graph says."""
-    from export import verify as gate
-    from export import workers
+    from export.building import workers
     from export.forms import Limits
+    from export.truth import verify as gate
     from realisid_trt.errors import ParityError
 
     torch.manual_seed(0)

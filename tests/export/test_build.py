@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import os
 import random
 import shutil
 import signal
@@ -20,23 +19,16 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from export.build import Options, _can_build, build, main
-from export.files import check_space, exchange
+from export.build import build, main
+from export.building.staging import Staging, open_staging
+from export.files import check_space
 from export.miniature import make_checkpoint
-from export.staging import Staging, open_staging
+from export.options import Options
 from realisid_trt import Engine
-from realisid_trt.backends.tensorrt_flavours import Flavour
-from realisid_trt.errors import BackendError, BuildError, CheckpointError, DiskError, ParityError, RequestError
+from realisid_trt.errors import BuildError, DiskError, ParityError
 from realisid_trt.manifest import MANIFEST, Manifest
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture
-def own(checkpoint_dir: Path, engine_copy: Path, tmp_path: Path) -> Options:
-    """A checkpoint and an engine of one's own, the engine fresh."""
-    checkpoint = Path(shutil.copytree(checkpoint_dir, tmp_path / "checkpoint"))
-    return Options(checkpoint=checkpoint, out=engine_copy, backends=("onnxruntime",))
 
 
 def change_weights(checkpoint: Path, component: str) -> None:
@@ -161,20 +153,6 @@ def test_killed_at_any_moment(own: Options) -> None:
     Engine.load(own.out).generate("a beach", num_inference_steps=1)
 
 
-def test_exchange_without_the_system_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where two names cannot be swapped in one step: NAME.old, from which load and build recover."""
-    monkeypatch.setattr("export.files._swap", lambda a, b: False)
-    new, old = tmp_path / "new", tmp_path / "engine"
-    for folder in (new, old):
-        folder.mkdir()
-        (folder / MANIFEST).write_text(folder.name)
-    exchange(new, old)
-    assert (old / MANIFEST).read_text() == "new" and sorted(p.name for p in tmp_path.iterdir()) == ["engine"]
-    os.rename(old, tmp_path / "engine.old")  # killed between the renames
-    with open_staging(old):
-        assert (old / MANIFEST).read_text() == "new"
-
-
 def test_two_builds_of_one_engine(own: Options) -> None:
     assert own.out is not None
     with open_staging(own.out), pytest.raises(BuildError, match="another build of .* is running"):
@@ -196,7 +174,7 @@ def test_a_network_that_computes_something_else(own: Options, monkeypatch: pytes
     import onnx
     from onnx import numpy_helper
 
-    from export import workers
+    from export.building import workers
     from export.forms import Limits, OnnxForm
     from export.to_onnx import to_onnx
 
@@ -224,7 +202,7 @@ def test_a_network_that_computes_something_else(own: Options, monkeypatch: pytes
 def test_an_engine_that_computes_something_else(own: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every network right and the runtime wrong: the whole is compared too, before anything is published."""
     assert own.checkpoint is not None and own.out is not None
-    monkeypatch.setattr("realisid_trt.prologue.guidance_weights", lambda t, i, on: (-6.5, 2.51, 4.99))
+    monkeypatch.setattr("realisid_trt.loop.prologue.guidance_weights", lambda t, i, on: (-6.5, 2.51, 4.99))
     change_weights(own.checkpoint, "text_encoder_2")
     before = manifest_of(own.out)
     with pytest.raises(ParityError, match="the whole engine errs .* the reference in float32 errs"):
@@ -241,38 +219,6 @@ def test_one_network_at_a_time(own: Options, tmp_path: Path) -> None:
     assert not result["complete"] and len(result["missing"]) == 12 and not (tmp_path / "fresh").exists()
     assert any("12 networks are still missing" in line for line in said)
     assert build(fresh)["built"] == []  # it stands in the staging folder
-
-
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"only": ("unet",)}, RequestError, "--only unet: no such network. Known: text_encoder, "),
-        ({"backends": ("magic",)}, RequestError, "--backend magic is unknown. Known: onnxruntime"),
-        ({"backends": ("tensorrt",)}, BackendError, r"pip install 'realisid_trt\[tensorrt\]'"),
-        ({"optimization_level": 6}, RequestError, "--optimization-level is 6, expected 0 to 5"),
-        ({"workspace": 0.0}, RequestError, "--workspace is 0.0, expected GiB, more than none"),
-        ({"checkpoint": Path("nowhere")}, CheckpointError, "does not exist, expected a checkpoint's folder"),
-        ({"face_parser": Path("nowhere.onnx")}, BuildError, "nowhere.onnx cannot be read"),
-        ({"face_landmarker": Path("nowhere.task")}, BuildError, "nowhere.task cannot be read"),
-    ],
-)
-def test_bad_options(own: Options, change: dict[str, Any], error: type[Exception], message: str) -> None:
-    before = manifest_of(own.out)  # type: ignore[arg-type]
-    with pytest.raises(error, match=message):
-        build(dataclasses.replace(own, **change))
-    assert manifest_of(own.out) == before  # type: ignore[arg-type]
-
-
-def test_what_is_not_installed_is_said_at_once(own: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    with monkeypatch.context() as patched:
-        patched.setattr(Flavour, "installed", False)
-        assert not _can_build(half=False, report=said.append) and not said
-        assert not _can_build(half=True, report=said.append)
-        assert "pip install 'realisid_trt[tensorrt]' or 'realisid_trt[tensorrt-rtx]'" in said[0]
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(RequestError, match=r"ONNX Runtime, which is not installed\. pip install"):
-        build(own)
 
 
 def test_an_out_that_is_something_else(own: Options, tmp_path: Path) -> None:
@@ -303,7 +249,7 @@ def test_a_full_disk_while_writing(own: Options, monkeypatch: pytest.MonkeyPatch
 
     assert own.checkpoint is not None and own.out is not None
     change_weights(own.checkpoint, "text_encoder_2")
-    monkeypatch.setattr("export.staging.os.replace", full)
+    monkeypatch.setattr("export.building.staging.os.replace", full)
     with pytest.raises(DiskError, match="Free some space"):
         build(own)
     monkeypatch.undo()
@@ -313,7 +259,8 @@ def test_a_full_disk_while_writing(own: Options, monkeypatch: pytest.MonkeyPatch
 def test_a_full_disk_in_a_worker(own: Options, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
 
-    from export import to_onnx, workers
+    from export import to_onnx
+    from export.building import workers
     from export.forms import Limits, OnnxForm
 
     def full(*_: Any) -> None:
@@ -343,10 +290,10 @@ def test_out_through_a_link_and_onto_a_mount_point(
 
 def stale(own: Options) -> set[str]:
     """The networks that a build would export now."""
+    from export.building.planning import onnx_jobs
     from export.checkpoint import Checkpoint
     from export.forms import targets_of
     from export.networks import networks
-    from export.planning import onnx_jobs
 
     assert own.checkpoint is not None and own.out is not None
     checkpoint = Checkpoint.open(own.checkpoint)

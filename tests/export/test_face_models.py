@@ -13,8 +13,8 @@ import pytest
 
 from export.face_models import ALL_FILES, fetch_face_models
 from realisid_trt.errors import BuildError
-from realisid_trt.faces import FaceFinder
-from realisid_trt.photo import load_photo
+from realisid_trt.persons.faces import FaceFinder
+from realisid_trt.persons.photo import load_photo
 from tests.export.faces.tflite_sketch import face_landmarker_task
 
 

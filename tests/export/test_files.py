@@ -15,9 +15,11 @@ from pathlib import Path
 import pytest
 
 from export import files
+from export.building.staging import open_staging
 from export.files import exchange, target_folder, whole_folder
 from realisid_trt.errors import DiskError, RealisIDWarning
 from realisid_trt.files import whole_or_not
+from realisid_trt.manifest import MANIFEST
 from tests.conftest import ROOT
 
 
@@ -157,3 +159,17 @@ def test_many_processes_make_one_folder(tmp_path: Path) -> None:
     with whole_folder(out):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+def test_exchange_without_the_system_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where two names cannot be swapped in one step: NAME.old, from which load and build recover."""
+    monkeypatch.setattr("export.files._swap", lambda a, b: False)
+    new, old = tmp_path / "new", tmp_path / "engine"
+    for folder in (new, old):
+        folder.mkdir()
+        (folder / MANIFEST).write_text(folder.name)
+    exchange(new, old)
+    assert (old / MANIFEST).read_text() == "new" and sorted(p.name for p in tmp_path.iterdir()) == ["engine"]
+    os.rename(old, tmp_path / "engine.old")  # killed between the renames
+    with open_staging(old):
+        assert (old / MANIFEST).read_text() == "new"

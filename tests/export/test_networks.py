@@ -9,15 +9,16 @@ import pytest
 import torch
 from diffusers.models.embeddings import Timesteps
 
-from export.build import Options, build
+from export.build import build
 from export.checkpoint import Checkpoint
-from export.exact import in_float64
-from export.flops import flops_per_row
 from export.forms import Limits, OnnxForm
 from export.miniature import make_checkpoint
 from export.networks import Network, Sinusoids, Size, Tap, networks
+from export.options import Options
 from export.to_onnx import example, to_onnx
-from export.verify import parity_shapes, verify
+from export.truth.exact import in_float64
+from export.truth.flops import flops_per_row
+from export.truth.verify import parity_shapes, verify
 
 
 @pytest.fixture(scope="module")

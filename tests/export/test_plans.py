@@ -19,17 +19,16 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export import plans
-from export.build import Options, _check, architecture, build
-from export.plans import PlanJob, build_plans, estimate
+from export.building import plans
+from export.building.plans import PlanJob, build_plans, estimate
+from export.building.staging import open_staging
 from export.profiles import profiles
-from export.proof import layers_by_type
-from export.staging import open_staging
 from export.to_plan import PlanSettings, to_plan
+from export.truth.proof import layers_by_type
 from realisid_trt.backends.tensorrt_flavours import FLAVOURS, Flavour
-from realisid_trt.errors import BackendError, BuildError, RequestError
+from realisid_trt.errors import BackendError, BuildError
+from realisid_trt.loop.rows import PictureRows, guidance_weights, plan_rows
 from realisid_trt.manifest import Manifest
-from realisid_trt.rows import PictureRows, guidance_weights, plan_rows
 
 pytest.importorskip("tensorrt_rtx")
 ROOT = Path(__file__).resolve().parents[2]
@@ -251,8 +250,8 @@ import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from export.staging import open_staging
-from export.plans import build_plans
+from export.building.staging import open_staging
+from export.building.plans import build_plans
 from tests.export.test_plans import job
 if __name__ == "__main__":
     with open_staging(Path({str(tmp_path / "engine")!r})) as staging:
@@ -277,27 +276,3 @@ def test_what_it_will_take_is_estimated() -> None:
     peak, disk = estimate([encoder, decoder])
     assert 8.5 <= peak / 2**30 < 12
     assert 4.82 < disk / 2**30 < 5.5
-
-
-def test_which_backends_are_built_for() -> None:
-    said: list[str] = []
-    targets, options = _check(Options(), said.append)
-    assert options.backends == ("onnxruntime", "tensorrt-rtx")  # no GPU here, so nothing for the other flavour
-    assert [target.build for target in targets] == ["onnxruntime-opset20-fp32", "tensorrt-rtx-opset23-fp32"]
-    targets, options = _check(Options(precision="fp16", backends=("tensorrt-rtx",)), said.append)
-    assert [target.build for target in targets] == ["tensorrt-rtx-opset23-fp16"]
-    assert options.architectures == ("sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
-    assert [architecture(text) for text in ("sm_89", "89", "8.9", "SM120")] == ["sm_89", "sm_89", "sm_89", "sm_120"]
-    for wrong, words in {
-        "hopper": "--arch hopper: expected a compute capability such as sm_89",
-        "9.0": "--arch sm_90: tensorrt-rtx builds for sm_80, .* For others use --backend tensorrt, on that GPU",
-        "75": "--arch sm_75: it multiplies no float32 matrices, which the VAE needs",
-    }.items():
-        with pytest.raises(RequestError, match=words):
-            _check(Options(backends=("tensorrt-rtx",), architectures=(wrong,)), said.append)
-    with pytest.raises(RequestError, match="--arch is for the plans of tensorrt-rtx"):
-        _check(Options(backends=("onnxruntime",), architectures=("89",)), said.append)
-    with pytest.raises(RequestError, match="--gpu-only: onnxruntime in fp32 is for a CPU. Add --fp16"):
-        _check(Options(backends=("onnxruntime",), gpu_only=True), said.append)
-    with pytest.raises(BackendError, match=r"pip install 'realisid_trt\[tensorrt\]'"):
-        build(Options(backends=("tensorrt",)))

@@ -17,12 +17,13 @@ from export.checkpoint import Checkpoint
 from export.forms import Limits, OnnxForm
 from export.networks import Network, networks
 from export.to_onnx import to_onnx
-from export.verify import DRAWS, parity_shapes, rms_of, verify
-from export.verify_engine import Scene, verify_engine
-from export.verify_plans import limits_of, through_backend, verify_plans
-from export.widen import widened
+from export.truth.verify import DRAWS, parity_shapes, rms_of, verify
+from export.truth.verify_engine import Scene, verify_engine
+from export.truth.verify_plans import limits_of, through_backend, verify_plans
+from export.truth.widen import widened
 from realisid_trt.backends import open_backend
 from realisid_trt.errors import ParityError
+from realisid_trt.loop.ddim import DDIM
 from realisid_trt.manifest import MANIFEST, Manifest
 from tests.export.test_bisect import feed_of, file_of
 
@@ -77,10 +78,10 @@ def test_a_heavy_network_is_tried_once_and_widened(
     """Half precision takes a CPU hours over SDXL's local branch; its graph runs in float32, on the same weights."""
     form, network = OnnxForm(23, "fp16"), known["id_encoder"]
     file = engine_dir / "onnx" / form.name / "id_encoder.onnx"
-    monkeypatch.setattr("export.verify.HEAVY_FLOPS", 1e6)
+    monkeypatch.setattr("export.truth.verify.HEAVY_FLOPS", 1e6)
     parity = verify(network, network.module(form.dtype), file, form, LIMITS)
     assert parity.widened and len(parity.shapes) == 1 and parity.ratio < 4 and parity.rms < 1e-6
-    monkeypatch.setattr("export.verify.HEAVY_FLOPS", 1e9)
+    monkeypatch.setattr("export.truth.verify.HEAVY_FLOPS", 1e9)
     parity = verify(network, network.module(form.dtype), file, form, LIMITS)
     assert not parity.widened and len(parity.shapes) == 2 and parity.rms > 1e-5
 
@@ -158,7 +159,7 @@ def test_a_backend_that_computes_something_else(
 
 
 def test_a_piece_of_a_network_through_a_backend(engine_dir: Path, known: dict[str, Network]) -> None:
-    from export.bisect import _Graph, plain
+    from export.truth.bisect import _Graph, plain
 
     manifest = Manifest.read(engine_dir)
     file, feed = file_of(engine_dir, "local_branch", SINGLE), feed_of(known["local_branch"], SINGLE)
@@ -195,7 +196,7 @@ def test_the_engine_s_figures(engine_dir: Path) -> None:
 def test_the_half_reference_errs_like_half_precision(checkpoint: Checkpoint, engine_dir: Path) -> None:
     """bfloat16 has three bits less than float16, so it errs eight times as much."""
     manifest = Manifest.read(engine_dir)
-    scene, [(scale, _)] = Scene.of(manifest.model), manifest.ddim.coefficients(1)
+    scene, [(scale, _)] = Scene.of(manifest.model), DDIM.of(manifest).coefficients(1)
     truth, half, brain = (scene.by_reference(checkpoint, p).single for p in ("float64", "float16", "bfloat16"))
     noise = rms_of(truth - scale * scene.noise)
     half_error, brain_error = rms_of(half - truth) / noise, rms_of(brain - truth) / noise

@@ -150,8 +150,8 @@ def plain_errors(checkpoint_dir: Path, cpu_engine: Any) -> dict[str, dict[str, f
     five steps, and of their ID tokens."""
     pytest.importorskip("diffusers", reason="the bound is plain torch's own error", exc_type=ImportError)
     from export.checkpoint import Checkpoint
-    from export.half_reference import half_reference
-    from export.reference import Reference
+    from export.truth.half_reference import half_reference
+    from export.truth.reference import Reference
     from tests.realisid_trt.truth import PROMPT, Scene
 
     checkpoint, side = Checkpoint.open(checkpoint_dir), cpu_engine.model.default_size

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from realisid_trt import Engine, Request
-from realisid_trt.denoise import LOOP
 from realisid_trt.errors import NumericsError, RealisIDWarning, RequestError
 from realisid_trt.kernels.launch import Kernels
+from realisid_trt.loop.denoise import LOOP
 from tests.gpu.conftest import REHEARSAL
 from tests.gpu.support import STEPS, float32_only, person, relative_rms
 
@@ -209,7 +209,7 @@ def test_a_refused_capture_is_said_and_harmless(
 def test_steps_are_replayed_at_all(engine_dir: Path) -> None:
     with Engine.load(engine_dir, "onnxruntime", "cuda", cuda_graph=True) as engine:
         latents(engine, 1, num_inference_steps=10, subject_conditioning_ratio=0.7)
-        assert len(engine.backend._graphs) == 2  # type: ignore[attr-defined]  # without the ID, and with it
+        assert len(engine.backend._steps.graphs) == 2  # type: ignore[attr-defined]  # without the ID, and with it
 
 
 def test_one_launch_of_each_kernel_per_step(half: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

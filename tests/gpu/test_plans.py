@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from realisid_trt import Engine
-from realisid_trt.denoise import LOOP
 from realisid_trt.errors import BackendError, EngineMismatch, RealisIDWarning, ShapeError
+from realisid_trt.loop.denoise import LOOP
 from realisid_trt.manifest import MANIFEST, seal
 from tests.gpu.conftest import REHEARSAL
 from tests.gpu.support import person, relative_rms
@@ -44,7 +44,7 @@ def test_the_plans_are_gated_by_themselves_and_as_a_whole(
 ) -> None:
     """What a build does on a machine with a GPU before it publishes: every plan, the engine, and one guided ε."""
     from export.checkpoint import Checkpoint
-    from export.verify_engine import verify_engine
+    from export.truth.verify_engine import verify_engine
 
     found = verify_engine(plans_engine, Checkpoint.open(checkpoint_dir))
     [figures] = [figures for figures in found.values() if figures["backend"] == flavour]
@@ -274,7 +274,7 @@ def test_the_stand_in_says_when_a_graph_is_stale(plans_replayed: Engine) -> None
     steps = {"num_inference_steps": 12, "subject_conditioning_ratio": None}
     latents(plans_replayed, 1, **steps)
     backend: Any = plans_replayed.backend
-    *_, latest = backend._graphs.values()
+    *_, latest = backend._steps.graphs.values()
     latest.captured.launch(backend._gpu.stream)
     backend._gpu.wait()
     assert not plans_on_the_cpu.failures

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 import realisid_trt.kernels as reference
 from realisid_trt.kernels import launch
 from realisid_trt.kernels.launch import Array
-from realisid_trt.rows import PictureRows, RowPlan, guidance_weights, plan_rows
+from realisid_trt.loop.rows import PictureRows, RowPlan, guidance_weights, plan_rows
 from tests.kernels.bench import rounded
 
 Floats = NDArray[np.float32]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from realisid_trt.faces import FaceFinder
-from realisid_trt.photo import LoadedPhoto, load_photo
+from realisid_trt.persons.faces import FaceFinder
+from realisid_trt.persons.photo import LoadedPhoto, load_photo
 from tests.realisid_trt.faces.photographs import NAMES
 
 

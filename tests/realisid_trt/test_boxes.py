@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from realisid_trt.boxes import Grid, check_inside, cover_box, overlap, snap_box, what_changed
 from realisid_trt.errors import BoxError
+from realisid_trt.persons.boxes import Grid, check_inside, cover_box, overlap, snap_box, what_changed
 
 SDXL = Grid(height=1024, width=1024, vae_scale_factor=8, levels=3, box_snap=8)
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin
 
-from realisid_trt import containers
 from realisid_trt.errors import PhotoError
-from realisid_trt.photo import WORKING_SIDE_PX, load_crop, load_photo
+from realisid_trt.persons import containers
+from realisid_trt.persons.photo import WORKING_SIDE_PX, load_crop, load_photo
 
 # Columns are the primaries' XYZ, adapted to D50 by Bradford, as profiles hold them.
 # Sources: SMPTE EG 432-1 (P3-D65), Adobe RGB (1998) Color Image Encoding.

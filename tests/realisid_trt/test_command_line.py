@@ -15,10 +15,10 @@ from PIL import Image
 
 from realisid_trt.__main__ import main, parse_person
 from realisid_trt.backends.onnxruntime import can_use_gpu
-from realisid_trt.command_line import Outcome, run
+from realisid_trt.commands.command_line import Outcome, run
 from realisid_trt.errors import RealisIDWarning, RequestError
-from realisid_trt.identity import Identity
 from realisid_trt.manifest import MANIFEST, seal
+from realisid_trt.persons.identity import Identity
 from tests.conftest import ROOT
 
 
@@ -137,7 +137,7 @@ def test_a_doctor_misses_no_backend_that_nobody_needs(
     capsys: Any, engine_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the engine runs on another; where none runs, the one that every machine can use is missing."""
-    monkeypatch.setattr("realisid_trt.doctor.installed", lambda name: False)
+    monkeypatch.setattr("realisid_trt.commands.doctor.installed", lambda name: False)
     assert call(capsys, "doctor", "--engine", engine_dir)[0] == 0
     status, printed, _ = call(capsys, "doctor", "--engine", engine_dir / "nowhere")
     assert status == 1 and "MISSING   backend onnxruntime" in printed

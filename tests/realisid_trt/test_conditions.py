@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from realisid_trt.conditions import CYAN, GREEN, POSE_STYLES, YELLOW, id_pixels, location_mask, pose_image
 from realisid_trt.config import OPTIONS
 from realisid_trt.errors import BoxError, RequestError, ShapeError
-from realisid_trt.mesh import JAW, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS
+from realisid_trt.persons.conditions import CYAN, GREEN, POSE_STYLES, YELLOW, id_pixels, location_mask, pose_image
+from realisid_trt.persons.mesh import JAW, LEFT_EYE, LEFT_IRIS, RIGHT_EYE, RIGHT_IRIS
 
 Landmarks = NDArray[np.float64]
 EXPECTED: dict[str, Any] = json.loads((Path(__file__).parent.parent / "data" / "faces_expected.json").read_text())

@@ -7,9 +7,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from realisid_trt import ddim
-from realisid_trt.ddim import DDIM, initial_noise
 from realisid_trt.errors import RealisIDWarning, RequestError
+from realisid_trt.loop import ddim
+from realisid_trt.loop.ddim import DDIM, initial_noise
 
 
 def both(**config: object) -> tuple[DDIMScheduler, DDIM]:

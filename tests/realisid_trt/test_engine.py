@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from realisid_trt import Engine, Person, Request
-from realisid_trt.denoise import LOOP
 from realisid_trt.errors import BackendError, RealisIDWarning, RequestError
-from realisid_trt.rows import PictureRows
+from realisid_trt.loop.denoise import LOOP
+from realisid_trt.loop.rows import PictureRows
 from tests.realisid_trt.truth import PROMPT, Scene, checkpoint_with, errors, people
 
 STEP_NETWORKS = ("unet_encoder", "unet_decoder", "local_branch", "global_branch")
@@ -103,7 +103,7 @@ def test_a_branch_without_scale_does_not_run(engine: Engine, branch: str, monkey
     assert rows[f"{'global' if branch == 'local' else 'local'}_branch"] == 3 * 4
     assert beside[0].rows[f"{branch}_branch"] == 3 * 2  # the other picture's alone
     assert ("crop_upsample" in rows) == (branch == "global")
-    monkeypatch.setattr("realisid_trt.prologue.PictureRows", lambda *given: PictureRows(*given[:3]))
+    monkeypatch.setattr("realisid_trt.loop.prologue.PictureRows", lambda *given: PictureRows(*given[:3]))
     evaluated, *beside_evaluated = made()
     assert evaluated.rows[f"{branch}_branch"] == 3 * 4 and beside_evaluated[0].rows[f"{branch}_branch"] == 3 * 6
     assert np.array_equal(alone.latents, evaluated.latents)
@@ -349,7 +349,7 @@ def test_threads_of_the_device(engine_dir: Path) -> None:
 
 
 def test_caches_forget_the_oldest() -> None:
-    from realisid_trt.recent import Recent
+    from realisid_trt.persons.recent import Recent
 
     made: list[int] = []
     recent: Recent[int] = Recent(2)

@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from realisid_trt.errors import DiskError, EngineMismatch, PhotoError, RequestError
-from realisid_trt.identity import Identity
+from realisid_trt.persons.identity import Identity
 
 
 def make(**changes: Any) -> Identity:

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from realisid_trt.command_line import Outcome
-from realisid_trt.drawing import COLORS
+from realisid_trt.commands.command_line import Outcome
+from realisid_trt.commands.drawing import COLORS
+from realisid_trt.commands.inspect_photo import found_in, inspect_photo
 from realisid_trt.errors import PhotoError
-from realisid_trt.faces import FaceFinder
-from realisid_trt.inspect_photo import found_in, inspect_photo
-from realisid_trt.photo import LoadedPhoto, load_photo
+from realisid_trt.persons.faces import FaceFinder
+from realisid_trt.persons.photo import LoadedPhoto, load_photo
 from tests.realisid_trt.faces.photographs import beside, enlarged, on_grey
 
 

@@ -12,7 +12,7 @@ import torch
 from realisid_trt import Engine, Identity, Person, Request
 from realisid_trt.checks import finite, own_array, whole
 from realisid_trt.errors import PhotoError, RequestError
-from realisid_trt.mesh import checked_landmarks
+from realisid_trt.persons.mesh import checked_landmarks
 from tests.realisid_trt.truth import people
 
 OPTIONS: dict[str, Any] = {"num_inference_steps": 1, "output": "latents", "height": 64, "width": 64}

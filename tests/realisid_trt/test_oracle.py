@@ -15,9 +15,9 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from export.reference import Reference
+from export.truth.reference import Reference
 from realisid_trt import Engine, Person
-from realisid_trt.ddim import initial_noise
+from realisid_trt.loop.ddim import initial_noise
 from realisid_trt.manifest import CONSTANTS, MANIFEST
 from tests.realisid_trt.truth import NEGATIVE, PROMPT, checkpoint_with
 

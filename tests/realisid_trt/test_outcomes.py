@@ -80,7 +80,7 @@ def test_a_count_that_cannot_be_meant_is_refused_at_once(engine: Engine, monkeyp
     def noise(*arguments: Any) -> Any:
         raise AssertionError("noise was drawn")
 
-    monkeypatch.setattr("realisid_trt.prologue.initial_noise", noise)
+    monkeypatch.setattr("realisid_trt.loop.prologue.initial_noise", noise)
     with pytest.raises(RequestError, match="latents is .* expected"):
         engine.generate("x", num_images=10**9)
 

@@ -14,15 +14,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from realisid_trt.boxes import Grid
-from realisid_trt.conditions import pose_image
 from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import BoxError, EngineMismatch, NumericsError, PhotoError, RequestError
-from realisid_trt.faces import FaceFinder
-from realisid_trt.identity import Identity
-from realisid_trt.people import People
-from realisid_trt.photo import LoadedPhoto, load_photo
-from realisid_trt.request import Person
+from realisid_trt.persons.boxes import Grid
+from realisid_trt.persons.conditions import pose_image
+from realisid_trt.persons.faces import FaceFinder
+from realisid_trt.persons.identity import Identity
+from realisid_trt.persons.people import People
+from realisid_trt.persons.person import Person
+from realisid_trt.persons.photo import LoadedPhoto, load_photo
 from tests.realisid_trt.faces.photographs import beside, enlarged, refusal
 
 MODEL = SimpleNamespace(

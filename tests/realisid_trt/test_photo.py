@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from realisid_trt.errors import PhotoError, RequestError
-from realisid_trt.photo import MAX_PIXELS, WORKING_SIDE_PX, LoadedPhoto, load_crop, load_photo, photo_hash
+from realisid_trt.persons.photo import MAX_PIXELS, WORKING_SIDE_PX, LoadedPhoto, load_crop, load_photo, photo_hash
 
 
 def refusal(source: Any, code: str) -> str:

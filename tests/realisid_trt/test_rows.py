@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from realisid_trt.rows import FULL, NONE, TEXT, PictureRows, guidance_weights, phases, plan_rows, steps_without_id
+from realisid_trt.loop.rows import FULL, NONE, TEXT, PictureRows, guidance_weights, phases, plan_rows, steps_without_id
 
 
 @pytest.mark.parametrize(

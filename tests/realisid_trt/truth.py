@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from export.checkpoint import Checkpoint
-from export.half_reference import half_reference
-from export.reference import Reference, ReferencePerson
-from export.verify import rms_of
+from export.truth.half_reference import half_reference
+from export.truth.reference import Reference, ReferencePerson
+from export.truth.verify import rms_of
 from realisid_trt import Engine, Person
-from realisid_trt.ddim import initial_noise
+from realisid_trt.loop.ddim import initial_noise
 
 PROMPT, NEGATIVE = "a photo of friends at the beach", "blurry, dark"
 

@@ -24,7 +24,7 @@ FILES = (
     "realisid_trt/backends/tensorrt_flavours.py",
     "realisid_trt/backends/tensorrt.py",
     "export/to_plan.py",
-    "export/proof.py",
+    "export/truth/proof.py",
 )
 
 # `tensorrt` is in turn each release, and `tensorrt_rtx` always is RTX's. The skipped packages are large, and have no

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from export.miniature.tokenizer import write_tokenizer
-from realisid_trt.photo import LoadedPhoto, load_photo
+from realisid_trt.persons.photo import LoadedPhoto, load_photo
 from tests.conftest import Photos
 from training import paper_metrics
-from training.evaluation.statistics import Sample, estimate
 from training.paper_metrics import Aesthetic, Clip, Faces, main, measure
+from training.statistics import Sample, estimate
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import torch
 from accelerate import Accelerator
 
 from export.checkpoint import Checkpoint
-from export.reference import Reference, ReferencePerson
-from realisid_trt.boxes import Grid, snap_box
-from realisid_trt.conditions import location_mask
+from export.truth.reference import Reference, ReferencePerson
+from realisid_trt.persons.boxes import Grid, snap_box
+from realisid_trt.persons.conditions import location_mask
 from training.examples import WorldScenes
 from training.residuals import DESIGNS, KEYPOINTS, Branches, crop, merged, merged_rows, placement, relocate
 from training.stages.branches import BranchesStage

@@ -18,10 +18,10 @@ from training.evaluation.experiments import EXPERIMENTS, FACE_CELLS, FULL
 from training.evaluation.figures import read_figures
 from training.evaluation.measures import MEASURES
 from training.evaluation.report import sure
-from training.evaluation.statistics import METHOD, estimate
 from training.evaluation.tables import BETWEEN, listed
 from training.log import read_log
 from training.recipe import LOSSES
+from training.statistics import METHOD, estimate
 
 TABLES = ROOT / "training" / "results" / "tables"
 COMPARED = TABLES.with_name("compared")

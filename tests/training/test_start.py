@@ -11,7 +11,7 @@ import torch
 
 from export.checkpoint import Checkpoint
 from export.miniature import make_checkpoint
-from export.reference import Reference, ReferencePerson
+from export.truth.reference import Reference, ReferencePerson
 from training.start import main
 
 

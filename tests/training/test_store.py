@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -160,3 +161,19 @@ def test_latents_go_on_where_they_stood(
     os.rename(names[1], part)
     os.truncate(part, part.stat().st_size - 1)
     assert np.array_equal(latents_of(checkpoint, other, accelerator), whole)
+
+
+def test_a_store_is_made_once_and_is_what_it_says(tmp_path: Path) -> None:
+    store = store_of(WorldScenes(pictures=5, persons=(2,)), tmp_path / "store")
+    written = (tmp_path / "store" / "rgb.npy").stat().st_mtime_ns
+    again = store_of(WorldScenes(pictures=5, persons=(2,)), tmp_path / "store")
+    assert (tmp_path / "store" / "rgb.npy").stat().st_mtime_ns == written
+    assert store.captions == again.captions and len(again) == 5
+    one = WorldScenes(pictures=5, persons=(2,))[3]
+    assert np.array_equal(again["rgb"][3], one["rgb"]) and again.captions[3] == one["caption"]
+    assert np.array_equal(again["landmarks"][3], one["landmarks"]) and one["num_persons"] == 2
+    with pytest.raises(RequestError, match=r"holds other examples \(seed\)"):
+        store_of(WorldScenes(pictures=5, persons=(2,), seed=1), tmp_path / "store")
+    (tmp_path / "store" / "store.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(RequestError, match="format 99"):
+        Store(tmp_path / "store")

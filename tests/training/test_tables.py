@@ -16,8 +16,8 @@ from training.evaluation.experiments import CEILING, EXPERIMENTS
 from training.evaluation.figures import read_figures, write_figures
 from training.evaluation.measures import MEASURES, Judgement
 from training.evaluation.report import write_report
-from training.evaluation.statistics import METHOD, Sample, estimate, frechet, kernel_difference, ratio, surely
 from training.evaluation.tables import between, table
+from training.statistics import METHOD, Sample, estimate, frechet, kernel_difference, ratio, surely
 
 TRIALS = 2000
 LEAST = 0.93  # of intervals that are called 95 %

@@ -394,19 +394,3 @@ def test_the_learning_rate_rises_stays_and_falls() -> None:
     rates = [course.rate(step, 1.0) for step in range(1000)]
     assert rates[0] == pytest.approx(0.1) and rates[9:500] == [1.0] * 491
     assert all(a > b for a, b in zip(rates[500:], rates[501:], strict=False)) and 0.02 < rates[-1] < 0.025
-
-
-def test_a_store_is_made_once_and_is_what_it_says(tmp_path: Path) -> None:
-    store = store_of(WorldScenes(pictures=5, persons=(2,)), tmp_path / "store")
-    written = (tmp_path / "store" / "rgb.npy").stat().st_mtime_ns
-    again = store_of(WorldScenes(pictures=5, persons=(2,)), tmp_path / "store")
-    assert (tmp_path / "store" / "rgb.npy").stat().st_mtime_ns == written
-    assert store.captions == again.captions and len(again) == 5
-    one = WorldScenes(pictures=5, persons=(2,))[3]
-    assert np.array_equal(again["rgb"][3], one["rgb"]) and again.captions[3] == one["caption"]
-    assert np.array_equal(again["landmarks"][3], one["landmarks"]) and one["num_persons"] == 2
-    with pytest.raises(RequestError, match=r"holds other examples \(seed\)"):
-        store_of(WorldScenes(pictures=5, persons=(2,), seed=1), tmp_path / "store")
-    (tmp_path / "store" / "store.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(RequestError, match="format 99"):
-        Store(tmp_path / "store")

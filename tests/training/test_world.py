@@ -10,9 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from realisid_trt.boxes import Grid, snap_box
-from realisid_trt.conditions import YELLOW
-from realisid_trt.mesh import (
+from realisid_trt.persons.boxes import Grid, snap_box
+from realisid_trt.persons.conditions import YELLOW
+from realisid_trt.persons.mesh import (
     INNER_LIPS,
     JAW,
     LEFT_BROW,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from realisid_trt.errors import RequestError
-from realisid_trt.mesh import (
+from realisid_trt.persons.mesh import (
     LEFT_IRIS,
     NOSE_RIDGE,
     OUTER_LIPS,

@@ -1,4 +1,4 @@
 """The paper's evaluation in miniature: what is asked for, who makes it, what the judges say, and how sure that is.
 
-cases.py ─► contenders.py ─► measures.py ─► statistics.py
+cases.py ─► contenders.py ─► measures.py ─► ../statistics.py
 """

@@ -14,9 +14,9 @@ from tqdm import tqdm
 from export.checkpoint import Checkpoint
 from realisid_trt import Engine, Person, Request
 from realisid_trt.backends import open_backend
-from realisid_trt.faces import FaceFinder
-from realisid_trt.identity import Identity
 from realisid_trt.manifest import Manifest
+from realisid_trt.persons.faces import FaceFinder
+from realisid_trt.persons.identity import Identity
 
 from .cases import Case, Casting
 

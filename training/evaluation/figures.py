@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from realisid_trt.errors import RequestError
 from realisid_trt.files import whole_or_not
 
+from ..statistics import Sample
 from .measures import MEASURES, Judgement
-from .statistics import Sample
 
 
 @dataclass(frozen=True, eq=False)

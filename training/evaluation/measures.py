@@ -15,15 +15,15 @@ import torch
 from numpy.typing import NDArray
 
 from realisid_trt.errors import RequestError
-from realisid_trt.faces.squares import as_box, crop_square, grown
-from realisid_trt.mesh import INNER_LIPS
+from realisid_trt.persons.faces.squares import as_box, crop_square, grown
+from realisid_trt.persons.mesh import INNER_LIPS
 
 from ..judges import Attributes, Detector, FacePoints, Recogniser, load_judge
 from ..judges.nets import FACE_MARGIN, FACE_PX, POINTS, SIZE_PX, overlap
 from ..stages.judges import caption_labels
+from ..statistics import Sample
 from ..world import draw
 from .cases import FIRST_SCENE, GALLERY_VIEWS, NUM_DISTRACTORS, Case, Casting
-from .statistics import Sample
 
 Rgb = NDArray[np.uint8]
 Floats = NDArray[np.float64]

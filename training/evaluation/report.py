@@ -11,8 +11,8 @@ from typing import Any
 from realisid_trt.errors import RequestError
 from realisid_trt.files import whole_or_not
 
+from ..statistics import METHOD, surely
 from .experiments import CEILING, EXPERIMENTS, FACE_CELLS, FLOOR, FULL, PEOPLE, PERSONS, TRUTH
-from .statistics import METHOD, surely
 
 Table = Mapping[str, Any]
 COLUMNS = (  # title, group and key of a row's values

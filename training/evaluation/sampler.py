@@ -17,12 +17,12 @@ from tqdm import tqdm
 
 from export.checkpoint import Checkpoint
 from export.checkpoint.vae import from_latents
-from export.half import narrow, quick_half
-from realisid_trt.boxes import Grid, snap_box
-from realisid_trt.conditions import id_pixels
-from realisid_trt.ddim import DDIM, initial_noise
+from export.truth.half import narrow, quick_half
 from realisid_trt.errors import CheckpointError
-from realisid_trt.rows import guidance_weights, steps_without_id
+from realisid_trt.loop.ddim import DDIM, initial_noise
+from realisid_trt.loop.rows import guidance_weights, steps_without_id
+from realisid_trt.persons.boxes import Grid, snap_box
+from realisid_trt.persons.conditions import id_pixels
 
 from ..diffusion import plain_attention_on
 from ..fresh import fresh

@@ -20,6 +20,7 @@ from export.checkpoint import Checkpoint
 from export.files import disk_errors
 from realisid_trt.errors import RequestError
 from realisid_trt.files import sha256, whole_or_not
+from realisid_trt.loop.ddim import DDIM
 from realisid_trt.manifest import Manifest
 
 from ..result import ORIGIN, origin_of
@@ -179,7 +180,7 @@ def _check_same(engine: Path, checkpoint: Checkpoint) -> None:
     built, config = manifest.values["checkpoint"], manifest.values["realisid_config"]
     other = [name for name in checkpoint.components if built.get(name) != checkpoint.weights_key(name)]
     other += [key for key, value in checkpoint.config.to_dict().items() if config.get(key) != value]
-    ours, theirs = ddim_of(checkpoint), manifest.ddim
+    ours, theirs = ddim_of(checkpoint), DDIM.of(manifest)
     if not np.array_equal(ours.timesteps(10), theirs.timesteps(10)) or not np.array_equal(
         ours.coefficients(10), theirs.coefficients(10)
     ):
@@ -201,7 +202,7 @@ def _kept(path: Path) -> Rgb | None:
 def _code(maker: str) -> str:
     """sha256 of the sources that make the pictures."""
     here, runtime = Path(__file__).parent, Path(str(realisid_trt.__file__)).parent
-    files = [*runtime.glob("*.py"), *runtime.glob("backends/*.py"), here / "contenders.py"]
+    files = [*runtime.glob("*.py"), *runtime.glob("*/*.py"), here / "contenders.py"]
     files += Path(str(realisid_trt.kernels.__file__)).parent.glob("*.py")
     if maker != "engine":
         files += [here / "sampler.py", here.parent / "residuals.py", here.parent / "text.py"]

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..statistics import METHOD, Estimate, estimate, frechet, kernel_difference, ratio
 from .experiments import CEILING, FULL, TRUTH, Experiment
 from .measures import MEASURES, Floats, Judgement
-from .statistics import METHOD, Estimate, estimate, frechet, kernel_difference, ratio
 
 SHARES = ("rank1", "similarity")  # whose share of the truth's and of the ceiling's is told too
 Judged = Mapping[str, Judgement]  # row → what was said of it

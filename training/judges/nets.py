@@ -9,8 +9,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from realisid_trt.conditions import POSE_STYLES
 from realisid_trt.errors import CheckpointError
+from realisid_trt.persons.conditions import POSE_STYLES
 
 from ..world import FACTORS, HATS, PLACES, SHIRTS
 from ..world.words import MOST_PERSONS

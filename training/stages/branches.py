@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.checkpoint import Checkpoint
-from realisid_trt.boxes import FaceBox, Grid, snap_box
-from realisid_trt.conditions import id_pixels
 from realisid_trt.errors import RequestError
+from realisid_trt.persons.boxes import FaceBox, Grid, snap_box
+from realisid_trt.persons.conditions import id_pixels
 
 from ..diffusion import Diffusion, mean_square, plain_attention_on
 from ..fresh import fresh

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from export.checkpoint import Checkpoint
-from realisid_trt.conditions import id_pixels
+from realisid_trt.persons.conditions import id_pixels
 
 from ..diffusion import plain_attention_on
 from ..fresh import fresh

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from export.checkpoint import Checkpoint
-from realisid_trt.faces.squares import as_box, crop_square, grown
+from realisid_trt.persons.faces.squares import as_box, crop_square, grown
 
 from ..judges.nets import FACE_MARGIN, FACE_PX, JUDGES, POINTS, STRIDE
 from ..store import Store

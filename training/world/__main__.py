@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from realisid_trt.command_line import Outcome, execute, run
+from realisid_trt.commands.command_line import Outcome, execute, run
 from realisid_trt.errors import RequestError
 from realisid_trt.files import whole_or_not
 

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from realisid_trt.checks import is_finite, is_whole
 from realisid_trt.errors import RequestError
-from realisid_trt.faces.mask import hull_mask
-from realisid_trt.faces.squares import apply, as_box, crop_square, grown
+from realisid_trt.persons.faces.mask import hull_mask
+from realisid_trt.persons.faces.squares import apply, as_box, crop_square, grown
 
 from .scenes import Picture
 
@@ -22,7 +22,7 @@ def id_crop(picture: Picture, person: int, size_px: int, margin: float = 1.5, ke
     size_px: side of the crop.
     margin:  side of the crop over the side of the face square: `face_margin` of a checkpoint.
     keep:    "head": what is seen of face, hair, ears, glasses and hat (for `Engine.embed(…, crop=…)`); "hull": what
-             the runtime keeps of a photo with given landmarks and no face parser, `realisid_trt.faces.mask.hull_mask`.
+             the runtime keeps of a photo with given landmarks and no face parser: `hull_mask`.
 
     Returns (size_px, size_px, 3) uint8. Raises RequestError.
     """

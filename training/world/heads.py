@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from realisid_trt.errors import ShapeError
-from realisid_trt.mesh import (
+from realisid_trt.persons.mesh import (
     INNER_LIPS,
     JAW,
     LEFT_BROW,
@@ -208,7 +208,7 @@ EYE_Y, MOUTH_Y = -0.09, 0.265
 
 
 def landmarks(factors: ArrayLike, poses: ArrayLike) -> Floats:
-    """Faces' landmarks, by MediaPipe's numbers, as `realisid_trt.conditions.pose_image` takes them.
+    """Faces' landmarks, by MediaPipe's numbers, as `realisid_trt.persons.conditions.pose_image` takes them.
 
     factors: (n, 27) of identities; poses: (n, 9).
 

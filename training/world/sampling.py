@@ -34,7 +34,7 @@ class World:
         """seed: from 0 to 2³² - 1. grid: cells across a picture, on which face squares lie.
 
         Choose the grid so that a cell is the checkpoint's box_snap: 64 at 256 px for a snap of 4 px, 32 at 128 px. Then
-        `realisid_trt.boxes.snap_box` leaves every box where it is. Raises RequestError.
+        `realisid_trt.persons.boxes.snap_box` leaves every box where it is. Raises RequestError.
         """
         self.seed = _number(seed, "seed")
         if not is_whole(grid) or not 16 <= grid <= 256:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realisid_trt.checks import is_whole
-from realisid_trt.conditions import pose_image
 from realisid_trt.errors import BoxError, RequestError, ShapeError
+from realisid_trt.persons.conditions import pose_image
 
 from .backdrops import MOST_LABELS, NUM_VARIATIONS, paint_backdrop
 from .canvas import Canvas
@@ -122,7 +122,7 @@ class Picture:
     parts:     (S, S) uint8, what each pixel's centre shows: index into PARTS, 0 the background.
     owners:    (S, S) uint8, whose it is: 0 nobody's, k + 1 actor k's.
     boxes:     (n, 4) float64, the face squares: x0, y0, x1, y1 in px, half-open.
-    landmarks: (n, 478, 2) float64 in [0, 1] of the face squares, as realisid_trt.conditions.pose_image takes them.
+    landmarks: (n, 478, 2) float64 in [0, 1] of the face squares, as `pose_image` takes them.
     colors:    (n, inks, 3) uint8, the exact colour of every ink (in the order of inks.INKS) of every person.
     """
 

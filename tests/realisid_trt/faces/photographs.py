@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from realisid_trt.errors import PhotoError
-from realisid_trt.photo import LoadedPhoto, load_photo
+from realisid_trt.persons.photo import LoadedPhoto, load_photo
 
 Rgb = NDArray[np.uint8]
 

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from realisid_trt.errors import RequestError
-from realisid_trt.faces import FaceFinder
-from realisid_trt.photo import LoadedPhoto, load_photo
+from realisid_trt.persons.faces import FaceFinder
+from realisid_trt.persons.photo import LoadedPhoto, load_photo
 from tests.realisid_trt.faces.photographs import GREY, NAMES, beside, enlarged, on_grey, refusal, same_face
 
 

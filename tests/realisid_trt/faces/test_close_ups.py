@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from realisid_trt.errors import PhotoError
-from realisid_trt.faces import FaceFinder
-from realisid_trt.photo import LoadedPhoto, load_photo
+from realisid_trt.persons.faces import FaceFinder
+from realisid_trt.persons.photo import LoadedPhoto, load_photo
 from tests.realisid_trt.faces.photographs import NAMES, same_face
 
 CUTS = ("0.9", "0.8", "left", "right", "top", "bottom")

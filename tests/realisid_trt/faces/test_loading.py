@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from realisid_trt.errors import EngineDamaged
-from realisid_trt.faces import FaceFinder
-from realisid_trt.faces.landmarks import AttentionMesh
-from realisid_trt.photo import LoadedPhoto
+from realisid_trt.persons.faces import FaceFinder
+from realisid_trt.persons.faces.landmarks import AttentionMesh
+from realisid_trt.persons.photo import LoadedPhoto
 from tests.realisid_trt.faces.photographs import NAMES
 
 FILES = (
@@ -81,7 +81,7 @@ def test_one_finder_serves_two_threads(finder: FaceFinder, pictures: dict[str, L
 
 def test_runtime_imports_no_builder_and_no_mediapipe() -> None:
     code = (
-        "import sys, realisid_trt.photo, realisid_trt.faces, realisid_trt.conditions\n"
+        "import sys, realisid_trt.persons.photo, realisid_trt.persons.faces, realisid_trt.persons.conditions\n"
         "heavy = {'torch', 'onnx', 'mediapipe', 'transformers', 'tflite', 'diffusers', 'export'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )

@@ -12,10 +12,10 @@ import pytest
 
 from export.face_models import fetch_face_models
 from realisid_trt.errors import EngineDamaged, RequestError
-from realisid_trt.faces import FaceFinder
-from realisid_trt.faces.mask import CLASSES, KEPT_CLASSES, PARSING_CONTEXT, FaceParser, hull_mask
-from realisid_trt.faces.squares import apply, crop_square, grown
-from realisid_trt.photo import LoadedPhoto, load_photo
+from realisid_trt.persons.faces import FaceFinder
+from realisid_trt.persons.faces.mask import CLASSES, KEPT_CLASSES, PARSING_CONTEXT, FaceParser, hull_mask
+from realisid_trt.persons.faces.squares import apply, crop_square, grown
+from realisid_trt.persons.photo import LoadedPhoto, load_photo
 from tests.realisid_trt.faces.photographs import NAMES
 
 

@@ -18,9 +18,9 @@ import pytest
 
 from export.face_models import fetch_face_models
 from realisid_trt.errors import BackendError, RequestError
-from realisid_trt.faces import FaceFinder
-from realisid_trt.faces.landmarks import roi_from_points
-from realisid_trt.photo import LoadedPhoto
+from realisid_trt.persons.faces import FaceFinder
+from realisid_trt.persons.faces.landmarks import roi_from_points
+from realisid_trt.persons.photo import LoadedPhoto
 from tests.realisid_trt.faces.photographs import refusal
 
 needs_no_mediapipe = pytest.mark.skipif(importlib.util.find_spec("mediapipe") is not None, reason="mediapipe is here")

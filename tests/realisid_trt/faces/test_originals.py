@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from realisid_trt.faces import FaceFinder
-from realisid_trt.faces.landmarks import AttentionMesh, Roi, roi_from_landmarks, roi_from_points
-from realisid_trt.faces.mtcnn import Mtcnn, area_resize
-from realisid_trt.photo import LoadedPhoto
+from realisid_trt.persons.faces import FaceFinder
+from realisid_trt.persons.faces.landmarks import AttentionMesh, Roi, roi_from_landmarks, roi_from_points
+from realisid_trt.persons.faces.mtcnn import Mtcnn, area_resize
+from realisid_trt.persons.photo import LoadedPhoto
 from tests.realisid_trt.faces.photographs import EXPECTED, NAMES
 
 Pictures = dict[str, LoadedPhoto]

@@ -1,0 +1,120 @@
+"""What an engine says of itself: the manifest, and what its parts were made from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from realisid_trt.backends.gpu_facts import gpu_facts
+from realisid_trt.backends.tensorrt_flavours import FLAVOURS
+from realisid_trt.manifest import FORMAT
+
+from ..checkpoint import Checkpoint, tokenizer_of
+from ..forms import WIDE, Target
+from .staging import Artifact, content_key
+
+
+def versions() -> dict[str, str]:
+    """Of everything whose version can change what is built."""
+    import onnxruntime  # a distribution of several names: onnxruntime, onnxruntime-gpu
+
+    packages = ("realisid_trt", "torch", "diffusers", "transformers", "onnx", "onnxscript")
+    found = {package: importlib.metadata.version(package) for package in packages}
+    return found | {"onnxruntime": onnxruntime.__version__}
+
+
+def sources(*names: str) -> dict[str, str]:
+    """The text of files and folders of export/: an artifact is stale when what makes it has changed."""
+    export, files = Path(__file__).parents[1], list[Path]()
+    for name in names:
+        found = [export / name] if (export / name).is_file() else list((export / name).rglob("*.py"))
+        assert found, f"{name} is not in {export}"
+        files += found
+    return {file.relative_to(export).as_posix(): file.read_text(encoding="utf-8") for file in sorted(files)}
+
+
+def describe(
+    checkpoint: Checkpoint,
+    made: dict[str, Artifact],
+    networks: Sequence[str],
+    targets: Sequence[Target],
+    architectures: Sequence[str],
+) -> dict[str, Any]:
+    """The manifest: all that the runtime must know. Without its seal, and without the verification of the whole.
+
+    architectures: that portable plans were built for.
+    """
+    c, installed, scheduler = checkpoint, versions(), checkpoint.scheduler_config
+    described: dict[str, Any] = {}
+    for network in networks:
+        artifacts = {target.build: made[target.artifact(network)] for target in targets}
+        flops = {artifact.info["flops_per_row"] for artifact in artifacts.values()}
+        described[network] = {
+            "flops_per_row": flops.pop(),
+            "builds": {build: _network(artifact) for build, artifact in artifacts.items()},
+        }
+    return {
+        "format": FORMAT,
+        "name": c.path.name,
+        "made_by": installed,
+        "realisid_config": c.config.to_dict(),
+        "checkpoint": {name: c.weights_key(name) for name in c.components},
+        "model": {
+            "sample_size": c.sample_size,
+            "latent_channels": c.latent_channels,
+            "vae_scale_factor": c.vae_scale_factor,
+            "levels": c.levels,
+            "residual_levels": [level for _, level in c.residuals],
+            "cross_attention_dim": c.cross_attention_dim,
+            "pooled_dim": c.pooled_dim,
+            "tokenizers": {name: made[tokenizer_of(name)].info for name in c.text_encoder_names},
+            "num_id_tokens": c.num_id_tokens,
+            **c.feature_extractor,
+            "id_encoder_key": content_key(
+                c.weights_key("image_encoder"),
+                c.weights_key("id_projection"),
+                c.feature_extractor,
+                c.config.face_margin,
+            ),
+        },
+        "scheduler": {
+            "timestep_spacing": scheduler["timestep_spacing"],
+            "steps_offset": scheduler["steps_offset"],
+            "prediction_type": scheduler["prediction_type"],
+            "final_alpha_cumprod": float(c.load_scheduler().final_alpha_cumprod),
+        },
+        "networks": described,
+        "builds": {target.build: _build(target, installed, architectures) for target in targets},
+        "kernels": made["kernels"].info if "kernels" in made else None,
+        "faces": made["faces"].info,
+        "files": {file: listed for artifact in made.values() for file, listed in sorted(artifact.files.items())},
+    }
+
+
+def _build(target: Target, installed: dict[str, str], architectures: Sequence[str]) -> dict[str, Any]:
+    """What a build is for, and what it was made with."""
+    versions, gpu, architecture = {"onnxruntime": installed["onnxruntime"]}, None, "portable"
+    if target.has_plans:
+        flavour = FLAVOURS[target.backend]
+        versions = {flavour.package: flavour.version}
+        gpu = None if flavour.portable else gpu_facts().as_json()
+        architecture = "+".join(architectures) if gpu is None else str(gpu["architecture"])
+    return {
+        "backend": target.backend,
+        "device": target.device,
+        "precision": str(target.form.dtype).removeprefix("torch."),
+        "wide": WIDE if target.form.precision != "fp32" else {},
+        "opset": target.form.opset,
+        "architecture": architecture,
+        "gpu": gpu,
+        "versions": versions,
+    }
+
+
+def _network(artifact: Artifact) -> dict[str, Any]:
+    """One network of one build: its graph's hash, the size of graph and weights, and what the worker found out."""
+    info = {key: value for key, value in artifact.info.items() if key != "flops_per_row"}
+    sizes = [listed["bytes"] for listed in artifact.files.values()]
+    return {"sha256": artifact.files[info["file"]]["sha256"], "bytes": sum(sizes), **info}

@@ -1,0 +1,154 @@
+"""What a build must make: every network in every form, every plan; and what of that stands from an earlier build."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from realisid_trt.backends import tensorrt_flavours
+from realisid_trt.backends.gpu_facts import gpu_facts
+from realisid_trt.backends.tensorrt_flavours import FLAVOURS
+from realisid_trt.errors import RequestError
+from realisid_trt.files import cache_folder
+
+from ..checkpoint import Checkpoint
+from ..forms import Limits, Target, artifact_name
+from ..networks import Network
+from ..options import Options
+from ..profiles import Profile, profiles
+from ..to_onnx import port
+from ..to_plan import PlanSettings
+from .describe import sources, versions
+from .plans import PlanJob
+from .staging import Artifact, Staging, content_key
+from .workers import Job
+
+LEAST_SIDE = 2  # cells of the coarsest level
+# What a network, and a plan, is made with: files and folders of export/.
+ONNX_MAKERS = (
+    "networks.py", "to_onnx.py", "forms.py", "truth/exact.py", "truth/verify.py", "truth/widen.py",
+    "building/workers.py", "checkpoint",
+)  # fmt: skip
+PLAN_MAKERS = ("to_plan.py", "truth/proof.py", "building/plans.py", "profiles.py", "building/planning.py")
+
+
+def onnx_jobs(
+    staging: Staging, checkpoint: Checkpoint, known: Mapping[str, Network], targets: Sequence[Target], options: Options
+) -> tuple[dict[str, Artifact], list[Job]]:
+    """The networks that stand, by artifact, and the jobs that export the others."""
+    limits = Limits.of_requests(options.batch, options.persons, _longest(checkpoint, options))
+    makers = sources(*ONNX_MAKERS)
+    # the folder that was found: a worker shall ask no hub again, which may have another revision by now
+    source = checkpoint.path, checkpoint.base or options.base_model, options.variant
+    made: dict[str, Artifact] = {}
+    jobs: dict[str, Job] = {}
+    for target in targets:
+        for name, network in known.items():
+            form = target.form_of(name)
+            artifact = artifact_name(name, form)
+            if artifact in made or artifact in jobs:  # of another target
+                continue
+            # Shapes come from other components too: the canvas from the UNet, the tokens from the projection.
+            ports = [port(tap, form, limits) for tap in (*network.inputs, *network.outputs)]
+            weights = {component: checkpoint.weights_key(component) for component in network.components}
+            family = checkpoint.has_added_conditions  # which layer of a text encoder is read
+            key = content_key(name, form.name, ports, weights, family, makers, versions())
+            if found := staging.find(artifact, key):
+                made[artifact] = found
+            else:
+                size = network.elements(checkpoint) * form.itemsize
+                jobs[artifact] = Job(artifact, key, source, name, form, limits, size, options.bisect)
+    return made, list(jobs.values())
+
+
+def plan_jobs(
+    staging: Staging,
+    checkpoint: Checkpoint,
+    known: Mapping[str, Network],
+    targets: Sequence[Target],
+    graphs: Mapping[str, Artifact],
+    options: Options,
+) -> tuple[dict[str, Artifact], list[PlanJob]]:
+    """The plans that stand, by artifact, and the jobs that build the others out of the graphs that there are."""
+    made: dict[str, Artifact] = {}
+    jobs: list[PlanJob] = []
+    makers = sources(*PLAN_MAKERS), inspect.getsource(tensorrt_flavours)
+    for target in targets:
+        if not target.has_plans:
+            continue
+        flavour = FLAVOURS[target.backend]
+        gpu = None if flavour.portable else gpu_facts().as_json()
+        shapes_of = profiles_of(checkpoint, known, options)
+        for name, network in known.items():
+            form, profile = target.form_of(name), shapes_of[name]
+            graph = graphs.get(artifact_name(name, form))
+            if graph is None:
+                continue
+            settings = PlanSettings(
+                flavour=target.backend,
+                precision=form.precision,
+                architectures=options.architectures if flavour.portable else (),
+                workspace_bytes=None if options.workspace is None else int(options.workspace * 2**30),
+                optimization_level=options.optimization_level,
+                timing_cache=None if flavour.portable else _timing_cache(target.backend, gpu),
+            )
+            shapes = {tap.name: found for tap in network.inputs if (found := profile.shapes(tap)) is not None}
+            hashes = {file: listed["sha256"] for file, listed in graph.files.items()}
+            asked = {key: value for key, value in vars(settings).items() if key != "timing_cache"}
+            artifact = target.artifact(name)
+            described = {name: value for name, value in graph.info.items() if name not in ("file", "seconds")}
+            key = content_key(artifact, hashes, described, shapes, asked, flavour.version, gpu, makers)
+            if found := staging.find(artifact, key):
+                made[artifact] = found
+                continue
+            info = {
+                **described,
+                "file": f"plans/{target.backend}/{name}.plan",
+                "inputs": [port(tap, form, profile.limits) for tap in network.inputs],
+                "outputs": [port(tap, form, profile.limits) for tap in network.outputs],
+                "profile": {"least": profile.least, "best": profile.best, "most": profile.most},
+                "onnx": graph.info["file"],
+            }
+            jobs.append(
+                PlanJob(
+                    artifact=artifact,
+                    key=key,
+                    network=name,
+                    onnx_file=staging.folder / graph.info["file"],
+                    file=Path(info["file"]),
+                    shapes=shapes,
+                    settings=settings,
+                    bytes=sum(listed["bytes"] for listed in graph.files.values()),
+                    info=info,
+                )
+            )
+    return made, jobs
+
+
+def profiles_of(checkpoint: Checkpoint, known: Mapping[str, Network], options: Options) -> dict[str, Profile]:
+    """The profile of every network for what the options ask for."""
+    own = checkpoint.sample_size >> (checkpoint.levels - 1)
+    return profiles(
+        list(known),
+        pictures=options.batch,
+        persons=options.persons,
+        side=(min(LEAST_SIDE, own), own, _longest(checkpoint, options)),
+        steps=checkpoint.config.num_inference_steps,
+        per_row_pooled=checkpoint.config.branch_pooled_text == "per_row",
+    )
+
+
+def _longest(checkpoint: Checkpoint, options: Options) -> int:
+    """The longest side of a picture, in cells of the coarsest level."""
+    coarsest_px = checkpoint.vae_scale_factor << (checkpoint.levels - 1)
+    own_px = checkpoint.sample_size * checkpoint.vae_scale_factor
+    longest_px = options.resolution or 2 * own_px
+    if longest_px < own_px:
+        raise RequestError(f"--resolution is {longest_px} px, expected at least the model's own {own_px} px.")
+    return longest_px // coarsest_px
+
+
+def _timing_cache(backend: str, gpu: Mapping[str, object] | None) -> Path:
+    """Kernels timed on this GPU by this version, for every engine of this machine."""
+    return cache_folder() / "timing" / f"{content_key(backend, FLAVOURS[backend].version, gpu)[:16]}.cache"

@@ -1,0 +1,93 @@
+"""The small parts of an engine: constants, tokenizers, face models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.numpy import save
+
+from realisid_trt.errors import BuildError
+from realisid_trt.files import file_sha256
+from realisid_trt.manifest import CONSTANTS
+
+from ..checkpoint import Checkpoint, tokenizer_of
+from ..face_models import fetch_face_models
+from .describe import sources, versions
+from .staging import Artifact, Staging, content_key
+
+
+def small_parts(
+    staging: Staging, checkpoint: Checkpoint, face_landmarker: Path | None, face_parser: Path | None
+) -> dict[str, Artifact]:
+    """Everything of an engine but its networks, by artifact name."""
+    made = {"constants": _constants(staging, checkpoint)}
+    for name in checkpoint.text_encoder_names:
+        made[tokenizer_of(name)] = _tokenizer(staging, checkpoint, tokenizer_of(name))
+    made["faces"] = _faces(staging, face_landmarker, face_parser)
+    return made
+
+
+def kernel_pack(staging: Staging) -> dict[str, Artifact]:
+    """The fused CUDA kernels for every architecture, by artifact name. Raises BuildError, with the compiler's log."""
+    from realisid_trt.kernels import compile as kernels
+
+    key = content_key("kernels", kernels.key(), kernels.ARCHITECTURES, kernels.LATER)
+    found = staging.find("kernels", key)
+    if found is None:
+        folder = staging.workspace("kernels")
+        (folder / "kernels").mkdir()
+        names = kernels.compile_kernels(folder / "kernels")
+        info = {"key": kernels.key(), "nvrtc": kernels.nvrtc_version(), "files": names}
+        found = staging.add("kernels", key, folder, info)
+    return {"kernels": found}
+
+
+def _constants(staging: Staging, checkpoint: Checkpoint) -> Artifact:
+    """null_id_tokens (T, D) float32, and alphas_cumprod (T,) float64: as precise as diffusers has them."""
+    key = content_key(
+        "constants",
+        sources("building/small_parts.py"),
+        checkpoint.weights_key("null_id"),
+        checkpoint.weights_key("scheduler"),
+        versions(),
+    )
+    if found := staging.find("constants", key):
+        return found
+    folder = staging.workspace("constants")
+    constants = {
+        "null_id_tokens": checkpoint.null_id_tokens().float().numpy(),
+        "alphas_cumprod": checkpoint.load_scheduler().alphas_cumprod.double().numpy(),
+    }
+    (folder / CONSTANTS).write_bytes(save(constants))
+    return staging.add("constants", key, folder)
+
+
+def _tokenizer(staging: Staging, checkpoint: Checkpoint, name: str) -> Artifact:
+    """tokenizer.json, which the runtime reads without transformers."""
+    key = content_key(name, sources("building/small_parts.py"), checkpoint.weights_key(name), versions())
+    if found := staging.find(name, key):
+        return found
+    tokenizer = checkpoint.load_tokenizer(name)
+    folder = staging.workspace(name)
+    file = Path(name) / "tokenizer.json"
+    (folder / name).mkdir()
+    (folder / file).write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
+    info = {"file": file.as_posix(), "max_length": checkpoint.max_length, "pad_id": tokenizer.pad_token_id}
+    return staging.add(name, key, folder, info)
+
+
+def _faces(staging: Staging, face_landmarker: Path | None, face_parser: Path | None) -> Artifact:
+    makers = sources("face_models.py", "faces")
+    key = content_key("faces", makers, _file_key(face_landmarker), _file_key(face_parser), versions()["onnx"])
+    if found := staging.find("faces", key):
+        return found
+    folder = staging.workspace("faces")
+    info = fetch_face_models(folder / "faces", face_landmarker=face_landmarker, face_parser=face_parser)
+    return staging.add("faces", key, folder, {name: info[name] for name in ("model_id", "landmarks", "sources")})
+
+
+def _file_key(path: Path | None) -> str | None:
+    try:
+        return None if path is None else file_sha256(path)
+    except OSError as error:
+        raise BuildError(f"{path} cannot be read ({error.strerror}). Correct the path.") from None

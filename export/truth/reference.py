@@ -1,0 +1,282 @@
+"""RealisID in plain torch over unmodified diffusers modules, straight from the paper's equations. Slow and obvious.
+
+It is the truth that everything else is compared with: three full rows, nothing shared, nothing precomputed,
+`F.interpolate`, diffusers' DDIMScheduler. It reads the checkpoint, and shares no code with the runtime.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from ..checkpoint import Checkpoint
+from ..checkpoint.vae import from_latents
+
+
+@dataclass(frozen=True, eq=False)
+class ReferencePerson:
+    """One person. id_pixels (3, S, S) normalised, or id_tokens (T, D); pose_image (3, S, S); box x0, y0, x1, y1 px."""
+
+    pose_image: Tensor
+    box: tuple[float, float, float, float]
+    id_pixels: Tensor | None = None
+    id_tokens: Tensor | None = None
+
+
+class Reference:
+    """The whole of RealisID in one dtype."""
+
+    def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
+        self.checkpoint, self.config, self.dtype = checkpoint, checkpoint.config, dtype
+        self.unet = checkpoint.load_unet(dtype)
+        self.local_controlnet = checkpoint.load_controlnet("local", dtype)
+        self.global_controlnet = checkpoint.load_controlnet("global", dtype)
+        self.image_encoder = checkpoint.load_image_encoder(dtype)
+        self.id_projection = checkpoint.load_id_projection(dtype)
+        self.vae = checkpoint.load_vae(dtype)
+        self.text_encoders = [checkpoint.load_text_encoder(name, dtype) for name in checkpoint.text_encoder_names]
+        self.tokenizers = [
+            AutoTokenizer.from_pretrained(checkpoint.tokenizer_folder(name)) for name in checkpoint.text_encoder_names
+        ]
+        self.scheduler = checkpoint.load_scheduler()
+        # In the dtype of the comparison: 0-dim float32 alphas would round the coefficients of a float64 run.
+        self.scheduler.alphas_cumprod = self.scheduler.alphas_cumprod.to(dtype)
+        self.scheduler.final_alpha_cumprod = torch.as_tensor(self.scheduler.final_alpha_cumprod).to(dtype)
+
+    # p_text
+
+    @torch.no_grad()
+    def encode_prompt(self, prompt: str | None) -> tuple[Tensor, Tensor | None]:
+        """prompt_embeds (1, T, D) and pooled (1, P); None is the absent negative prompt."""
+        zeros = prompt is None and self.config.force_zeros_for_empty_prompt
+        hidden_states, pooled = [], None
+        for tokenizer, encoder in zip(self.tokenizers, self.text_encoders, strict=True):
+            ids = tokenizer(
+                prompt or "",
+                padding="max_length",
+                max_length=self.checkpoint.max_length,
+                truncation=True,
+                return_tensors="pt",
+            ).input_ids
+            out = encoder(ids, output_hidden_states=True)
+            if self.checkpoint.has_added_conditions:  # SDXL
+                hidden_states.append(out.hidden_states[-2])
+                pooled = out[0]
+            else:  # SD 1.5
+                hidden_states.append(out[0])
+        prompt_embeds = torch.cat(hidden_states, dim=-1)
+        if zeros:
+            return torch.zeros_like(prompt_embeds), None if pooled is None else torch.zeros_like(pooled)
+        return prompt_embeds, pooled
+
+    # p_id
+
+    @torch.no_grad()
+    def encode_id(self, id_pixels: Tensor) -> Tensor:
+        """id_pixels (N, 3, S, S) → (N, T, D)."""
+        hidden_states = self.image_encoder(id_pixels.to(self.dtype), output_hidden_states=True).hidden_states
+        return self.id_projection(hidden_states[-2])
+
+    def null_id_tokens(self) -> Tensor:
+        """(T, D): the tokens of a dropped ID."""
+        if self.config.null_id == "file":
+            return torch.as_tensor(self.checkpoint.null_id_tokens()).to(self.dtype)
+        size = self.checkpoint.image_size
+        tokens = self.encode_id(torch.zeros(1, 3, size, size))[0]
+        return torch.zeros_like(tokens) if self.config.null_id == "zero_tokens" else tokens
+
+    # c_loc and the box arithmetic, in floating point from the formulas
+
+    def snap(self, box: Sequence[float], height: int, width: int) -> tuple[int, int, int]:
+        """x, y, side in latent cells."""
+        f, snap = self.checkpoint.vae_scale_factor, self.checkpoint.config.box_snap or self.checkpoint.vae_scale_factor
+        x0, y0, x1, y1 = box
+        side = max(x1 - x0, y1 - y0)
+        cx, cy = (x0 + x1) / 2, (y0 + y1) / 2
+        side = min(side, height, width)
+        x, y = cx - side / 2, cy - side / 2
+        x, y = min(max(x, 0), width - side), min(max(y, 0), height - side)
+        x, y, side = (math.floor(v / snap + 0.5) * snap // f for v in (x, y, side))
+        side = max(side, snap // f)
+        return min(max(x, 0), width // f - side), min(max(y, 0), height // f - side), side
+
+    def level_box(self, box: tuple[int, int, int], level: int, size: tuple[int, int]) -> tuple[int, int, int]:
+        """x, y, side in cells of `level`, inside (H, W) = size."""
+        x, y, side = box
+        side_k = max(1, math.floor(side / 2**level + 0.5))
+        x_k = math.floor((x + side / 2) / 2**level - side_k / 2 + 0.5)
+        y_k = math.floor((y + side / 2) / 2**level - side_k / 2 + 0.5)
+        return min(max(x_k, 0), size[1] - side_k), min(max(y_k, 0), size[0] - side_k), side_k
+
+    def location_mask(self, box: tuple[int, int, int], height: int, width: int) -> Tensor:
+        """(1, 1, H, W): one inside the snapped box, zero elsewhere."""
+        f = self.checkpoint.vae_scale_factor
+        x, y, side = (v * f for v in box)
+        mask = torch.zeros(1, 1, height, width, dtype=self.dtype)
+        mask[..., y : y + side, x : x + side] = 1
+        return mask
+
+    # Eqs. (4), (5), (6)
+
+    def residuals(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        persons: Sequence[ReferencePerson],
+        boxes: Sequence[tuple[int, int, int]],
+        id_tokens: Sequence[Tensor],
+        added: dict[str, Tensor] | None,
+        scales: tuple[float, float],
+        size_px: tuple[int, int],
+    ) -> list[Tensor]:
+        """Σ_p R(i_l) · s_l + mean_p i_g · s_g for one row: one tensor per skip, the mid block's last."""
+        canvas = self.checkpoint.sample_size
+        local_sum: list[Tensor] = []
+        covered: list[Tensor] = []
+        global_sum: list[Tensor] = []
+        for person, box, tokens in zip(persons, boxes, id_tokens, strict=True):
+            x, y, side = box
+            face_latents = F.interpolate(  # ẑ_t
+                latents[:, :, y : y + side, x : x + side], size=(canvas, canvas), mode="bilinear", align_corners=False
+            )
+            local = self._controlnet(
+                self.local_controlnet, face_latents, timestep, tokens, person.pose_image[None].to(self.dtype), added
+            )
+            whole = self._controlnet(
+                self.global_controlnet, latents, timestep, tokens, self.location_mask(box, *size_px), added
+            )
+            for index, (i_l, i_g) in enumerate(zip(local, whole, strict=True)):
+                if len(global_sum) <= index:
+                    local_sum.append(torch.zeros_like(i_g))
+                    global_sum.append(torch.zeros_like(i_g))
+                    covered.append(torch.zeros_like(i_g[:, :1]))
+                level = self.checkpoint.residuals[index][1]
+                x_k, y_k, side_k = self.level_box(box, level, i_g.shape[-2:])
+                within = (..., slice(y_k, y_k + side_k), slice(x_k, x_k + side_k))
+                if self.config.relocate_mode == "area":
+                    small = F.interpolate(i_l, size=(side_k, side_k), mode="area")
+                else:
+                    small = F.interpolate(i_l, size=(side_k, side_k), mode="bilinear", align_corners=False)
+                if self.config.overlap == "priority":
+                    local_sum[index][within] = small
+                else:
+                    local_sum[index][within] += small
+                covered[index][within] += 1
+                global_sum[index] += i_g
+        if self.config.overlap == "average":
+            local_sum = [total / count.clamp(min=1) for total, count in zip(local_sum, covered, strict=True)]
+        local_scale, global_scale = scales
+        return [
+            local_scale * total + global_scale * whole / len(persons)
+            for total, whole in zip(local_sum, global_sum, strict=True)
+        ]
+
+    def _controlnet(
+        self,
+        controlnet: torch.nn.Module,
+        latents: Tensor,
+        timestep: Tensor,
+        id_tokens: Tensor,
+        condition: Tensor,
+        added: dict[str, Tensor] | None,
+    ) -> list[Tensor]:
+        down, mid = controlnet(
+            latents,
+            timestep,
+            encoder_hidden_states=id_tokens[None],
+            controlnet_cond=condition,
+            added_cond_kwargs=added,
+            return_dict=False,
+        )
+        return [*down, mid]
+
+    # Eq. (8), thirty times
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompt: str,
+        persons: Sequence[ReferencePerson],
+        latents: Tensor,
+        *,
+        negative_prompt: str | None = None,
+        num_inference_steps: int,
+        guidance_scale: float | None = None,
+        id_guidance_scale: float | None = None,
+        subject_conditioning_ratio: float | None = None,
+        local_scale: float = 1.0,
+        global_scale: float = 1.0,
+    ) -> Tensor:
+        """z_0 (1, C, h, w) from z_T = latents, in this reference's dtype."""
+        config, f = self.config, self.checkpoint.vae_scale_factor
+        lambda_t = config.guidance_scale if guidance_scale is None else guidance_scale
+        lambda_i = config.id_guidance_scale if id_guidance_scale is None else id_guidance_scale
+        height, width = latents.shape[-2] * f, latents.shape[-1] * f
+        latents = latents.to(self.dtype)
+
+        negative, text = self.encode_prompt(negative_prompt), self.encode_prompt(prompt)
+        null_id = self.null_id_tokens()
+        ids = [
+            self.encode_id(person.id_pixels[None])[0] if person.id_tokens is None else person.id_tokens.to(self.dtype)
+            for person in persons
+        ]
+        boxes = [self.snap(person.box, height, width) for person in persons]
+        time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=self.dtype)
+
+        self.scheduler.set_timesteps(num_inference_steps)
+        for i, timestep in enumerate(self.scheduler.timesteps):
+            # FastComposer's delay: steps i <= (1 - α)·S have no ID.
+            delayed = (
+                subject_conditioning_ratio is not None and i <= (1 - subject_conditioning_ratio) * num_inference_steps
+            )
+            step_lambda_i = 0.0 if delayed or not persons else lambda_i
+            predictions = []
+            for (prompt_embeds, pooled), tokens in (
+                (negative, [null_id] * len(persons)),
+                (text, [null_id] * len(persons)),
+                (text, [null_id] * len(persons) if delayed else ids),
+            ):
+                added = branch_added = None
+                if pooled is not None:
+                    added = {"text_embeds": pooled, "time_ids": time_ids}
+                    branch_added = dict(added)
+                    if config.branch_pooled_text == "zeros":
+                        branch_added["text_embeds"] = torch.zeros_like(pooled)
+                injected = {}
+                if persons:
+                    *down, mid = self.residuals(
+                        latents,
+                        timestep,
+                        persons,
+                        boxes,
+                        tokens,
+                        branch_added,
+                        (local_scale, global_scale),
+                        (height, width),
+                    )
+                    injected = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+                predictions.append(
+                    self.unet(
+                        latents,
+                        timestep,
+                        encoder_hidden_states=prompt_embeds,
+                        added_cond_kwargs=added,
+                        return_dict=False,
+                        **injected,
+                    )[0]
+                )
+            none, text_only, full = predictions
+            prediction = none + lambda_t * (text_only - none) + step_lambda_i * (full - text_only)
+            latents = self.scheduler.step(prediction, timestep, latents, eta=0.0, return_dict=False)[0]
+        return latents
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """z_0 → the picture (1, 3, H, W), about [-1, 1]."""
+        return self.vae.decode(from_latents(latents.to(self.dtype), self.vae.config), return_dict=False)[0]

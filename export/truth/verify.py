@@ -1,0 +1,243 @@
+"""Is what was exported what was meant? Every network, against the torch module it came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from realisid_trt.errors import ParityError
+
+from ..forms import Limits, OnnxForm
+from ..networks import Network
+from ..to_onnx import example
+from .exact import in_float64
+from .flops import flops_per_row
+from .widen import widened
+
+# A graph is other arithmetic in another order, so it may err like the torch module, not equal it. Each output's RMS
+# error against float64 may be at most this many times the torch module's own in the same precision.
+WORST_RATIO = 4.0
+# What the module errs is one draw. Where much hangs on a near tie (a sharp softmax), rounding errors grow a hundredfold
+# in some places, and two orders of the same sums err by chance one many times the other. So a graph that errs too much
+# is held against the worst of so many more draws: the module on inputs moved by one rounding, at the same truth.
+DRAWS = 8
+# A row of more operations than this, at the smallest size that the network takes (a branch on its canvas), is tried
+# once and in float32: a CPU would take hours over it in half precision.
+HEAVY_FLOPS = 2e11
+
+# How a network is run: inputs by name → outputs in its order. bfloat16 goes in and comes out as float32.
+Run = Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
+# Inputs, and the relative RMS error that is too much → a sentence about where it comes from.
+Explain = Callable[[Mapping[str, np.ndarray], float], str]
+GRAPH_ADVICE = "The graph does not compute what the module computes: try another torch or onnxscript version"
+PLAN_ADVICE = "Its graph computes what the module computes, the plan does not: try another --optimization-level"
+HOW_TO_EXPLAIN = "Give the same command with --bisect to learn the first node that differs."
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an exported network is from the truth, over all outputs and shapes tried.
+
+    rms, max_abs: of the error against the torch module in float64, relative to each output's RMS.
+    rms_torch:    the same of the torch module itself, in the network's precision; where an output needed more than one
+                  draw of it, the worst of them.
+    ratio:        the worst output's rms over its rms_torch.
+    draws:        of the module that the output needed which needed most; 1: none needed more than the module as it is.
+    shapes:       the unit sizes that were tried.
+    widened:      graph and module ran in float32 on their half-precision weights: the graph computes what the module
+                  computes; what rounding to half does to it, only a GPU can tell.
+    """
+
+    rms: float
+    max_abs: float
+    rms_torch: float
+    ratio: float
+    draws: int
+    shapes: list[dict[str, int]]
+    widened: bool = False
+
+
+def parity_shapes(limits: Limits) -> list[dict[str, int]]:
+    """Unit sizes to try: the smallest picture, and an oblong one with several rows; within the limits."""
+    least, most = limits.side
+    oblong = {"height": min(least + 1, most), "width": min(least + 3, most)}
+    return [
+        {"rows": limits.rows[0], "timesteps": limits.timesteps[0], "height": least, "width": least},
+        {"rows": min(3, limits.rows[1]), "timesteps": min(5, limits.timesteps[1]), **oblong},
+    ]
+
+
+@torch.no_grad()
+def verify(
+    network: Network, module: nn.Module, run: Path | Run, form: OnnxForm, limits: Limits, explain: Explain | None = None
+) -> Parity:
+    """The parity of what `run` computes with the module. Raises ParityError, naming the output that differs.
+
+    module:  in the form's precision.
+    run:     the network to be judged; an ONNX file is run by ONNX Runtime on the CPU, which has no bfloat16, so such a
+             graph is judged widened, as is a heavy one in half precision.
+    limits:  of what `run` takes.
+    explain: asked when an output differs; None: the error says how to ask.
+    """
+    units = parity_shapes(limits)
+    heavy = flops_per_row(network, module, units[0]) > HEAVY_FLOPS
+    units = units[:1] if heavy else units
+    inputs = [example(network.inputs, sizes, form.dtype, seed=1) for sizes in units]
+    feeds = [
+        {tap.name: _numpy(tensor) for tap, tensor in zip(network.inputs, tensors, strict=True)} for tensors in inputs
+    ]
+    wide = isinstance(run, Path) and (form.precision == "bf16" or (heavy and form.precision == "fp16"))
+    if wide:
+        feeds = [{name: _widened(array) for name, array in feed.items()} for feed in feeds]
+    if isinstance(run, Path):
+        with widened(run) if wide else nullcontext(run) as file:
+            graphs = _on_cpu(file, feeds)
+    else:
+        graphs = [list(run(feed)) for feed in feeds]
+    advice = GRAPH_ADVICE if isinstance(run, Path) else PLAN_ADVICE
+    eps = torch.finfo(torch.float32 if wide else form.dtype).eps
+    errors: list[tuple[float, float, float, float, int]] = []
+
+    @contextmanager
+    def as_the_graph() -> Iterator[None]:
+        with _RoundedScalars(form.dtype) if wide else nullcontext():
+            yield
+
+    def plain(tensors: Sequence[Tensor]) -> list[np.ndarray]:
+        with as_the_graph(), _in_float32(module) if wide else nullcontext():
+            return [*map(_numpy, _run_module(module, tensors, heavy and not wide))]
+
+    for tensors, feed, graph in zip(inputs, feeds, graphs, strict=True):
+        with as_the_graph():
+            exact = [_numpy(tensor) for tensor in in_float64(module, tensors)]
+        draws = _Draws(plain, [*map(_float32, tensors)] if wide else tensors)
+        for index, (tap, true, ours) in enumerate(zip(network.outputs, exact, graph, strict=True)):
+            what = f"{network.name} ({form.name}{', widened to float32' if wide else ''}) output {tap.name}"
+            theirs = partial(draws.of, index)
+            errors.append(_compare(what, true, ours, theirs, eps, advice, partial(explain, feed) if explain else None))
+    rms, max_abs, rms_torch, ratio, most = (max(column) for column in zip(*errors, strict=True))
+    return Parity(rms, max_abs, rms_torch, ratio, most, units, wide)
+
+
+class _Draws:
+    """What the module gives for these inputs: at first as they are, then moved by one rounding. Each is run once."""
+
+    def __init__(self, plain: Callable[[Sequence[Tensor]], list[np.ndarray]], inputs: Sequence[Tensor]) -> None:
+        self._plain, self._inputs = plain, inputs
+        self._generator = torch.Generator().manual_seed(1)
+        self._made = [plain(inputs)]
+
+    def of(self, output: int) -> Iterator[np.ndarray]:
+        for draw in range(1 + DRAWS):
+            if draw == len(self._made):
+                self._made.append(self._plain([*map(self._moved, self._inputs)]))
+            yield self._made[draw][output]
+
+    def _moved(self, tensor: Tensor) -> Tensor:
+        """Every number is itself or one of its neighbours; zero and what is no float stay."""
+        if not tensor.is_floating_point():
+            return tensor
+        step = torch.randint(-1, 2, tensor.shape, generator=self._generator) * torch.finfo(tensor.dtype).eps
+        return (tensor.double() * (1 + step.double())).to(tensor.dtype)
+
+
+def _run_module(module: nn.Module, inputs: Sequence[Tensor], on_gpu: bool) -> list[Tensor]:
+    """The module's outputs. on_gpu: on torch's GPU, if it has one, and back."""
+    device = "cuda" if on_gpu and torch.cuda.is_available() else "cpu"
+    outputs = module.to(device)(*(tensor.to(device) for tensor in inputs))
+    module.to("cpu")
+    return [tensor.cpu() for tensor in (outputs if isinstance(outputs, tuple) else (outputs,))]
+
+
+def _on_cpu(file: Path, feeds: Sequence[Mapping[str, np.ndarray]]) -> list[list[np.ndarray]]:
+    import onnxruntime as ort
+
+    from realisid_trt.backends.sessions import session_options
+
+    session = ort.InferenceSession(
+        str(file), session_options(torch.get_num_threads()), providers=["CPUExecutionProvider"]
+    )
+    return [session.run(None, dict(feed)) for feed in feeds]
+
+
+def _compare(
+    what: str,
+    true: np.ndarray,
+    ours: np.ndarray,
+    theirs: Callable[[], Iterator[np.ndarray]],
+    eps: float,
+    advice: str,
+    explain: Callable[[float], str] | None,
+) -> tuple[float, float, float, float, int]:
+    """rms, max_abs, rms_torch, ratio and draws of one output. theirs: torch's draws. eps: of the precision of both."""
+    if ours.shape != true.shape:
+        raise ParityError(f"{what} has shape {ours.shape}, the torch module gives {true.shape}. Report this as a bug.")
+    scale = rms_of(true) or 1.0
+    rms, max_abs = rms_of(ours - true) / scale, float(np.abs(ours - true).max()) / scale
+    rms_torch = 0.0
+    for count, draw in enumerate(theirs(), start=1):
+        rms_torch = max(rms_torch, rms_of(draw - true) / scale)
+        # Where torch happens to be exact (a bias, a constant), one rounding of the output's precision is no error.
+        accepted = max(rms_torch, eps / 4)
+        if rms <= WORST_RATIO * accepted:
+            return rms, max_abs, rms_torch, rms / accepted, count
+    raise ParityError(
+        f"{what} errs {rms:.2e} (relative RMS against float64), {rms / accepted:.1f} times what torch errs in the same "
+        f"precision ({rms_torch:.2e}); at most {WORST_RATIO:g} times is accepted. {advice}, and report it with "
+        f"these figures. {explain(WORST_RATIO * accepted) if explain else HOW_TO_EXPLAIN}"
+    )
+
+
+def rms_of(values: np.ndarray | Sequence[float]) -> float:
+    """Root of the mean square, in float64."""
+    return float(np.sqrt(np.mean(np.asarray(values, np.float64) ** 2)))
+
+
+class _RoundedScalars(TorchDispatchMode):
+    """Numbers of the code, such as GELU's 1.702, as an exporter writes them into a graph: in the graph's precision."""
+
+    ARITHMETIC = frozenset({"add", "sub", "mul", "div"})
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func.overloadpacket.__name__ in self.ARITHMETIC:
+            args = tuple(torch.tensor(a, dtype=self._dtype).item() if isinstance(a, float) else a for a in args)
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def _in_float32(module: nn.Module) -> Iterator[None]:
+    """The module with every weight widened, and as it was behind the block: `.to` would narrow what was never half."""
+    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
+    kept = [tensor.data for tensor in tensors]
+    for tensor in tensors:
+        tensor.data = tensor.data.float()
+    try:
+        yield
+    finally:
+        for tensor, data in zip(tensors, kept, strict=True):
+            tensor.data = data
+
+
+def _widened(array: np.ndarray) -> np.ndarray:
+    return array.astype(np.float32) if array.dtype == np.float16 else array
+
+
+def _float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()

@@ -1,0 +1,117 @@
+"""Steps of the loop as CUDA graphs: run until two runs enqueued the same, then captured, then replayed."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+from ..errors import RealisIDWarning
+from .cuda_memory import Gpu, gpu_errors
+from .cuda_usage import GpuUsage
+
+GRAPHS = 8  # captured steps that are kept; a request with a delayed ID has two
+
+
+class Graph(NamedTuple):
+    """A captured step, and the rows that each network evaluates in it."""
+
+    captured: Any
+    rows: dict[str, int]
+
+
+class CapturedSteps:
+    """The graphs of one backend.
+
+    usage:     of the request that runs; what a replay evaluates is added to it.
+    graphs:    the captured steps by signature, the last used last.
+    trace:     what was enqueued since a step began, with every address: its signature.
+    repeating: inside a step that may be captured.
+    """
+
+    def __init__(self, gpu: Gpu, usage: GpuUsage, capture: bool) -> None:
+        """capture: False only runs the steps."""
+        self.usage = usage
+        self.graphs: OrderedDict[Hashable, Graph] = OrderedDict()
+        self.trace: list[Hashable] = []
+        self.repeating = False
+        self._gpu, self._capture = gpu, capture
+
+    def note(self, *enqueued: Hashable) -> None:
+        """Called for everything that is enqueued, with all that a graph of it would hold."""
+        self.trace.append(enqueued)
+
+    def repeated(self, step: Callable[[], None]) -> Callable[[], None]:
+        """Run as it is until two runs enqueued the same, then captured, then replayed; a step that an earlier request
+        captured is replayed from its second call on.
+
+        Whatever a step reads and writes keeps its address until the request ends, and what changes from step to step
+        lies on the device; so a replay is the step. A later request's step is the same graph if it enqueues the same
+        work at the same addresses, which its first call tells.
+        """
+        graph: Graph | None = None
+        last: Hashable = None
+        settled = False
+
+        def recorded() -> None:
+            nonlocal graph, last, settled
+            if graph is None and last in self.graphs:
+                self.graphs.move_to_end(last)
+                graph = self.graphs[last]
+            elif graph is None and settled and self._capture:
+                graph = self._captured(step, last)
+            if graph is not None:
+                self._replay(graph)
+                return
+            before, last = last, self._traced(step)
+            settled = last == before
+
+        return recorded if self._capture else step
+
+    def _traced(self, step: Callable[[], None]) -> Hashable:
+        """Runs the step; all that it enqueued."""
+        self.trace.clear()
+        self.repeating = self._capture
+        try:
+            step()
+        finally:
+            self.repeating = False
+        return tuple(self.trace)
+
+    def _captured(self, step: Callable[[], None], signature: Hashable) -> Graph | None:
+        """The step as a graph, kept for later requests; None if that is refused."""
+        before, traced = dict(self.usage.rows), list[Hashable]()
+        try:
+            captured = self._gpu.capture(lambda: traced.append(self._traced(step)))
+        except Exception as error:  # of whatever the networks run on
+            self._refused(error)
+            return None
+        finally:
+            rows = {name: count - before.get(name, 0) for name, count in self.usage.rows.items()}
+            self.usage.rows.clear()
+            self.usage.rows.update(before)
+        if traced != [signature]:
+            self._refused(RuntimeError("it enqueued something else while it was captured"))
+            return None
+        if len(self.graphs) >= GRAPHS:
+            self._gpu.wait()  # the oldest may still be running
+            self.graphs.popitem(last=False)
+        self.graphs[signature] = graph = Graph(captured, rows)
+        return graph
+
+    def _replay(self, graph: Graph) -> None:
+        with gpu_errors():
+            graph.captured.launch(self._gpu.stream)
+        for name, rows in graph.rows.items():
+            self.usage.add(name, rows, 0.0)
+            self.usage.replayed.add(name)
+
+    def _refused(self, error: Exception) -> None:
+        self._capture = False
+        warnings.warn(
+            f"a step was refused as a CUDA graph ({error}); steps run one launch at a time from now on. "
+            "Engine.load(…, cuda_graph=False) does not try.",
+            RealisIDWarning,
+            stacklevel=2,
+        )

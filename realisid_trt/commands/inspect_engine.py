@@ -1,0 +1,92 @@
+"""`inspect`: what an engine holds."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..manifest import Axis, Build, Manifest, Port
+from .command_line import Outcome
+
+
+def inspect_engine(path: str) -> Outcome:
+    """Networks, shapes, sizes, precision and parity of an engine directory, as JSON values and as lines."""
+    manifest = Manifest.read(path)
+    manifest.check_files()
+    values, model, files = manifest.values, manifest.model, manifest.values["files"]
+    total = sum(listed["bytes"] for listed in files.values()) / 1e6
+    scheduler = values["scheduler"]
+    lines = [
+        f"{manifest.path}: {values['name']}, {total:.1f} MB in {len(files)} files, every hash verified",
+        f"pictures of {model.default_size} px by default, VAE factor {model.vae_scale_factor}, {model.levels} levels, "
+        f"{len(model.residual_levels)} residuals, {model.num_id_tokens} ID tokens",
+        "realisid_config: " + ", ".join(f"{key}={value}" for key, value in values["realisid_config"].items()),
+        f"scheduler: DDIM, {scheduler['prediction_type']}, {scheduler['timestep_spacing']} spacing",
+        "made by: " + ", ".join(f"{name} {version}" for name, version in values["made_by"].items()),
+    ]
+    for build in manifest.builds.values():
+        lines += ["", *_build_lines(manifest, build)]
+    if kernels := values["kernels"]:
+        architectures = ", ".join(name.split(".")[1] for name in kernels["files"])
+        lines += ["", f"CUDA kernels {kernels['key']}: {architectures}, compiled by NVRTC {kernels['nvrtc']}"]
+    lines += ["", "parity: RMS error over that of the torch module in the same precision, both against float64"]
+    for name, verified in values["verified"].items():
+        if "ratio" not in verified:  # a large checkpoint: its plans were compared one by one
+            continue
+        lines.append(f"{name}: final latents of two persons err {verified['ratio']:.2f} times as much as torch does")
+    return Outcome({key: value for key, value in values.items() if key != "seal"}, lines)
+
+
+def _build_lines(manifest: Manifest, build: Build) -> list[str]:
+    versions = ", ".join(f"{package} {version}" for package, version in build.versions.items())
+    lines = [
+        f"{build.id}: {build.precision} on {build.device}, opset {build.opset}, {build.architecture}, "
+        f"built with {versions}" + (f" on {build.gpu['name']}" if build.gpu else ""),
+        f"{'network':<18}{'MB':>8}{'GFLOP/row':>11}{'parity':>9}  inputs → outputs",
+    ]
+    networks = manifest.networks(build)
+    entries = {name: manifest.values["networks"][name]["builds"][build.id] for name in networks}
+    own = manifest.values["verified"].get(build.id, {}).get("networks", {})  # the plans' parity, if they were run
+    for name, network in networks.items():
+        described, entry = manifest.values["networks"][name], entries[name]
+        parity = own.get(name, entry["parity"])
+        lines.append(
+            f"{name:<18}{entry['bytes'] / 1e6:>8.2f}{described['flops_per_row'] / 1e9:>11.3f}"
+            f"{parity['ratio']:>8.2f}×  {_ports(network.inputs)} → {_ports(network.outputs)}"
+        )
+    for name, entry in entries.items():
+        if (draws := own.get(name, entry["parity"]).get("draws", 1)) > 1:
+            lines.append(f"parity: {name} was held against the worst of {draws} draws of torch's rounding errors")
+    for name, reason in build.wide.items():
+        lines.append(f"float32 all the same: {name} ({reason})")
+    proofs = {name: entry["proof"] for name, entry in entries.items() if "proof" in entry}
+    if proofs and not own:
+        lines.append("parity: of the graphs; the plans themselves were not run where they were built")
+    if proofs:
+        lines += [*_proof_lines(build, proofs), f"built in {_total(entries, 'build_seconds'):.0f} s"]
+    axes = {str(size) for n in networks.values() for p in n.inputs for size in p.shape if isinstance(size, Axis)}
+    return [*lines, "ranges: " + "; ".join(sorted(axes))]
+
+
+def _proof_lines(build: Build, proofs: Mapping[str, Any]) -> list[str]:
+    """What was read back of the plans: how much of them is in the precision that was asked for."""
+    asked = {name: proof for name, proof in proofs.items() if name not in build.wide}
+    half, outputs = (sum(proof[key] for proof in asked.values()) for key in ("half", "outputs"))
+    attentions = sum(proof["attentions"] for proof in proofs.values())
+    fused = [proof["fused"] for proof in proofs.values() if proof["fused"] is not None]
+    lines = [f"proof: {half} of {outputs} tensors are {build.precision}, outside of what is float32 all the same"]
+    if fused:
+        lines.append(f"proof: {sum(fused)} of {attentions} attentions are named as fused kernels in the plans")
+    wider: dict[str, int] = {}
+    for proof in asked.values():
+        for reason, count in proof["wider"].items():
+            wider[reason] = wider.get(reason, 0) + count
+    return [*lines, *(f"proof: {count} tensors are float32: {reason}" for reason, count in wider.items())]
+
+
+def _total(entries: Mapping[str, Any], key: str) -> float:
+    return float(sum(entry[key] for entry in entries.values()))
+
+
+def _ports(ports: Sequence[Port], most: int = 4) -> str:
+    return ", ".join(f"{port.name}{port}" for port in ports[:most]) + (", …" if len(ports) > most else "")

@@ -1,0 +1,71 @@
+"""`inspect PHOTO`: the faces of a photo with the numbers that choose them, and what is made of the chosen one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from ..errors import PhotoError
+from ..loop.picture import to_pil
+from ..manifest import Manifest
+from ..persons.conditions import pose_image
+from ..persons.faces import FaceFinder
+from ..persons.photo import LoadedPhoto, load_photo
+from .command_line import Outcome
+from .drawing import side_by_side, with_boxes, with_points
+
+SHEET_PX = 512
+
+
+def inspect_photo(path: str, engine: str, face: int | None = None) -> tuple[Outcome, Image.Image]:
+    """What an engine's face models find in a photo, and a sheet that shows it. See `found_in`."""
+    photo = load_photo(path)  # a mistyped name is said before an engine that was not built
+    manifest = Manifest.read(engine)
+    manifest.check_files()
+    finder = FaceFinder.load(manifest.path / "faces", files=manifest.files_in("faces"))
+    return found_in(photo, path, finder, face, manifest.config.face_margin, manifest.config.pose_style)
+
+
+def found_in(
+    photo: LoadedPhoto, path: str, finder: FaceFinder, face: int | None, face_margin: float, pose_style: str
+) -> tuple[Outcome, Image.Image]:
+    """Every face of a photo numbered from the left, and of the chosen one landmarks, crop and pose.
+
+    path: what messages call the photo.
+    face: which one, counted from the left from 0; None takes the only or the clearly largest one.
+
+    Returns the outcome, boxes in photo px of the photo turned by `turns`, and the sheet. Where there are faces but none
+    can be taken, the sheet is the photo with their numbers, `why` says why, and the status is 1, but 0 if only a choice
+    is asked for (many_faces). Raises PhotoError where there is nothing to show.
+    """
+    seen = finder.see(photo)
+    numbered = with_boxes(Image.fromarray(seen.photo.rgb), seen.detections.boxes.tolist(), first=0)
+    values = {"faces": seen.boxes.tolist(), "turns": seen.turns, "photo_size": seen.photo.size}
+    try:
+        found = finder.find(photo, path, face=face)
+    except PhotoError as error:
+        if not len(seen.detections):
+            raise
+        outcome = Outcome(
+            values | {"chosen": None, "why": str(error)}, [str(error)], status=int(error.code != "many_faces")
+        )
+        return outcome, side_by_side([numbered], SHEET_PX)
+    crop, mask_source = finder.crop(photo, found, SHEET_PX, face_margin)
+    marked = with_points(Image.fromarray(seen.photo.rgb), found.points_px / photo.scale)
+    marked = with_boxes(marked, seen.detections.boxes.tolist(), first=0)
+    pose = pose_image(found.landmarks, SHEET_PX, pose_style).transpose(1, 2, 0)
+    notes = [*found.notes, *finder.notes_on(mask_source)]
+    values |= {
+        "chosen": {"box": found.box, "square": found.square, "turns": found.turns, "score": found.score},
+        "mask_source": mask_source,
+        "models": finder.model_id,
+        "notes": notes,
+    }
+    count = len(seen.detections)
+    lines = [
+        f"{Path(path).name}: {count} face{'s' * (count != 1)}; taken: the one at "
+        f"({', '.join(f'{v:.1f}' for v in found.box)}) px, background removed by {mask_source}",
+        *(f"note: {note}" for note in notes),
+    ]
+    return Outcome(values, lines), side_by_side([marked, Image.fromarray(crop), to_pil(pose)], SHEET_PX)

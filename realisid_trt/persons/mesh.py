@@ -1,0 +1,48 @@
+"""MediaPipe's face mesh: how many points there are, which is which, and what a caller's own must look like.
+
+Indices are MediaPipe's (Apache-2.0), as ordered paths along its FACEMESH_* edges. Left and right are the person's own;
+the right eye stands on the left of an unmirrored photo.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..checks import own_array
+from ..errors import RequestError
+
+NUM_LANDMARKS = 478
+NUM_SKIN_LANDMARKS = 468  # the last ten are the irises
+
+# fmt: off
+JAW = (21, 162, 127, 234, 93, 132, 58, 172, 136, 150, 149, 176, 148, 152, 377, 400, 378, 379, 365, 397, 288, 361, 323,
+       454, 356, 389, 251)
+RIGHT_BROW = ((70, 63, 105, 66, 107), (46, 53, 52, 65, 55))  # upper, lower edge
+LEFT_BROW = ((300, 293, 334, 296, 336), (276, 283, 282, 295, 285))
+RIGHT_EYE = (33, 7, 163, 144, 145, 153, 154, 155, 133, 173, 157, 158, 159, 160, 161, 246)
+LEFT_EYE = (263, 249, 390, 373, 374, 380, 381, 382, 362, 398, 384, 385, 386, 387, 388, 466)
+NOSE_RIDGE, NOSE_BASE = (168, 6, 197, 195, 5, 4), (98, 97, 2, 326, 327)
+OUTER_LIPS = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
+INNER_LIPS = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191)
+RIGHT_IRIS, LEFT_IRIS = (468, 469, 470, 471, 472), (473, 474, 475, 476, 477)  # centre, then four points of the rim
+# fmt: on
+OUTER_EYE_CORNERS = (RIGHT_EYE[0], LEFT_EYE[0])
+
+LEAST, MOST = -1.0, 2.0  # a chin may leave the square a little; pixels leave it far
+
+
+def checked_landmarks(landmarks: Any, what: str) -> NDArray[np.float64]:
+    """Landmarks in units of the squared face box, as a (478, 2) float64 copy.
+
+    Raises RequestError for another shape, for NaN, and for numbers far from [0, 1]: pixels would draw a black pose.
+    """
+    points = own_array(landmarks, (NUM_LANDMARKS, 2), what, np.float64)
+    if points.min() < LEAST or points.max() > MOST:
+        raise RequestError(
+            f"{what} run from {points.min():.4g} to {points.max():.4g}, expected about 0 to 1 across the squared face "
+            "box. Subtract its corner and divide by its side."
+        )
+    return points

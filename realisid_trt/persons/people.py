@@ -1,0 +1,333 @@
+"""A person asked for → ID tokens, pose image and box: the face line of the data, from photo to conditions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backends import Backend
+from ..checks import check_finite, own_array
+from ..config import RealisIDConfig
+from ..errors import BoxError, RequestError
+from ..files import sha256
+from ..manifest import Model
+from .boxes import FaceBox, Grid, check_inside, cover_box, overlap, snap_box, what_changed
+from .conditions import id_pixels, pose_image
+from .faces import Face, FaceFinder
+from .faces.choice import CHOOSE_WITH, checked_box, checked_face
+from .identity import Identity
+from .mesh import checked_landmarks
+from .person import Person
+from .photo import LoadedPhoto, Photo, load_crop, load_photo, photo_hash
+from .recent import Recent
+
+SAME_PLACE = 0.5  # intersection over union of two boxes, from which a note says so
+CHOOSE_POSE_WITH = (
+    "pose=engine.embed(photo, face={}) (face= of a person belongs to its ID photo; on the command line, embed the pose "
+    "photo with --face and give the stored identity)"
+)
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedPerson:
+    """One person of one picture, as the networks want it.
+
+    id_tokens:   (T, D) float32.
+    pose_image:  (3, S, S) float32 in [0, 1], S the side of the local canvas in px.
+    face_box:    where the face goes.
+    mask_source: what removed the photo's background: "bisenet", "hull+person", "hull" or "own"; None without a photo.
+    notes:       what was decided about the photos, in sentences that name no photo.
+    """
+
+    id_tokens: NDArray[np.float32]
+    pose_image: NDArray[np.float32]
+    face_box: FaceBox
+    mask_source: str | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class FaceCrop:
+    """A face as the ID encoder sees it, and what an Identity of it says besides its tokens.
+
+    id_pixels:  (3, S, S) float32, normalised.
+    key:        of the identity in the cache. name: what messages call the photo.
+    The rest as in Identity.
+    """
+
+    id_pixels: NDArray[np.float32]
+    key: Hashable
+    name: str
+    landmarks: NDArray[np.float64]
+    box: tuple[float, float, float, float]
+    photo_size: tuple[int, int]
+    mask_source: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class SeenPerson:
+    """One person before the ID encoder: all that needs no network of the engine. Fields as in PreparedPerson.
+
+    source: what the ID tokens come from: a face that is yet to be encoded, or the tokens themselves, (T, D).
+    """
+
+    source: FaceCrop | NDArray[np.float32]
+    pose_image: NDArray[np.float32]
+    face_box: FaceBox
+    mask_source: str | None
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """A photo and what a caller says of its face, checked: what `FaceFinder.find` is asked."""
+
+    photo: LoadedPhoto
+    face: int | None
+    box: tuple[float, float, float, float] | None
+    landmarks: NDArray[np.float64] | None
+
+    @property
+    def key(self) -> Hashable:
+        own = None if self.landmarks is None else self.landmarks.tobytes()
+        return photo_hash(self.photo), self.face, self.box, own
+
+
+class People:
+    """Finds faces, draws their poses and embeds them; remembers the last 64 photos.
+
+    `look` and `see` do not use the backend: several threads may call them while another one generates.
+    """
+
+    def __init__(self, backend: Backend, finder: FaceFinder, model: Model, config: RealisIDConfig) -> None:
+        self._backend, self._finder, self._model, self._config = backend, finder, model, config
+        self._token_shape = (model.num_id_tokens, model.cross_attention_dim)
+        self._faces: Recent[Face] = Recent()
+        self._identities: Recent[Identity] = Recent()
+
+    def look(
+        self,
+        photo: Photo,
+        face: int | None = None,
+        box: Sequence[float] | None = None,
+        landmarks: NDArray[Any] | None = None,
+        crop: Photo | None = None,
+        name: str = "photo",
+    ) -> FaceCrop | Identity:
+        """photo → square face box → crop, background zeroed → id_pixels; and landmarks. The identity, if it is known.
+
+        face:      which face, counted from the left; None takes the only or the clearly largest one.
+        box:       x0, y0, x1, y1 of the face in photo px (of the upright original), instead of detecting it.
+        landmarks: (478, 2) in [0, 1] of the squared box, instead of finding them.
+        crop:      the squared face with its background zeroed, a square picture of any size, instead of cutting it out.
+        name:      what messages call the photo when it is not a path.
+
+        Raises PhotoError, RequestError.
+        """
+        name = _name(photo, name)
+        look = self._look(photo, name, face, box, landmarks)
+        own = None if crop is None else load_crop(crop, self._model.image_size, f"the crop of {name}")
+        key = look.key, None if own is None else sha256(own.tobytes())
+        return self._identities.find(key) or self._crop(look, own, name, key)
+
+    def encode(self, crop: FaceCrop) -> Identity:
+        """id_pixels → ID tokens. Uses the backend. Raises NumericsError."""
+        return self._identities.get(crop.key, lambda: self._encode(crop))
+
+    def see(self, person: Person, grid: Grid, alone: bool, name: str) -> SeenPerson:
+        """Everything the networks need of `person` but the ID tokens of a photo.
+
+        alone: the only person of its picture, so that box=None can mean "where it is in the photo".
+        name:  what messages call the person.
+
+        Raises PhotoError, RequestError, BoxError, EngineMismatch.
+        """
+        identity = self._identity(person, name)
+        if person.box is not None:
+            face_box = snap_box(person.box, grid)
+            check_inside(person.box, grid)
+            place_notes = what_changed(person.box, face_box)
+        elif alone and identity is not None:
+            face_box, place_notes = self._as_in_the_photo(identity, grid, name)
+        else:
+            raise BoxError(
+                f"{name} has no box. With several persons everybody needs one: Person(…, box=(x0, y0, x1, y1))."
+            )
+        source: FaceCrop | NDArray[np.float32]
+        if identity is None:
+            source = own_array(person.id_tokens, self._token_shape, f"id_tokens of {name}")
+        else:
+            source = identity if isinstance(identity, FaceCrop) else identity.id_tokens
+        drawing, pose_notes = self._pose(person, identity, name)
+        return SeenPerson(
+            source=source,
+            pose_image=drawing,
+            face_box=face_box,
+            mask_source=identity.mask_source if identity else None,
+            notes=(
+                *(identity.notes if identity else ()),
+                *(f"pose photo: {note}" for note in pose_notes),
+                *place_notes,
+            ),
+        )
+
+    def see_all(self, persons: Sequence[Person], grid: Grid) -> list[SeenPerson]:
+        """Everybody of one picture, in order. Raises as `see`."""
+        seen = [self.see(person, grid, len(persons) == 1, f"person {i + 1}") for i, person in enumerate(persons)]
+        for i, person in enumerate(seen):
+            for j, other in enumerate(seen):
+                if i != j and (common := overlap(person.face_box, other.face_box)) > SAME_PLACE:
+                    note = f"stands nearly where person {j + 1} does: {common:.0%} of both boxes is common to them."
+                    seen[i] = replace(seen[i], notes=(*seen[i].notes, note))
+        return seen
+
+    def prepare(self, person: SeenPerson) -> PreparedPerson:
+        """The person with ID tokens. Uses the backend. Raises NumericsError."""
+        source = person.source
+        return PreparedPerson(
+            id_tokens=self.encode(source).id_tokens if isinstance(source, FaceCrop) else source,
+            pose_image=person.pose_image,
+            face_box=person.face_box,
+            mask_source=person.mask_source,
+            notes=person.notes,
+        )
+
+    def _as_in_the_photo(self, identity: Identity | FaceCrop, grid: Grid, name: str) -> tuple[FaceBox, tuple[str, ...]]:
+        """Where the face goes when no box was given, and a note if it cannot stay where it is in the photo."""
+        box = cover_box(identity.box, identity.photo_size, grid)
+        side = max(box[2] - box[0], box[3] - box[1])
+        if side < grid.multiple:
+            raise BoxError(
+                f"the face of {name} would be {side:.0f} px wide if the photo covered the picture of {grid.width}×"
+                f"{grid.height} px, and at least {grid.multiple} px are needed. Give box=(x0, y0, x1, y1), where the "
+                "face shall be, or crop the photo closer to the face."
+            )
+        face_box = snap_box(box, grid)
+        if not what_changed(box, face_box):
+            return face_box, ()
+        where = f"({', '.join(map(str, face_box.px))})"
+        return face_box, (
+            f"the photo, scaled to cover the picture of {grid.width}×{grid.height} px, has its face at or beyond the "
+            f"border: it was put at {where}. Give box= to put it elsewhere.",
+        )
+
+    def _identity(self, person: Person, name: str) -> Identity | FaceCrop | None:
+        source = person.identity if person.identity is not None else person.photo
+        if source is None:
+            return None
+        if isinstance(source, Identity):
+            identity = source
+        elif _is_stored(source):
+            identity = Identity.load(source)
+        else:
+            return self.look(source, face=person.face, name=name)
+        if person.face is not None:
+            raise RequestError(
+                f"face={person.face} of {name} chooses among the faces of a photo, but an identity was given. Embed "
+                "the photo with face= instead."
+            )
+        identity.check(self._model.id_encoder_key, f"the identity of {name}")
+        own_array(identity.id_tokens, self._token_shape, f"id_tokens of the identity of {name}")
+        return identity
+
+    def _pose(
+        self, person: Person, identity: Identity | FaceCrop | None, name: str
+    ) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+        """The drawing of pose and expression, and notes about the pose photo."""
+        side, notes = self._model.default_size, tuple[str, ...]()
+        if person.pose_image is not None:
+            return self._own_pose_image(person.pose_image, side, name), notes
+        if person.landmarks is not None:
+            landmarks: NDArray[Any] = person.landmarks
+        elif person.pose is not None:
+            landmarks, notes = self._pose_of(person.pose, f"the pose of {name}")
+        else:
+            assert identity is not None  # Person refuses id_tokens without a pose
+            landmarks = identity.landmarks
+        return pose_image(checked_landmarks(landmarks, f"landmarks of {name}"), side, self._config.pose_style), notes
+
+    def _pose_of(self, source: Photo | Identity, name: str) -> tuple[NDArray[np.float64], tuple[str, ...]]:
+        """Landmarks of a pose photo, an identity or a stored one, and notes."""
+        if isinstance(source, Identity):
+            return source.landmarks, ()
+        if _is_stored(source):
+            return Identity.load(source).landmarks, ()
+        name = _name(source, name)
+        face = self._find(self._look(source, name), name, CHOOSE_POSE_WITH)
+        return face.landmarks, face.notes
+
+    def _look(self, photo: Photo, name: str, face: int | None = None, box: Any = None, landmarks: Any = None) -> _Look:
+        """Checked before it becomes the key of a cache."""
+        loaded = load_photo(photo, name)
+        return _Look(
+            loaded,
+            checked_face(face, name),
+            None if box is None else checked_box(box, loaded, name),
+            None if landmarks is None else checked_landmarks(landmarks, f"landmarks of {name}"),
+        )
+
+    def _find(self, look: _Look, name: str, choose_with: str = CHOOSE_WITH) -> Face:
+        def find() -> Face:
+            return self._finder.find(
+                look.photo, name, face=look.face, box=look.box, landmarks=look.landmarks, choose_with=choose_with
+            )
+
+        return self._faces.get(look.key, find)
+
+    def _crop(self, look: _Look, own: NDArray[np.uint8] | None, name: str, key: Hashable) -> FaceCrop:
+        model, face = self._model, self._find(look, name)
+        if own is None:
+            crop, mask_source = self._finder.crop(look.photo, face, model.image_size, self._config.face_margin)
+        else:
+            crop, mask_source = own, "own"
+        return FaceCrop(
+            id_pixels=id_pixels(crop, model.image_mean, model.image_std),
+            key=key,
+            name=name,
+            landmarks=face.landmarks,
+            box=face.square,
+            photo_size=look.photo.turned(face.turns).size,
+            mask_source=mask_source,
+            notes=(*face.notes, *self._finder.notes_on(mask_source)),
+        )
+
+    def _encode(self, crop: FaceCrop) -> Identity:
+        fed = {"id_pixels": self._backend.put(crop.id_pixels[None], for_networks=True)}
+        id_tokens = self._backend.get(self._backend.run("id_encoder", fed)["id_tokens"])[0].astype(np.float32)
+        check_finite(id_tokens, f"id_tokens of {crop.name}")
+        return Identity(
+            id_tokens=id_tokens,
+            landmarks=crop.landmarks,
+            box=crop.box,
+            photo_size=crop.photo_size,
+            id_encoder_key=self._model.id_encoder_key,
+            mask_source=crop.mask_source,
+            notes=crop.notes,
+        )
+
+    def _own_pose_image(self, drawing: Any, side: int, name: str) -> NDArray[np.float32]:
+        array = own_array(drawing, (3, side, side), f"pose_image of {name}")
+        if array.min() < 0 or array.max() > 1:
+            raise RequestError(
+                f"pose_image of {name} reaches from {array.min():g} to {array.max():g}, expected [0, 1]. Divide by 255?"
+            )
+        return array
+
+
+def _is_path(source: object) -> TypeGuard[str | os.PathLike[str]]:
+    return isinstance(source, (str, os.PathLike))
+
+
+def _is_stored(source: object) -> TypeGuard[str | os.PathLike[str]]:
+    return _is_path(source) and str(source).lower().endswith(".safetensors")
+
+
+def _name(source: object, otherwise: str) -> str:
+    """How to call a photo in a message: by its path, or as what it is for."""
+    return str(source) if _is_path(source) else otherwise

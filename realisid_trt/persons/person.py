@@ -1,0 +1,85 @@
+"""A person of a picture: what a caller says of it, and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ..checks import plain_number, whole
+from ..errors import RequestError
+from .identity import Identity
+from .photo import Photo
+
+
+@dataclass(frozen=True, eq=False)
+class Person:
+    """One person of a picture: who, where, and in what pose.
+
+    Who, exactly one of
+        photo:      a path, bytes, PIL image or (H, W, 3) uint8 array; or an Identity; or the path of a stored one.
+        identity:   what `Engine.embed` returned.
+        id_tokens:  (T, D) float array of your own; box and a pose must then be given.
+    Where
+        box:        x0, y0, x1, y1 in pixels of the output. None, for one person only: the photo is scaled to cover the
+                    picture, centred, and the face stays where it is in the photo.
+    Pose and expression, at most one of (none: those of the photo)
+        pose:       another photo, or an Identity, whose landmarks are taken.
+        landmarks:  (478, 2) floats in [0, 1] of the squared face box.
+        pose_image: (3, H, W) floats in [0, 1], a drawing of your own at the size of the local canvas.
+    Which
+        face:       which face of the photo, counted from the left; None takes the only or the clearly largest one.
+    """
+
+    photo: Photo | Identity | None = None
+    identity: Identity | None = None
+    id_tokens: NDArray[Any] | None = None
+    box: Sequence[float] | None = None
+    pose: Photo | Identity | None = None
+    landmarks: NDArray[Any] | None = None
+    pose_image: NDArray[Any] | None = None
+    face: int | None = None
+
+    def __post_init__(self) -> None:
+        who = [name for name in ("photo", "identity", "id_tokens") if getattr(self, name) is not None]
+        if len(who) != 1:
+            given = " and ".join(who) if who else "none of them"
+            raise RequestError(f"Person needs exactly one of photo, identity and id_tokens; got {given}.")
+        how = [name for name in ("pose", "landmarks", "pose_image") if getattr(self, name) is not None]
+        if len(how) > 1:
+            raise RequestError(f"Person takes at most one of pose, landmarks and pose_image; got {' and '.join(how)}.")
+        if self.id_tokens is not None and (self.box is None or not how):
+            raise RequestError(
+                "Person(id_tokens=…) knows no photo: give box= and one of pose=, landmarks= and pose_image= too."
+            )
+        if self.identity is not None and not isinstance(self.identity, Identity):
+            raise RequestError(
+                f"identity is {type(self.identity).__name__}, expected what Engine.embed returned. "
+                "A stored identity's path goes where the photo goes: Person('alice.safetensors', …)."
+            )
+        if self.face is not None and self.photo is None:
+            raise RequestError("face= chooses among the faces of a photo; without a photo leave it out.")
+        if self.box is not None and not isinstance(self.box, str):
+            with suppress(TypeError):  # which is said when a picture is asked for
+                object.__setattr__(self, "box", tuple(map(plain_number, self.box)))
+        if self.face is not None:
+            if (face := whole(self.face)) is None:
+                raise RequestError(f"face is {self.face!r}, expected a whole number counted from the left, or None.")
+            object.__setattr__(self, "face", face)
+
+
+@dataclass(frozen=True, eq=False)
+class PlacedPerson:
+    """What became of one person.
+
+    box:         x0, y0, x1, y1 of the squared and snapped box in the output, px.
+    mask_source: what removed the photo's background: "bisenet", "hull+person", "hull" or "own"; None without a photo.
+    notes:       what was decided about the photo, in sentences.
+    """
+
+    box: tuple[int, int, int, int]
+    mask_source: str | None
+    notes: tuple[str, ...]
