@@ -1,7 +1,7 @@
 # make demo    pictures of two and of three people, through the whole system, on one sheet: out/demo.png
 # make test    the fast tests, and a sixth of the slow ones: those of lane LANE (0 to 5), by default the commit's
 # make test-all  every test that needs no GPU
-# make gpu-test  what needs an NVIDIA GPU: tests and benchmarks, into gpu-test.json
+# make gpu-test  the tests and benchmarks that need an NVIDIA GPU, into gpu-test.json
 # Each makes its own virtual environment and installs what it needs.
 
 PYTHON      ?= python3

@@ -1,4 +1,4 @@
-"""python -m benchmarks.backends: which backends open an engine on the GPU, and what that does to its pictures.
+"""python -m benchmarks.backends: the backends that open an engine on the GPU, and the differences of their pictures.
 
 Each backend that opens makes the pictures that the engine's float32 networks make on the CPU: of 0, 1 and 2 persons,
 from the same noise, by as many steps as a request takes.
@@ -8,7 +8,7 @@ from the same noise, by as many steps as a request takes.
 "latents_relative_rms": of the difference of the final latents, "levels_mean", "levels_max": of the pictures'
 difference, in 1/255}], "failed": what went wrong after it opened, or null}}}.
 
-Exit status: 0 done, also if none opens; 1 a backend that opened failed, or made a picture that is another than its
+Exit status: 0 done, also if none opens; 1 a backend that opened failed, or made a picture that differs more than its
 precision explains; 2 bad usage.
 """
 
@@ -38,7 +38,7 @@ PERSONS = (0, 1, 2)
 
 
 def compare(options: Options, command: Sequence[str] = ()) -> dict[str, Any]:
-    """The comparison, as JSON values. Raises what keeps the CPU's engine away."""
+    """The comparison, as JSON values. Raises the errors of the CPU's engine."""
     scene = Scene.of(options, Manifest.read(options.engine))
     backends: dict[str, Any] = {}
     with Engine.load(options.engine, backend="onnxruntime", device="cpu") as engine:
@@ -64,7 +64,7 @@ def compare(options: Options, command: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _compared(engine: Engine, options: Options, scene: Scene, expected: list[tuple[Any, Any]]) -> dict[str, Any]:
-    """What an open backend's pictures are beside the CPU's."""
+    """The differences of an open backend's pictures from the CPU's."""
     try:
         pictures = _pictures(engine, options, scene)
     except RealisIDError as error:
@@ -74,7 +74,7 @@ def _compared(engine: Engine, options: Options, scene: Scene, expected: list[tup
         for persons, pair in zip(PERSONS, zip(pictures, expected, strict=True), strict=True)
     ]
     worst, precision = max(figure["latents_relative_rms"] for figure in figures), engine.backend.precision
-    bound = SAME[precision] / (1 if precision == "float32" else 2)  # which is between two in half precision
+    bound = SAME[precision] / (1 if precision == "float32" else 2)  # SAME is for two in half precision
     if worst <= bound:
         return {"pictures": figures, "failed": None}
     problem = (
@@ -100,7 +100,7 @@ def _difference(ours: tuple[Any, Any], theirs: tuple[Any, Any]) -> dict[str, flo
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """What people read."""
+    """The result, as text for people."""
     lines = []
     for name, found in result["backends"].items():
         if "left_out" in found:

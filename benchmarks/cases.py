@@ -1,4 +1,4 @@
-"""The shapes that the kernels are timed at: SDXL's, as many faces, as large, as pictures have."""
+"""The shapes that the kernels are timed at: SDXL's, with numbers and sizes of faces as in pictures."""
 
 from __future__ import annotations
 

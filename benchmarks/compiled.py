@@ -26,8 +26,8 @@ def compiled(pipeline: NaivePipeline, backend: str | Callable[..., Any] = "induc
 
 @contextmanager
 def every_shape() -> Iterator[None]:
-    """Torch compiles for as many shapes as come. By itself it stops at eight of one source, and runs the rest eagerly:
-    two ControlNets, with and without the ID, for three numbers of persons are twelve."""
+    """A context in which torch compiles for any number of shapes. By default it stops at eight per source, and runs the
+    rest eagerly: two ControlNets, with and without the ID, for three numbers of persons are twelve."""
     import torch._dynamo as dynamo
 
     with dynamo.config.patch(recompile_limit=1000, accumulated_recompile_limit=1000, fail_on_recompile_limit_hit=True):
@@ -36,6 +36,6 @@ def every_shape() -> Iterator[None]:
 
 @contextmanager
 def nothing_new() -> Iterator[None]:
-    """Nothing is compiled in here: RuntimeError for a shape that the warm-up did not meet."""
+    """A context in which nothing is compiled: RuntimeError for a shape that the warm-up did not have."""
     with torch.compiler.set_stance("fail_on_recompile"):
         yield

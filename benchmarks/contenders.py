@@ -1,4 +1,4 @@
-"""What is measured against each other, each as "make one picture and say how long what took": engines and baselines."""
+"""The contenders of a measurement, engines and baselines: each makes one picture and times its stages."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Contender:
     counter: Any
 
     def run(self, prompt: str, progress: Progress, **arguments: Any) -> Run:
-        """One picture, timed. arguments: those that `generate` of both understands."""
+        """One picture, timed. arguments: those that `generate` of both accepts."""
         snapshots: list[dict[str, int]] = []
 
         def note(done: int, total: int) -> None:
@@ -69,8 +69,9 @@ def backends_of(options: Options, manifest: Manifest) -> dict[str, str]:
 def open_engines(options: Options, manifest: Manifest, device: str) -> tuple[dict[str, Engine], dict[str, str]]:
     """The engines by contender; and, if all were asked for, why the others cannot be opened, by backend.
 
-    Beside a baseline all compute in one precision: in half, if any does. Raises what keeps an engine that was asked for
-    by its name from being opened, and RequestError if none is left.
+    Beside a baseline all compute in one precision: in half, if any does. Raises the error of an engine that was
+    requested
+    by name, and RequestError if none is left.
     """
     engines: dict[str, Engine] = {}
     left_out: dict[str, str] = {}
@@ -114,7 +115,7 @@ def open_baselines(
 ) -> tuple[dict[str, Contender], str]:
     """The baselines on one set of weights, computing as the engine there does, and the memory format they have.
 
-    stack: what must last as long as they run. Raises RequestError if torch cannot compute there.
+    stack: contexts that must stay open while they run. Raises RequestError if torch cannot compute there.
     """
     import torch
 
@@ -139,7 +140,7 @@ def open_baselines(
 
 
 def measured_as_warm(names: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
-    """For measured rounds of these contenders: nothing is compiled in them."""
+    """A context for measured rounds of these contenders, in which nothing is compiled."""
     if not set(names) & set(COMPILED):
         return contextlib.nullcontext()
     from .compiled import nothing_new
@@ -148,7 +149,7 @@ def measured_as_warm(names: Mapping[str, Any]) -> contextlib.AbstractContextMana
 
 
 def photo_stages(engine: Engine, photo: Path, runs: int) -> dict[str, dict[str, float]]:
-    """What happens once per new photo, stage by stage; the first run of each is not counted. Raises PhotoError."""
+    """Milliseconds of the stages that run once per new photo; the first run is not counted. Raises PhotoError."""
     finder = FaceFinder.load(engine.manifest.path / "faces", files=engine.manifest.files_in("faces"))
     model, backend, taken = engine.model, engine.backend, []
     for _ in range(runs + 1):

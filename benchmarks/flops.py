@@ -1,4 +1,4 @@
-"""Floating-point operations that were really asked for: rows evaluated × operations per row. A multiply-add is 2."""
+"""Floating-point operations that were actually requested: rows evaluated × operations per row. A multiply-add is 2."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ NAIVE_PARTS = {
     "controlnet_global": ("global_time", "global_condition", "global_branch"),
     "vae": ("vae_decoder",),
 }
-# What lies between the networks, here and in the naive pipeline: a per mille.
+# The work between the networks, here and in the naive pipeline: a per mille.
 UNCOUNTED = {"crop_upsample", "relocate_merge", "guide_step", "crop", "merge", "guidance"}
 
 
 def flops_per_row(manifest: Manifest, height: int, width: int, checkpoint: Checkpoint | None) -> dict[str, int]:
     """Network, and module of the naive pipeline → operations of one row at this picture size, px.
 
-    At the model's own size they stand in the manifest. At another they are counted anew, on the meta device: attention
+    At the model's own size they are in the manifest. At another they are counted again, on the meta device: attention
     grows with the square of the size, so nothing can be scaled. Raises RequestError if that needs a checkpoint.
     """
     counts = {name: int(network["flops_per_row"]) for name, network in manifest.values["networks"].items()}
@@ -36,7 +36,7 @@ def flops_per_row(manifest: Manifest, height: int, width: int, checkpoint: Check
             side = manifest.model.default_size
             raise RequestError(
                 f"the operations of a {width}×{height} px picture are counted from the checkpoint's configs; the "
-                f"engine knows {side}×{side} px only. Give --checkpoint too, or leave --height and --width out."
+                f"engine states {side}×{side} px only. Give --checkpoint too, or leave --height and --width out."
             )
         counts |= count_networks(checkpoint, height, width)
     naive = {name: sum(counts[part] for part in parts) for name, parts in NAIVE_PARTS.items()}
@@ -60,7 +60,7 @@ def count_networks(checkpoint: Checkpoint, height: int, width: int) -> dict[str,
 
 
 def total_flops(rows: Mapping[str, int], per_row: Mapping[str, int]) -> int:
-    """Of these rows. Raises KeyError for a network that nobody counted: it would pass for free."""
+    """The operations of these rows. Raises KeyError for a network that was not counted, as it would count as zero."""
     return sum(count * per_row[name] for name, count in rows.items() if name not in UNCOUNTED)
 
 

@@ -1,21 +1,20 @@
-"""python -m benchmarks.gpu: all that needs a GPU, behind one command, into one JSON file. `make gpu-test` runs it.
+"""python -m benchmarks.gpu: everything that needs a GPU, by one command, into one JSON file. `make gpu-test` runs it.
 
-Runs, in the order of their worth: the kernels' tests, the kernel benchmark, the tests again under compute-sanitizer's
-memcheck and racecheck; builds the miniature in half precision, says which backends open it and holds their pictures
-to the CPU's in float32, runs every test marked gpu, and measures latencies; then full-size SDXL at 1024², 30 steps,
-for 1, 2 and 4 persons, every backend that opens beside diffusers, eager and compiled, and a few steps of training one
-of that size. --only leaves parts out, or runs them one by one: what "checkpoint-sdxl" and "build-sdxl" made stays, and
-a build that was stopped goes on where it was. A part that fails is recorded with its output, and the next one runs all
-the same: a GPU is a rare guest.
+Runs, in order of importance: the kernels' tests, the kernel benchmark, the tests again under compute-sanitizer's
+memcheck and racecheck; builds the miniature in half precision, finds the backends that open it and compares their
+pictures with the CPU's in float32, runs every test marked gpu, and measures latencies; then full-size SDXL at 1024², 30
+steps, for 1, 2 and 4 persons, every backend that opens beside diffusers, eager and compiled, and a few steps of
+training one of that size. --only leaves parts out, or runs them one by one: "checkpoint-sdxl" and "build-sdxl" keep
+results, and a stopped build continues. A part that fails is recorded with its output, and the next one still runs.
 
-**A GPU that is lent for minutes.** --minutes N begins no part that the rest of the time is too short for, stops the one
-that runs when it is over, asks each for less (fewer runs, no torch.compile), and says what was left out.
+**A GPU for minutes.** --minutes N starts no part that needs more than the remaining time, stops the running part when
+the time is over, reduces each part (fewer runs, no torch.compile), and lists the parts that were left out.
 
---prepare KIT makes beforehand, on any machine, what such a machine lacks: code of the kernels for its GPU, the engine
-of the miniature, the graphs and the checkpoint of full size without their weights, wheels of cuda-python, diffusers and
-ONNX Runtime for CUDA. KIT/part-01, KIT/part-02, … are at most --part-mib MiB each, and travel one by one; there, --kit
-KIT takes those that came. The same --prepare again makes only what is missing; --items says what is wanted. The
-full-size items take an hour and 60 GB the first time, all others a few minutes.
+--prepare KIT makes in advance, on any machine, the files that such a machine lacks: kernels for its GPU, the engine of
+the miniature, the graphs and the checkpoint of full size without their weights, wheels of cuda-python, diffusers and
+ONNX Runtime for CUDA. KIT/part-01, KIT/part-02, … are at most --part-mib MiB each, and can be copied one by one; on
+that machine, --kit KIT uses those that were copied. The same --prepare again makes only what is missing; --items
+selects the items. The full-size items take an hour and 60 GB the first time, all others a few minutes.
 The machine needs Python with torch, onnx, transformers, opencv, pytest and what those bring; not this package itself.
 
 --out FILE (default gpu-test.json), written anew after every part: {"schema", "date", "command", "minutes" (or null),
@@ -58,9 +57,9 @@ TENSORRT = "tensorrt is not installed here, and no kit brings it: its libraries 
 
 
 class Session:
-    """One run of the command: what is here, how much time is left, what was found so far.
+    """One run of the command: its environment, its remaining time and its results.
 
-    values: what becomes the JSON file.
+    values: the content of the JSON file.
     """
 
     def __init__(self, options: argparse.Namespace, command: Sequence[str]) -> None:
@@ -79,13 +78,13 @@ class Session:
         }
 
     def seconds_left(self) -> float:
-        """Seconds of --minutes; without them, as many as you like."""
+        """Remaining seconds of --minutes; infinite without --minutes."""
         if self.options.minutes is None:
             return math.inf
         return self.start + 60 * self.options.minutes - SPARE_SECONDS - time.monotonic()
 
     def unpack(self) -> dict[str, str] | None:
-        """What the parts' processes import and load, out of the kit. Returns where each item is now."""
+        """Unpacks the files that the parts' processes import and load. Returns the place of each item."""
         if self.kit is None:
             return None
         from .kit.place import place_beside
@@ -120,13 +119,13 @@ class Session:
         return found
 
     def describe(self) -> None:
-        """The GPU, the machine and the versions, as the parts see them. Raises BackendError without a GPU."""
+        """The GPU, the machine and the versions, as the parts find them. Raises BackendError without a GPU."""
         limit = max(1.0, min(120.0, self.seconds_left()))
         part = run_part(f"{PYTHON} -m benchmarks.machine --json", limit, self.environment)
         if part["status"] == -signal.SIGKILL:
             raise BackendError(
-                f"the GPU did not say what it is within {limit:.0f} s: python -m benchmarks.machine was stopped. See "
-                f"whether nvidia-smi answers. Its last words: {part['output'].strip()[-300:]}"
+                f"the GPU did not answer within {limit:.0f} s: python -m benchmarks.machine was stopped. Check whether "
+                f"nvidia-smi answers. Its last output: {part['output'].strip()[-300:]}"
             )
         if part["result"] is None:
             raise BackendError(part["output"].rpartition("error: ")[2].strip())
@@ -156,7 +155,7 @@ class Session:
         return "; ".join(reasons) or None
 
     def _problem(self, name: str) -> str | None:
-        """Of a part that others need; None if it passed, or was not asked for and may have been run before."""
+        """Why a part that others need counts as missing; None if it passed, or was not requested in this run."""
         if name in self.left_out:
             return "was left out"
         return "failed" if name in self.parts and self.parts[name]["status"] else None
@@ -165,7 +164,7 @@ class Session:
         return bool(part.item) and self.kit is not None and self.kit.missing(part.item) is None
 
     def _opens(self) -> bool:
-        """Whether some backend does, as far as the part "backends" could tell."""
+        """Whether any backend opens on the GPU, by the part "backends"; True if that is not known."""
         found = self.parts.get("backends")
         if found is None or found["result"] is None:
             return True
@@ -188,7 +187,7 @@ class Session:
         return part.command.format_map(values)
 
     def run(self, name: str) -> None:
-        """A part, or why not; into the values and onto the disk."""
+        """Runs a part, or records the reason why not; in the values and on the disk."""
         if reason := self.obstacle(name):
             self.left_out[name] = reason
             self.report(f"{name}: left out: {reason}")
@@ -201,7 +200,7 @@ class Session:
         stopped = part["seconds"] + 0.1 >= limit  # they are rounded
         if brief and part["status"] and stopped and not SANITIZER_FAULT.search(part["output"]):
             part["status"] = None
-            over = "--minutes were over" if self.seconds_left() <= 0 else "it had had its share of --minutes"
+            over = "--minutes were over" if self.seconds_left() <= 0 else "its share of --minutes was over"
             self.left_out[name] = f"stopped after {part['seconds']:.0f} s, when {over}"
         elif part["status"] is None:
             self.left_out[name] = part["output"].strip()[-300:]
@@ -210,14 +209,14 @@ class Session:
         self.report(f"{name}: {outcome}, {part['seconds']} s")
 
     def write(self, running: str | None = None) -> None:
-        """The JSON file, whole at any moment."""
+        """Writes the JSON file, atomically."""
         values = self.values | {"running": running, "parts": self.parts, "left_out": self.left_out}
         with whole_or_not(self.options.out) as partial:
             partial.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def link_cuda_libraries(site: Path) -> None:
-    """ONNX Runtime looks for CUDA's libraries beside itself; torch's wheels have brought them elsewhere."""
+    """Links CUDA's libraries, which torch's wheels installed, to the place where ONNX Runtime looks for them."""
     import importlib.util
 
     spec = importlib.util.find_spec("nvidia")
@@ -227,7 +226,7 @@ def link_cuda_libraries(site: Path) -> None:
 
 
 def measure(options: argparse.Namespace, command: Sequence[str]) -> Outcome:
-    """Everything that was asked for. Raises BackendError without a GPU, KitError, RequestError."""
+    """Runs all requested parts. Raises BackendError without a GPU, KitError, RequestError."""
     if options.minutes is not None and options.minutes < MIN_MINUTES:
         raise RequestError(f"--minutes is {options.minutes:g}, expected at least {MIN_MINUTES}.")
     session = Session(options, command)
@@ -248,8 +247,8 @@ def measure(options: argparse.Namespace, command: Sequence[str]) -> Outcome:
 
 
 def make_kit(options: argparse.Namespace) -> Outcome:
-    """The kit. Raises what `prepare` does."""
-    from .kit.prepare import prepare  # brings torch
+    """Makes the kit. Raises the errors of `prepare`."""
+    from .kit.prepare import prepare  # imports torch
 
     plan = Plan(
         folder=options.prepare,
@@ -276,7 +275,7 @@ def _parser() -> argparse.ArgumentParser:
     defaults: Mapping[str, Any] = vars(Plan(Path()))
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.gpu",
-        description="Build, test and measure on this machine's GPU; or prepare for one that is lent for minutes.",
+        description="Build, test and measure on this machine's GPU; or prepare for one that is available for minutes.",
         epilog="""examples:
   python -m benchmarks.gpu --out gpu-test.json
   python -m benchmarks.gpu --only checkpoint-sdxl build-sdxl latency-sdxl-1 --out sdxl.json
@@ -289,8 +288,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--engine", default=str(defaults["engine"]), metavar="DIR", help="of the miniature, built there")
     add("--sdxl", default=str(defaults["sdxl"]), metavar="DIR", help="the full-size engine, built there")
     add("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
-    add("--minutes", type=float, metavar="N", help="that there are for everything (default: as many as it takes)")
-    add("--kit", type=Path, metavar="KIT", help="what was prepared for this machine")
+    add("--minutes", type=float, metavar="N", help="time limit for everything (default: none)")
+    add("--kit", type=Path, metavar="KIT", help="the kit that was prepared for this machine")
     add("--json", action="store_true", help="the last line of stdout is one JSON object")
     kit = parser.add_argument_group("to prepare for a machine")
     kit.add_argument("--prepare", type=Path, metavar="KIT", help="make a kit, and measure nothing")

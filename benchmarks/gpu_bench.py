@@ -34,13 +34,13 @@ TYPES = {torch.float32: "float32", torch.float16: "float16", torch.int32: "int32
 
 
 class GpuBench:
-    """The kernels, compiled for a machine, and what they are compared with.
+    """The kernels, compiled for a machine, and the torch operations that they are compared with.
 
     problem: why the fused kernels do not run here, though torch does; or None.
     """
 
     def __init__(self, machine: Machine, folder: Path | None = None) -> None:
-        """folder: for what is compiled; None: the cache."""
+        """folder: for compiled kernels; None: the cache."""
         self._machine = machine
         self._kernels: launch.Kernels | None = None
         self.problem: str | None = None
@@ -73,8 +73,8 @@ class GpuBench:
         return {"us": self._machine.microseconds(fused), **time_torch(self._machine, inputs.plain)}
 
     def compare(self, kernel: str, fused: Work, inputs: Inputs) -> None:
-        """Raises ParityError if the kernel errs more than twice as much as torch's operations, and one rounding of the
-        largest value, all against float64."""
+        """Raises ParityError if the kernel's error is more than twice that of torch's operations, plus one rounding of
+        the largest value, all against float64."""
         ours, theirs = fused(), inputs.plain()
         self._machine.wait()
         for a, b, true in zip(ours, theirs, inputs.exact(), strict=True):
@@ -82,8 +82,8 @@ class GpuBench:
             bound = 2 * plain_error + torch.finfo(a.dtype).eps * true.abs().max().item()
             if not error <= bound:
                 raise ParityError(
-                    f"{kernel} errs {error:.3g} against float64, torch's operations {plain_error:.3g}; at most "
-                    f"{bound:.3g} is accepted. Report this as a bug, with the GPU."
+                    f"{kernel} has an error of {error:.3g} against float64, torch's operations {plain_error:.3g}; at "
+                    f"most {bound:.3g} is accepted. Report this as a bug, with the GPU."
                 )
 
     def fused(self, inputs: Inputs, case: Case) -> Work:
@@ -120,7 +120,7 @@ class GpuBench:
     def _guide_step(self, inputs: GuideStep) -> Work:
         place, count = self._machine.place, len(inputs.noise_pred)
         rows = [*range(count), *[-1] * (3 - count)]
-        # The first step is compared; those after it only take their time.
+        # The first step is compared; later steps are only timed.
         steps = [list(FIRST_STEP), *[[1.0, 0.0]] * (WARM + ROUNDS + 1)]
         coefficients = place(torch.tensor(steps, dtype=torch.float64))
         weights = place(torch.tensor([inputs.factors], dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""The parts of `benchmarks.gpu`, in the order of their worth: what each runs, takes and needs."""
+"""The parts of `benchmarks.gpu`, in order of importance, with their commands, times and needs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SDXL = LATENCY + " --engine {sdxl} --height 1024 --width 1024 --steps 30 --runs 
 SANITIZER = "compute-sanitizer --error-exitcode 1 --tool"
 TOOLKIT = "/usr/local/cuda/bin"  # where CUDA's installers put it, and seldom on the PATH
 SANITIZER_FAULT = re.compile(r"^========= (Invalid|.*[Rr]ace reported)", re.MULTILINE)  # printed when it is found
-SANITIZER_REFUSAL = "Device not supported"  # what compute-sanitizer says where a virtual machine hides the counters
+SANITIZER_REFUSAL = "Device not supported"  # compute-sanitizer's text where a virtual machine hides the counters
 EXPORTER = {"torch": "2.13", "diffusers": "0.42", "tflite": "", "onnxscript": ""}  # as setup.py has them
 DIFFUSERS = {"diffusers": ""}
 CUDA_PYTHON = {"cuda-core": "", "cuda-bindings": ""}
@@ -34,14 +34,14 @@ CUDA_PYTHON = {"cuda-core": "", "cuda-bindings": ""}
 
 @dataclass(frozen=True)
 class Part:
-    """A command, and what decides whether it is run.
+    """A command, and the conditions under which it is run.
 
     max_seconds:   after which it is stopped.
-    min_seconds:   with fewer left of --minutes, it is not begun. Reckoned, not measured.
+    min_seconds:   with fewer left of --minutes, it is not begun. Estimated, not measured.
     share_seconds: the most that it may take of --minutes; 0: all that are left.
     item:          of a kit; it is put in its place, and the command is not run.
     needs:         package → how its version begins, where the command runs.
-    after:         parts that must not have failed before this one. One that was not asked for is taken to be done.
+    after:         parts that must not have failed before this one. One that was not requested counts as done.
     needs_backend: whether it needs a backend that opens on the GPU; the part "backends" finds that out.
     """
 
@@ -136,12 +136,12 @@ PARTS = {
 def placeholders(
     engine: str, sdxl: str, brief: bool, kit: bool, versions: Mapping[str, str], sdxl_checkpoint: bool = True
 ) -> dict[str, str]:
-    """What the commands' placeholders stand for.
+    """The values of the commands' placeholders.
 
     engine, sdxl: the engines' folders. brief: minutes, not hours: fewer runs, no torch.compile, no memory, and under
     compute-sanitizer, which slows them down a hundredfold, the tests of one number type; tests end at the first
     failure, so that none is lost when the time is over.
-    kit: the engines come from one, so that what tests build is not there. versions: of the packages.
+    kit: the engines come from a kit; tests that build others are left out. versions: of the packages.
     sdxl_checkpoint: whether the full-size baselines' weights are there.
     """
     baselines = "naive" if brief else "naive naive-compiled"
@@ -167,7 +167,7 @@ def placeholders(
 
 
 def missing_packages(needs: Mapping[str, str], versions: Mapping[str, str]) -> list[str]:
-    """Which packages are missing or of another version, a phrase for each."""
+    """The packages that are missing or of another version, a phrase for each."""
     problems = []
     for package, version in needs.items():
         found = versions.get(package)
@@ -181,7 +181,7 @@ def missing_packages(needs: Mapping[str, str], versions: Mapping[str, str]) -> l
 def run_part(
     command: str, seconds: float = 1800, environment: Mapping[str, str] | None = None, cwd: Path = ROOT
 ) -> dict[str, Any]:
-    """One part, in a process of its own; it and whatever it started are ended after so many seconds.
+    """One part, in a process of its own; it and its children are killed after `seconds` seconds.
 
     "status": null for a program that is not here, or that refuses the device.
     """

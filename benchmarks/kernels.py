@@ -1,4 +1,4 @@
-"""python -m benchmarks.kernels: what the fused kernels must move, and how long they take beside plain torch operations.
+"""python -m benchmarks.kernels: the bytes that the fused kernels move, and their times beside plain torch operations.
 
 Shapes are SDXL's, half precision: 1, 2, 4 and 8 faces of 1/2, 1/4 and 1/7 of the picture's shorter edge, 1024² and
 832×1216 px, one row per picture and the three rows of guidance. Floor: the bytes that must move, at the card's measured
@@ -12,8 +12,8 @@ captured in a CUDA graph, in the same run on the same memory.
 "cases": [{"kernel", "picture", "faces", "box", "rows", "bytes", "floor_us", "launches", "torch_launches", and, timed:
 "torch_us", "torch_graph_us", and of the fused kernel "us", "of_floor"}]}.
 
-The torch operations (torch_operations.py) need nothing but torch: where the fused kernels do not run, for want of
-cuda-core or of code for the GPU, torch is timed all the same.
+The torch operations (torch_operations.py) need nothing but torch. They are timed even if the fused kernels do not run
+because cuda-core, or code for the GPU, is missing.
 
 Exit status: 0 done, 1 failed, 2 bad usage.
 """
@@ -90,7 +90,7 @@ KERNELS = {
 def measure(bandwidth: float, command: Sequence[str] = ()) -> dict[str, Any]:
     """The figures, as JSON values. bandwidth: GB/s, for a dry run; on a GPU the card's own is measured.
 
-    Raises RequestError for a bandwidth that cannot be.
+    Raises RequestError for an impossible bandwidth.
     """
     if not bandwidth > 0:
         raise RequestError(f"--bandwidth is {bandwidth:g}, expected GB/s above 0.")
@@ -101,7 +101,7 @@ def measure(bandwidth: float, command: Sequence[str] = ()) -> dict[str, Any]:
     for case in cases():
         for kernel, (nbytes, torch_launches) in KERNELS.items():
             if kernel != "relocate_merge" and (case.rows, case.fraction) != (3, FRACTIONS[0]):
-                continue  # launch-bound: one shape tells
+                continue  # launch-bound: one shape is enough
             figures: dict[str, Any] = {
                 "kernel": kernel,
                 "picture": f"{case.width}×{case.height}",
@@ -132,7 +132,7 @@ def measure(bandwidth: float, command: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def _gpu_bench() -> Any:
-    """What times kernels here, or None without a GPU or without torch for it."""
+    """The timer of kernels on this machine, or None without a GPU or without torch for it."""
     try:
         import torch
     except ImportError:
@@ -146,7 +146,7 @@ def _gpu_bench() -> Any:
 
 
 def table(result: dict[str, Any]) -> list[str]:
-    """What people read."""
+    """The result, as text for people."""
     where = result["device"] or "dry run, no GPU: nothing was timed"
     lines = [f"{where}; floors at {result['bandwidth_gb_per_s']:.0f} GB/s; {result['date']}", ""]
     timed = result["device"] is not None

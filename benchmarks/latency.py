@@ -2,11 +2,11 @@
 
 Engines (one per --backend) and baselines run interleaved in one process on the same device, threads, prompts, persons
 and noise; a ratio is the median of the ratios within each round. The final latents are compared in every round, so that
-nobody compares different work. Warm-up rounds take four steps, or as many as it needs for steps without and with the
-ID; in them torch.compile meets every shape of a case, and what it would compile later is an error.
+ratio compares different work. Warm-up rounds take four steps, or as many as it needs for steps without and with the
+ID; in them torch.compile compiles for every shape of a case; a later compilation is an error.
 
 Measure on a machine that does nothing else: torch's OpenMP threads wait by spinning, and another program on their cores
-slows the baselines down several times. On a busy machine --threads 1 still means something.
+slows the baselines down several times. On a busy machine --threads 1 still gives usable figures.
 
 --json prints one object as the last line of stdout, and --out FILE stores the same. All times are milliseconds; a
 spread is {"p50", "p95", "min", "max", "count"}; TFLOP are 1e12 operations, a multiply-add is 2:
@@ -24,7 +24,7 @@ spread is {"p50", "p95", "min", "max", "count"}; TFLOP are 1e12 operations, a mu
       total_ms, stages_ms {stage: spread}       "a.b" is a part of stage "a"
       step_ms {"without_id" | "with_id": spread or null}, step_ms_runs [[ms of each step] of each run]
       cores_busy_elsewhere, cores_stolen (spread or null)     by other processes and by other virtual machines
-                                                meanwhile: a figure with much of either is worth little
+                                                meanwhile: a figure with much of either is unreliable
       rows, step_rows {"without_id" | "with_id": {network: rows} or null}      counted where they ran
       tflop, step_tflop {"without_id" | "with_id": TFLOP or null}, gflop_per_s: of the whole picture, at p50
       stage_gflop_per_s {stage: at p50}, for the stages that are one network
@@ -74,10 +74,10 @@ Report = Callable[[str], None]
 
 
 def measure(options: Options, command: Sequence[str] = (), report: Report = lambda line: None) -> dict[str, Any]:
-    """The measurement, as JSON values: the schema stands at the top of this file. A progress bar goes to stderr.
+    """The measurement, as JSON values: the schema is at the top of this file. A progress bar goes to stderr.
 
-    command: the arguments, to be stated with the figures. report: gets a line for what a person should know.
-    Raises RequestError, CheckpointError, or what keeps an engine from being loaded or run.
+    command: the arguments, to be stated with the figures. report: called with each line of text for people.
+    Raises RequestError, CheckpointError, or the errors of loading and running an engine.
     """
     options.check()
     threads = options.threads or _threads(options.device)
@@ -101,7 +101,7 @@ def measure(options: Options, command: Sequence[str] = (), report: Report = lamb
 def _times(
     options: Options, manifest: Manifest, scene: Scene, device: str, threads: int, report: Report
 ) -> dict[str, Any]:
-    """What was measured of time, and on what; whatever was opened for it is let go."""
+    """The measured times, and the hardware. Everything that was opened for it is released."""
     engines, left_out = open_engines(options, manifest, device)
     for backend, reason in left_out.items():
         report(f"{backend} is left out: {reason}")
@@ -154,7 +154,7 @@ def _backend(engine: Engine) -> dict[str, str]:
 
 
 def _add_memory(options: Options, result: dict[str, Any], threads: int, report: Report) -> None:
-    """To every contender of every case, measured alone. One that cannot be is said; its times are kept."""
+    """Adds it to every contender of every case, measured alone. A failure is reported; the times are kept."""
     release()
     for case in result["cases"]:
         for name, contender in case["contenders"].items():

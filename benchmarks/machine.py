@@ -21,7 +21,7 @@ from .measure import hardware, versions
 
 
 def describe() -> dict[str, Any]:
-    """Raises BackendError if neither cuda-core nor torch reaches a GPU."""
+    """The machine, as JSON values. Raises BackendError if neither cuda-core nor torch reaches a GPU."""
     from realisid_trt.backends.cuda_memory import Gpu, probe
 
     try:
@@ -33,7 +33,7 @@ def describe() -> dict[str, Any]:
 
 
 def _by_torch(error: BackendError) -> dict[str, Any]:
-    """What torch says of the GPU. Raises `error` if it sees none."""
+    """The machine, as torch reports it. Raises `error` if torch finds no GPU."""
     try:
         import torch
     except ImportError:

@@ -1,4 +1,4 @@
-"""What every measurement needs: interleaved runs, percentiles, and the facts without which a figure says nothing."""
+"""Shared by all measurements: interleaved runs, percentiles, and the facts that every figure needs beside it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Run:
     rows:      rows that each network evaluated.
     step_rows: the same of each denoising step.
     latents:   (1, C, h, w) float32, the final ones.
-    cores:     what `timed` says of the machine meanwhile.
+    cores:     that the process lacked meanwhile, see `timed`.
     """
 
     total_ms: float
@@ -49,7 +49,7 @@ class Run:
 
 
 def turns(names: Sequence[str], number: int) -> list[str]:
-    """The order of a round: A B C, B C A, C A B, …: what slows the machine down, or warms it up, meets all alike."""
+    """The order of a round: A B C, B C A, C A B, …: changes of the machine's speed affect all alike."""
     first = number % len(names)
     return [*names[first:], *names[:first]]
 
@@ -74,7 +74,7 @@ def relative_rms(values: NDArray[Any], truth: NDArray[Any]) -> float:
 
 
 def differences(snapshots: Sequence[Mapping[str, int]], names: Sequence[str]) -> list[dict[str, int]]:
-    """What a running count of `names` grew by between snapshots; the first grew from zero. Zeros are left out."""
+    """The growth of the running counts of `names` between snapshots; the first grew from zero. Zeros are left out."""
     steps, before = [], dict.fromkeys(names, 0)
     for now in snapshots:
         grown = {name: now.get(name, 0) - before[name] for name in names}
@@ -84,7 +84,7 @@ def differences(snapshots: Sequence[Mapping[str, int]], names: Sequence[str]) ->
 
 
 def timed(make: Callable[[], T]) -> tuple[T, float, dict[str, float]]:
-    """What `make` returned, its milliseconds, and the cores that this process lacked meanwhile, on average.
+    """The result of `make`, its milliseconds, and the cores that this process lacked meanwhile, on average.
 
     cores_busy_elsewhere: kept busy by other processes. cores_stolen: given to other virtual machines by the host.
     Empty where the system does not say.
@@ -127,7 +127,7 @@ def hardware(threads: int, device: str = "cpu") -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of every package that could have a part in a figure."""
+    """The versions of Python and of every package that may affect a figure."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -153,7 +153,7 @@ def now() -> str:
 
 
 def _gpu(device: str) -> str | None:
-    """Its name, architecture, memory and driver. Raises BackendError if it cannot be used."""
+    """The GPU's name, architecture, memory and driver. Raises BackendError if it cannot be used."""
     kind, _, number = device.partition(":")
     if kind != "cuda":
         return None

@@ -1,8 +1,9 @@
 """The memory of one contender, alone in a process of its own: side by side in one process, weights would add up.
 
-On a GPU it is all that the process takes of the device beyond an empty CUDA context, whoever takes it: weights,
-activations, workspaces, and what torch, ONNX Runtime and TensorRT keep for the next call. It is read off the driver, so
-nobody else may use the GPU meanwhile. On a CPU it is what the process's resident memory grows by, libraries included.
+On a GPU it is all memory of the device that the process uses beyond an empty CUDA context: weights, activations,
+workspaces, and the memory that torch, ONNX Runtime and TensorRT keep for the next call. It is read from the driver, so
+no other program may use the GPU meanwhile. On a CPU it is the growth of the process's resident memory, libraries
+included.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from .same import open_original
 from .scene import Scene
 
 STATM = Path("/proc/self/statm")  # Linux
-SECONDS = 0.005  # between two looks
+SECONDS = 0.005  # between two readings
 Bytes = Callable[[], int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Whose memory, for how many persons. baseline: its name, or None for the engine on `backend`."""
+    """One measurement: a contender and a number of persons. baseline: its name, or None for the engine on `backend`."""
 
     options: Options
     backend: str
@@ -48,13 +49,13 @@ class Job:
 def measure_alone(job: Job) -> dict[str, int]:
     """{"resting_memory_bytes": when it is open, "peak_memory_bytes": the most while it made a picture}.
 
-    Raises what the contender raises, and BackendError if its process was killed.
+    Raises the contender's errors, and BackendError if its process was killed.
     """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
         try:
             return alone.submit(measure_here, job).result()
         except BrokenProcessPool:
-            raise BackendError("the process that measured memory was killed, most often for want of memory.") from None
+            raise BackendError("the process that measured memory was killed, most often for lack of memory.") from None
 
 
 def measure_here(job: Job) -> dict[str, int]:
@@ -76,7 +77,7 @@ def measure_here(job: Job) -> dict[str, int]:
 
 
 def bytes_used(device: str) -> Bytes:
-    """What says how much is taken at present: of the GPU, or of the RAM by this process. Raises RequestError."""
+    """A function that returns the bytes in use: of the GPU, or of the RAM by this process. Raises RequestError."""
     kind, _, number = device.partition(":")
     if kind != "cuda":
         if not STATM.is_file():
@@ -92,7 +93,7 @@ def bytes_used(device: str) -> Bytes:
     probe(gpu)
 
     def used() -> int:
-        Device(gpu).set_current()  # in whichever thread asks
+        Device(gpu).set_current()  # in the calling thread
         status, free, total = driver.cuMemGetInfo()
         if status != driver.CUresult.CUDA_SUCCESS:
             raise BackendError(f"cuMemGetInfo failed: {status.name}. python -m realisid_trt doctor")
@@ -102,7 +103,7 @@ def bytes_used(device: str) -> Bytes:
 
 
 class Watch:
-    """The most that was in use between enter and exit, at a look every few milliseconds."""
+    """The most memory in use between enter and exit, read every few milliseconds."""
 
     def __init__(self, used: Bytes) -> None:
         self._used, self._done = used, threading.Event()
@@ -135,7 +136,7 @@ def _open(job: Job, manifest: Manifest, scene: Scene, stack: contextlib.ExitStac
 
 
 def release() -> None:
-    """What torch keeps of loading, compiling and trying convolutions goes back."""
+    """Frees the memory that torch keeps after loading, compiling and trying convolutions."""
     gc.collect()
     if "torch" in sys.modules:
         import torch

@@ -1,16 +1,16 @@
 """RealisID as a good engineer would script it with diffusers: the honest baseline.
 
-What the usual script for three-way guidance does is done: inference mode, the guidance rows batched into one UNet call
-and one call per ControlNet, prompts and ID tokens computed once, scaled-dot-product attention, no third row before the
-ID is switched on. `share_null` adds what a closer look gives: unless `branch_pooled_text` is "per_row", the none and
-the text row show the ControlNets the same null ID, which is then evaluated once for both.
+It has the usual optimisations of three-way guidance: inference mode, the guidance rows batched into one UNet call and
+one call per ControlNet, prompts and ID tokens computed once, scaled-dot-product attention, no third row before the ID
+is switched on. `share_null` adds one more: unless `branch_pooled_text` is "per_row", the none and the text row give the
+ControlNets the same null ID, which is then evaluated once for both.
 
-What needs other modules than diffusers' own is not done: an unmodified `forward` computes the time and condition
-embeddings again at every step, and runs the UNet's encoder half once per row.
+Optimisations that need other modules than diffusers' own are left out: an unmodified `forward` computes the time and
+condition embeddings again at every step, and runs the UNet's encoder half once per row.
 
 On a GPU it computes as the engine does: networks in the engine's precision, the VAE, guidance and DDIM in float32, and
-nothing in the loop waits. Its times lie between events on torch's stream and are read when the picture is there; who
-looks on (`progress`) is one step behind, as with the engine.
+the loop does not wait for the GPU. Times are measured between events on torch's stream and read when the picture is
+finished; `progress` is called one step late, as with the engine.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from .torch_device import Clock, ClockedUsage
 
 Progress = Callable[[int, int], object]
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-LOOP = ("crop", "controlnet_local", "controlnet_global", "merge", "unet", "guidance")  # what a step consists of
+LOOP = ("crop", "controlnet_local", "controlnet_global", "merge", "unet", "guidance")  # the parts of a step
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,9 +250,11 @@ class NaivePipeline:
                 face_latents = torch.cat(faces).to(self.dtype).repeat(branch_of[-1] + 1, 1, 1, 1)
             local = self._controlnet("local", face_latents, timestep, rows, rows.pose_images[:num])
             picture = seen.expand(num, -1, -1, -1)
-            whole = self._controlnet("global", picture, timestep, rows, rows.location_masks[:num])
+            global_residuals = self._controlnet("global", picture, timestep, rows, rows.location_masks[:num])
             with self.usage.measure("merge", num_rows):
-                merged = [self._merge(i, *pair, rows) for i, pair in enumerate(zip(local, whole, strict=True))]
+                merged = [
+                    self._merge(i, *pair, rows) for i, pair in enumerate(zip(local, global_residuals, strict=True))
+                ]
                 if branch_of != list(range(num_rows)):
                     merged = [residual[rows.branch_index[:num_rows]] for residual in merged]
                 *down, mid = merged
@@ -280,10 +282,17 @@ class NaivePipeline:
             )
         return [*down, mid]
 
-    def _merge(self, index: int, local: Tensor, whole: Tensor, rows: _Rows) -> Tensor:
-        """What rows receive at one skip: mean_p i_g + Σ_p R(i_l). local, whole: (branch rows × persons, …)."""
+    def _merge(self, index: int, local: Tensor, global_residuals: Tensor, rows: _Rows) -> Tensor:
+        """The injection into the rows at one skip: mean_p i_g + Σ_p R(i_l).
+
+        local, global_residuals: (branch rows × persons, …).
+        """
         level, persons = self.checkpoint.residuals[index][1], rows.num_persons
-        merged = whole if persons == 1 else whole.reshape(-1, persons, *whole.shape[1:]).mean(1)
+        merged = (
+            global_residuals
+            if persons == 1
+            else global_residuals.reshape(-1, persons, *global_residuals.shape[1:]).mean(1)
+        )
         mode: dict[str, Any] = {"mode": self.config.relocate_mode}
         if mode["mode"] == "bilinear":
             mode["align_corners"] = False

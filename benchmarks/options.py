@@ -1,4 +1,4 @@
-"""What `benchmarks.latency` can be asked for: the options, what is refused, and the command line."""
+"""The options of `benchmarks.latency`, their checks, and the command line."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ COMPILED = ("naive-compiled",)  # of them, those whose networks torch.compile co
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What is asked for. The command line takes its defaults from here.
+    """The options of a measurement. The command line takes its defaults from here.
 
     engine:        engine directory. device, cuda_graph: as in Engine.load.
     backend:       as in Engine.load; several, each a contender; or ("all",) that the engine was built for and that can
                    be opened here.
-    checkpoint:    the folder that it was built from, for the baselines' weights; None: where it lay then.
-    base_model, variant: as in export.build; None: as then.
+    checkpoint:    the folder that it was built from, for the baselines' weights; None: its path at the build.
+    base_model, variant: as in export.build; None: as at the build.
     baseline:      some of BASELINES, or ("none",).
     persons:       numbers of persons, each a case of its own.
     steps:         None takes the engine's default; height, width: px, None takes the model's size.
@@ -67,11 +67,11 @@ class Options:
 
     @property
     def baselines(self) -> tuple[str, ...]:
-        """Those asked for, in the order of BASELINES."""
+        """The requested baselines, in the order of BASELINES."""
         return tuple(name for name in BASELINES if name in self.baseline)
 
     def check(self) -> None:
-        """Raises RequestError for what cannot be meant, before anything is loaded."""
+        """Raises RequestError for impossible options, before anything is loaded."""
         least = {"runs": 1, "warmup": 0, "steps": 1, "threads": 1, "seed": 0, "height": 1, "width": 1}
         for name, bound in least.items():
             value = getattr(self, name)
@@ -90,7 +90,7 @@ class Options:
         if not self.warmup and set(self.baselines) & set(COMPILED):
             raise RequestError("--warmup is 0, expected at least 1: else naive-compiled is compiled in a measured run.")
         if self.threads is not None and self.device != "cpu":
-            raise RequestError(f"--threads {self.threads} is for --device cpu; {self.device} says for itself.")
+            raise RequestError(f"--threads {self.threads} is for --device cpu; {self.device} states its own.")
         if self.photo is not None and not self.photo.is_file():
             raise RequestError(f"--photo {self.photo}: no such file.")
         for flag, path in (("--out", self.out), ("--plot", self.plot)):

@@ -15,9 +15,9 @@ from .measure import RUNTIMES, Run, speed_ratio, spread
 
 PHASES = ("without_id", "with_id")
 CORES = ("cores_busy_elsewhere", "cores_stolen")
-FEW = 20  # values: with fewer, a 95th percentile is the maximum by another name
+FEW = 20  # values: with fewer, a 95th percentile is close to the maximum
 SPREAD = f"p50 (p95, or min–max of fewer than {FEW})"
-NETWORK = re.compile("^unet_|^controlnet_|_branch$")  # what the name of a network in a step can do without
+NETWORK = re.compile("^unet_|^controlnet_|_branch$")  # parts of a network's name that the table leaves out
 Case = dict[str, Any]
 # One colour of the plot → the stages of the engine, and of the baselines, that do this work.
 FAMILIES = {
@@ -94,7 +94,7 @@ def _contender(runs: Sequence[Run], switch: int, per_row: Mapping[str, int]) -> 
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """What people read."""
+    """The result, as text for people."""
     hardware, settings, on_gpu = result["hardware"], result["settings"], " on cuda" in result["engine"]["backend"]
     ram = f", {hardware['ram_bytes'] / 2**30:.0f} GiB" if hardware["ram_bytes"] else ""
     known = (*RUNTIMES, "torch", "diffusers")

@@ -41,7 +41,7 @@ def interleaved(
             taken: list[dict[str, Run]] = []
             worst = dict.fromkeys(pairs, 0.0)
             for steps, number in zip(rounds, numbers, strict=False):
-                prompt = f"{number}: {options.prompt}"  # never the same again: engines remember prompts
+                prompt = f"{number}: {options.prompt}"  # a new one every time: engines remember prompts
                 given = scene.given(persons, steps)
                 warm = len(taken) < options.warmup
                 with contextlib.nullcontext() if warm else measured_as_warm(contenders):

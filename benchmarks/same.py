@@ -1,4 +1,4 @@
-"""What makes a ratio mean something: the same weights, the same arithmetic, the same picture."""
+"""The conditions of a meaningful ratio: the same weights, the same arithmetic, the same picture."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from .measure import Run, relative_rms
 if TYPE_CHECKING:
     from export.checkpoint import Checkpoint
 
-# How far the final latents of two that do the same work may lie apart, relative RMS.
+# The largest difference of the final latents of two contenders that do the same work, relative RMS.
 # float32: half of its digits. float16: each of the two may lie 1e-2 from float32 (2⁻¹¹ per rounding, grown 8.57-fold by
-# Eq. (8), over the steps; plain torch errs up to 7e-3 on the miniatures), so twice that between them. bfloat16 rounds
+# Eq. (8), over the steps; plain torch's error is up to 7e-3 on the miniatures), so twice that between them. bfloat16
+# rounds
 # eight times as coarsely. Another prompt, or a person too few, makes 0.3 or more; another ID makes 0.05 to 0.1, which
-# bfloat16 does not tell.
+# bfloat16 cannot distinguish.
 SAME = {"float32": 2.0**-11.5, "float16": 2 * 1e-2, "bfloat16": 2 * 8 * 1e-2}
 
 
 def open_original(
     manifest: Manifest, path: Path | None, base_model: str | None = None, variant: str | None = None
 ) -> Checkpoint:
-    """The checkpoint that an engine was built from; what is None is as it was then. Raises CheckpointError."""
+    """The checkpoint that an engine was built from; None: as at the build. Raises CheckpointError."""
     from export.building.origins import recall
     from export.checkpoint import Checkpoint  # torch, which an engine by itself does without
 
@@ -32,7 +33,7 @@ def open_original(
     origin: dict[str, Any] = recall(manifest.values) | {key: value for key, value in given.items() if value is not None}
     if "path" not in origin:
         raise CheckpointError(
-            f"Where the checkpoint of {manifest.path} lies is not known on this machine, and a baseline needs its "
+            f"The path of the checkpoint of {manifest.path} is not known on this machine, and a baseline needs its "
             "weights. Give --checkpoint CKPT, or --baseline none."
         )
     checkpoint = Checkpoint.open(**origin)
@@ -43,13 +44,13 @@ def open_original(
 def check_same_arithmetic(device: str, precision: str) -> None:
     """Raises RequestError unless a baseline can compute as an engine there does: float32 on a CPU, anything on a GPU.
 
-    Whether torch can use that GPU, `torch_device.beside` says.
+    `torch_device.beside` checks whether torch can use that GPU.
     """
     kind = device.partition(":")[0]
     if kind != "cuda" and (kind, precision) != ("cpu", "float32"):
         raise RequestError(
             f"a baseline computes float32 on a CPU, or in the engine's precision on its GPU; this engine computes "
-            f"{precision} on {device}: no ratio between the two means anything. Measure the engine alone with "
+            f"{precision} on {device}: a ratio of the two is meaningless. Measure the engine alone with "
             "--baseline none, or give --device cpu."
         )
 
@@ -64,7 +65,7 @@ def check_same_weights(manifest: Manifest, checkpoint: Checkpoint) -> None:
     if different:
         raise CheckpointError(
             f"{manifest.path} was not built from {checkpoint.path}: {', '.join(different)} differ. A speed ratio "
-            "between two models says nothing. Give the checkpoint that the engine was built from, or build it again."
+            "between two models is meaningless. Give the checkpoint that the engine was built from, or build it again."
         )
 
 

@@ -1,4 +1,4 @@
-"""What everybody is asked to draw: the size, the steps, the noise, the persons."""
+"""The picture that every contender makes: its size, steps, noise and persons."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from realisid_trt.manifest import Manifest, Model
 from .options import Options
 
 FACE = 0.3  # side of a face box over the shorter side of the picture
-WARM_STEPS = 4  # of a warm-up: other weights show before anybody has waited long
+WARM_STEPS = 4  # of a warm-up, so that other weights are found early
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +35,8 @@ class Scene:
 
     @classmethod
     def of(cls, options: Options, manifest: Manifest) -> Scene:
-        """What the options mean for this engine. Raises RequestError for a size or a number of steps it cannot have."""
+        """The scene of the options for this engine. Raises RequestError for a size or a number of steps it cannot
+        have."""
         model, config = manifest.model, manifest.config
         height, width = options.height or model.default_size, options.width or model.default_size
         multiple = model.vae_scale_factor * 2 ** (model.levels - 1)
@@ -61,7 +62,7 @@ class Scene:
         return make_persons(self.model, count, self.height, self.width, self.seed)
 
     def given(self, count: int, steps: int) -> dict[str, Any]:
-        """Arguments that `generate` of the engine and of the baselines both understand."""
+        """Arguments that `generate` of the engine and of the baselines both accept."""
         return {"persons": self.persons(count), "latents": self.latents, "num_inference_steps": steps}
 
 

@@ -1,4 +1,4 @@
-"""Torch on the machine that is measured: where the baselines compute, how, and how long that took."""
+"""Torch on the machine that is measured: the baselines' device, settings and clock."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def beside(device: str) -> torch.device:
 
 @contextmanager
 def settings(threads: int, precision: str) -> Iterator[None]:
-    """Torch computes as the engine does: with this many threads, with TF32 unless float32 was asked for; and on a GPU
-    it tries every convolution of cuDNN, in the warm-up. Afterwards it is as before."""
+    """A context in which torch computes as the engine does: with this many threads, with TF32 unless the precision is
+    float32; on a GPU it tries every convolution of cuDNN, in the warm-up. Restores the settings afterwards."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = torch.get_num_threads(), matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
     torch.set_num_threads(threads)
@@ -45,13 +45,13 @@ def settings(threads: int, precision: str) -> Iterator[None]:
 
 
 class Clock:
-    """Moments of torch's work: the time on a CPU; on a GPU events on its stream, which cost the loop no waiting."""
+    """Markers of torch's work: the time on a CPU; on a GPU events on its stream, without waiting in the loop."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
 
     def stamp(self) -> Any:
-        """A moment behind everything that was asked for so far."""
+        """A marker after all work that was enqueued so far."""
         if not self._on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
@@ -59,12 +59,12 @@ class Clock:
         return event
 
     def wait_for(self, stamp: Any) -> None:
-        """Returns when everything before this moment is done."""
+        """Returns when all work before this marker is done."""
         if self._on_gpu:
             stamp.synchronize()
 
     def elapsed_ms(self, stamps: Sequence[Any]) -> list[float]:
-        """Milliseconds between each moment and the next; waits for the last."""
+        """Milliseconds between consecutive markers; waits for the last one."""
         self.wait_for(stamps[-1])
         return [self._between(earlier, later) for earlier, later in zip(stamps, stamps[1:], strict=False)]
 
@@ -73,7 +73,7 @@ class Clock:
 
 
 class ClockedUsage(Usage):
-    """Usage by such a clock; the milliseconds are read when somebody asks, who waits for what was asked for last."""
+    """Usage by such a clock. Reading `ms` waits for the last measured call."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What the fused kernels are compared with: plain torch operations, on a GPU or wherever. Needs nothing but torch."""
+"""The torch operations that the fused kernels are compared with, on a GPU or elsewhere. Needs nothing but torch."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Work = Callable[[], list[Tensor]]
 
 
 class Machine(Protocol):
-    """Where it runs. `TorchCuda`; the tests have one without a GPU."""
+    """The device of the operations: `TorchCuda`; the tests have one without a GPU."""
 
     name: str
     architecture: str
@@ -105,7 +105,7 @@ class TorchCuda:
 
 
 def copy_bandwidth(machine: Machine) -> float:
-    """GB/s of a copy from device to device, read and write counted: what "all of the bandwidth" means here."""
+    """GB/s of a copy from device to device, read and write counted: the full bandwidth of these benchmarks."""
     source, target = (machine.place(torch.zeros(COPY_BYTES, dtype=torch.uint8)) for _ in range(2))
     return 2 * COPY_BYTES / machine.microseconds(lambda: target.copy_(source)) / 1e3
 

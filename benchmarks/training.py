@@ -30,12 +30,12 @@ from training.loop import Course, Learner, average_of
 from training.places import batches
 from training.processes import accelerator_of
 from training.stages.branches import BranchesStage
-from training.store import Unmade
+from training.store import OnDemandStore
 from training.train import memory_errors
 
 from .measure import commit, hardware, now, spread, versions
 
-WARMUP = 2  # steps in which memory is first asked for
+WARMUP = 2  # steps in which memory is first allocated
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,7 +67,7 @@ def measure(checkpoint: Checkpoint, course: Course, checkpointing: bool, cpu: bo
         pictures=2 * course.batch_size, persons=(1,), size_px=side, grid_px=c.config.box_snap or c.vae_scale_factor,
         crop_px=c.image_size, margin=c.config.face_margin,
     )  # fmt: skip
-    stage = BranchesStage(c, Unmade(people), accelerator, new=False, seed=course.seed)
+    stage = BranchesStage(c, OnDemandStore(people), accelerator, new=False, seed=course.seed)
     if checkpointing:
         stage.save_memory()
     learner = Learner(accelerator, stage, course)
@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Time a step of training both branches at a checkpoint's full size, and its memory.",
     )
     default, add = Course(), parser.add_argument
-    add("--checkpoint", required=True, metavar="CKPT", help="what would be trained")
+    add("--checkpoint", required=True, metavar="CKPT", help="checkpoint to train")
     add("--steps", type=int, default=8, help=f"the first {WARMUP} are not counted (default %(default)s)")
     add("--batch-size", type=int, default=4, help="of all processes together (default %(default)s)")
     add("--accumulate", type=int, default=1, metavar="N", help="work through a batch in N parts")

@@ -1,4 +1,5 @@
-"""python -m examples.demo: people whom no training saw, in one picture, each where and how they were asked for."""
+"""python -m examples.demo: people that no training showed, in one picture, each at a given place and in a given
+pose."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from training.world import Picture, Scene, World, draw, id_crop
 
 from .sheet import PICTURE_PX, Line, sheet
 
-ASKED = (  # number of a scene, its caption, least and greatest face over the picture's side
+SCENES = (  # number of a scene, its caption, least and greatest face over the picture's side
     (11, "a person in a red shirt and a person in a blue shirt in the park", (0.25, 0.34)),
     (12, "three people in a green shirt at the beach", (0.2, 0.25)),
 )
@@ -30,20 +31,20 @@ def main() -> int:
     options.out.mkdir(parents=True, exist_ok=True)
 
     engine, world, lines = Engine.load(options.engine), World(grid=32), []
-    for number, caption, face in ASKED:
+    for number, caption, face in SCENES:
         scene = world.scene(number, "unseen", caption=caption, face=face)
         photos = [draw(world.reference(actor.identity), PHOTO_PX) for actor in scene.actors]
         [picture] = generate(engine, scene, photos, seed=number).images
         lines.append(Line(caption, photos, draw(scene, PICTURE_PX), picture))
     sheet(lines, engine.config.pose_style).save(options.out / "demo.png")
-    print(f"{options.out}/demo.png: photos, what was asked for, what the engine made of it, and what the world would")
+    print(f"{options.out}/demo.png: photos, places and poses, the engine's picture, and the world's own")
     return 0
 
 
 def generate(engine: Engine, scene: Scene, photos: Sequence[Picture], seed: int) -> Result:
     """The people of the photos in the places and poses of the scene's.
 
-    A face finder for photographs does not know drawn people, so their boxes, landmarks and crops are given.
+    A face finder for photographs does not find drawn people, so their boxes, landmarks and crops are given.
     """
     truth, persons = draw(scene, engine.model.default_size), []
     for photo, box, landmarks in zip(photos, truth.boxes, truth.landmarks, strict=True):

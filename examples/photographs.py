@@ -53,8 +53,8 @@ def main() -> int:
     table = "\n".join([*timing_table(result.timings, result.rows), result.backend])
     (options.out / "photographs.txt").write_text(table + "\n", encoding="utf-8")
     print(table)
-    print(f"{options.out}/photographs.png; -boxes.png with the boxes, -conditions.png as the networks saw it")
-    print("(The miniature learned to draw people, and no photographs: expect a drawing of somebody, not these two.)")
+    print(f"{options.out}/photographs.png; -boxes.png with the boxes, -conditions.png with the networks' inputs")
+    print("(The miniature was trained on drawings, not on photographs: expect drawn people, not these two.)")
     return 0
 
 

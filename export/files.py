@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and disks that are full."""
+"""Folders that are published atomically, and the errors of full disks."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ def target_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def exchange(new: Path, old: Path) -> None:
-    """`new` becomes `old`; what was there is removed afterwards. One of the two is whole at its place at any moment.
+    """Puts `new` in the place of `old`, then removes the previous folder. At any moment one of the two is there,
+    complete.
 
-    What cannot be removed, because a server of a network's file system keeps it open, is left there, and a warning says
-    where. Raises DiskError if nothing was exchanged.
+    A previous folder that cannot be removed, because a network file system keeps it open, stays; a warning names it.
+    Raises DiskError if nothing was exchanged.
     """
     previous = None
     with disk_errors(old.parent):
@@ -54,12 +55,12 @@ def exchange(new: Path, old: Path) -> None:
     if previous is not None:
         try:
             shutil.rmtree(previous)
-        except FileNotFoundError:  # another process, to whom it looked abandoned, helped
+        except FileNotFoundError:  # another process took it for abandoned and removes it too
             shutil.rmtree(previous, ignore_errors=True)
         except OSError as error:
             warnings.warn(
-                f"{old} is the new one; the one before could not be removed whole ({error.strerror or error}). Remove "
-                f"{previous} when no other program uses it.",
+                f"{old} is the new one; the one before could not be removed completely ({error.strerror or error}). "
+                f"Remove {previous} when no other program uses it.",
                 RealisIDWarning,
                 stacklevel=2,
             )
@@ -78,7 +79,8 @@ def _swap(a: Path, b: Path) -> bool:
 def _check_renames(folder: Path) -> None:
     """Raises DiskError if a folder lies in a layer of a container's image: overlayfs does not rename such a folder.
 
-    It is renamed to where a reader looks for an engine whose publishing was interrupted, and back.
+    It is renamed and renamed back. Readers look under the temporary name for an engine whose publishing was
+    interrupted.
     """
     if not os.path.isdir(folder) or _file_system(folder) != "overlay":
         return
@@ -89,7 +91,7 @@ def _check_renames(folder: Path) -> None:
         os.rename(folder, aside)
     except OSError as error:
         if error.errno != errno.EXDEV:
-            return  # which is told when it is published
+            return  # it is reported at the publication
         quoted, copy = shlex.quote(str(folder)), shlex.quote(f"{folder}.copy")
         raise DiskError(
             f"{folder} lies in a layer of the container's image (overlayfs), where a folder cannot be exchanged. "
@@ -122,9 +124,9 @@ def sync(path: Path) -> None:
 
 @contextlib.contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
-    """`with whole_folder(out) as partial:` fill that folder; it becomes `out` when the block ends, or never was.
+    """A temporary folder: `with whole_folder(out) as partial:` fill `partial`. It replaces `out` if the block succeeds.
 
-    Removes what killed runs left beside `out`: 13 GB at full size. Raises DiskError.
+    Removes leftovers of killed runs beside `out`: 13 GB at full size. Raises DiskError.
     """
     with disk_errors(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -141,8 +143,8 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 def _make_locked(out: Path) -> tuple[Path, int]:
-    """Makes a folder beside `out` and holds a lock on it, in the descriptor that is returned: the number of a process
-    tells nothing to another container."""
+    """Makes a folder beside `out` and locks it, through the descriptor that is returned. A process number would not be
+    valid in another container."""
     import fcntl
 
     while True:
@@ -150,11 +152,11 @@ def _make_locked(out: Path) -> tuple[Path, int]:
         folder.mkdir()
         try:
             descriptor = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:  # somebody took it for abandoned before it was locked
+        except FileNotFoundError:  # another process took it for abandoned before it was locked
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # somebody takes it for abandoned right now
+        except BlockingIOError:  # another process takes it for abandoned right now
             os.close(descriptor)
             continue
         except OSError:  # a network's file system without locks on folders: `_remove_abandoned` waits a week
@@ -165,7 +167,7 @@ def _make_locked(out: Path) -> tuple[Path, int]:
 
 
 def _is_at(folder: Path, descriptor: int) -> bool:
-    """Whether an opened folder still lies there."""
+    """Whether an opened folder is still at its path."""
     try:
         return os.path.samestat(os.stat(folder), os.fstat(descriptor))
     except FileNotFoundError:
@@ -173,8 +175,8 @@ def _is_at(folder: Path, descriptor: int) -> bool:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Removes a folder of which nobody holds the lock, and holds it meanwhile; where there are no locks, one that is a
-    week old."""
+    """Removes a folder that no process has locked, and holds its lock meanwhile. Without locks: removes a folder that
+    is a week old."""
     import fcntl
 
     try:
@@ -200,7 +202,7 @@ def locked(path: Path, busy: RealisIDError) -> Iterator[None]:
     """Raises `busy` while another process holds the lock that the file `path` stands for. The empty file stays."""
     try:
         import fcntl
-    except ImportError:  # no advisory locks on this system: two processes at once are the caller's to avoid
+    except ImportError:  # no advisory locks on this system: the caller must avoid two processes at once
         yield
         return
     with disk_errors(path.parent):

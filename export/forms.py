@@ -1,4 +1,4 @@
-"""In which forms networks are exported, and for which sizes. No torch here: a build checks its arguments first."""
+"""The forms and sizes in which networks are exported. No torch here: a build checks its arguments first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class OnnxForm:
     """Opset and precision of a graph.
 
-    ONNX Runtime's CPU kernels are fastest with opset 20. What runs on GPUs has fused kernels for opset 23's Attention.
+    ONNX Runtime's CPU kernels are fastest with opset 20. GPU backends have fused kernels for opset 23's Attention.
     """
 
     opset: int
@@ -39,7 +39,7 @@ class OnnxForm:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the dynamic dimensions may be, in units: smallest and largest.
+    """The smallest and largest sizes of the dynamic dimensions, in units.
 
     rows:      of every network but the next.
     timesteps: rows of the `*_time` networks: steps × distinct texts.
@@ -52,7 +52,7 @@ class Limits:
 
     @classmethod
     def of_requests(cls, pictures: int, persons: int, side: int) -> Limits:
-        """The limits of batches of so many pictures of so many persons, each `side` coarsest cells wide.
+        """The limits of batches of `pictures` pictures of `persons` persons, each `side` coarsest cells wide.
 
         Three rows a picture in the UNet, three rows a person in the branches when nothing is shared.
         """
@@ -65,7 +65,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Target:
-    """What one build is for: a backend on a kind of device ("cpu" or "cuda"), and the form of its networks."""
+    """The target of one build: a backend on a kind of device ("cpu" or "cuda"), and the form of its networks."""
 
     backend: str
     device: str
@@ -73,7 +73,7 @@ class Target:
 
     @property
     def build(self) -> str:
-        """What the manifest calls the build."""
+        """The build's name in the manifest."""
         return f"{self.backend}-{self.form.name}"
 
     @property
@@ -82,24 +82,24 @@ class Target:
         return self.backend in FLAVOURS
 
     def artifact(self, network: str) -> str:
-        """What a build calls one network of this target."""
+        """The name of one network of this target, as an artifact of a build."""
         return f"{network}:{self.build}" if self.has_plans else artifact_name(network, self.form_of(network))
 
     def form_of(self, network: str) -> OnnxForm:
-        """The form of one network: those of WIDE are float32 in every build."""
-        return OnnxForm(self.form.opset, "fp32") if network in WIDE else self.form
+        """The form of one network: those of FLOAT32_NETWORKS are float32 in every build."""
+        return OnnxForm(self.form.opset, "fp32") if network in FLOAT32_NETWORKS else self.form
 
 
 # Networks that half precision would harm, with the reason.
-WIDE = {"vae_decoder": "SDXL's VAE overflows float16, and it runs once"}
+FLOAT32_NETWORKS = {"vae_decoder": "SDXL's VAE overflows float16, and it runs once"}
 BACKENDS = ("onnxruntime", *FLAVOURS)
 CPU = OnnxForm(20, "fp32")
 
 
 def targets_of(backend: str, precision: str) -> list[Target]:
-    """What is built for a backend. All that is for a GPU shares one form.
+    """The targets of a backend. All targets for a GPU share one form.
 
-    ONNX Runtime's float32 is for a CPU, and its float16 for a GPU, beside it. It has no bfloat16 convolutions.
+    ONNX Runtime gets float32 for a CPU and, with fp16, float16 for a GPU as well. It has no bfloat16 convolutions.
     """
     gpu = OnnxForm(23, precision)
     if backend in FLAVOURS:
@@ -108,5 +108,5 @@ def targets_of(backend: str, precision: str) -> list[Target]:
 
 
 def artifact_name(network: str, form: OnnxForm) -> str:
-    """What a build calls the graph of one network in one form."""
+    """The name of the graph of one network in one form, as an artifact of a build."""
     return f"{network}:{form.name}"

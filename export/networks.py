@@ -1,7 +1,7 @@
-"""One flat-signature wrapper per network of the engine: what is traced, with its inputs and outputs in spec order.
+"""One flat-signature wrapper per network of the engine: the traced module, with its inputs and outputs in spec order.
 
 The UNet is cut where the ControlNets' residuals enter: diffusers adds them to the skips after the last down block and
-to the mid block's output, so the encoder half (conv_in, down blocks, mid block) never sees them. Time and condition
+to the mid block's output, so the encoder half (conv_in, down blocks, mid block) never gets them. Time and condition
 embeddings are networks of their own: they do not change over the steps, and no per-step graph holds a sinusoid.
 """
 
@@ -42,7 +42,7 @@ class Tap:
 
 @dataclass(frozen=True)
 class Network:
-    """What is exported as one file.
+    """A network that is exported as one file.
 
     components: the checkpoint folders whose weights it holds (for the build's cache key).
     module:     makes the torch module with this flat signature, in a given dtype.
@@ -58,7 +58,7 @@ class Network:
     without: tuple[str, ...] = ()
 
     def elements(self, checkpoint: Checkpoint) -> int:
-        """How many numbers its weights are."""
+        """The number of elements of its weights."""
         return sum(
             count
             for component in self.components
@@ -79,7 +79,7 @@ ROWS = Size("rows")
 
 
 def networks(checkpoint: Checkpoint) -> dict[str, Network]:
-    """Every network of an engine, by name, in the order in which the runtime meets them. DESIGN.md, "Networks"."""
+    """Every network of an engine, by name, in the order in which the runtime runs them. DESIGN.md, "Networks"."""
     c = checkpoint
     coarsest = 2 ** (c.levels - 1)
     height, width = Size("height", coarsest), Size("width", coarsest)
@@ -198,7 +198,7 @@ def _wrap(wrapper: type[nn.Module], load: Callable[[torch.dtype], nn.Module]) ->
 class TextEncoder(nn.Module):
     """input_ids (R, T) int64 → hidden states (R, T, D), pooled (R, P).
 
-    SDXL conditions on the penultimate layer of both encoders, SD 1.5 on the last one behind its LayerNorm.
+    SDXL conditions on the penultimate layer of both encoders, SD 1.5 on the last one after its LayerNorm.
     """
 
     def __init__(self, encoder: nn.Module, penultimate: bool) -> None:
@@ -239,7 +239,7 @@ class Condition(nn.Module):
 class Sinusoids(nn.Module):
     """diffusers' `Timesteps` with torch's own frequencies as a constant: (K,) → (K, F) float32.
 
-    An exporter folds their exponential with other rounding, and a timestep of 1000 multiplies that by as much.
+    An exporter folds their exponential with another rounding, and a timestep of 1000 multiplies the difference by 1000.
     """
 
     def __init__(self, timesteps: nn.Module) -> None:
@@ -272,7 +272,7 @@ class TimeEmbedding(nn.Module):
         return emb + self.add_embedding(torch.cat([pooled, sinusoids], dim=-1))
 
     def _narrow(self, sinusoids: Tensor) -> Tensor:
-        """In the weights' precision, as diffusers casts them; float64 is the truth's and stays."""
+        """In the weights' precision, as diffusers casts them; float64, for the exact outputs, stays."""
         return (
             sinusoids if sinusoids.dtype == torch.float64 else sinusoids.to(self.time_embedding.linear_1.weight.dtype)
         )

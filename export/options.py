@@ -24,17 +24,17 @@ class Options:
     checkpoint:      folder; None: the trained miniature of the source tree.
     out:             engine directory; None: engines/<name of the checkpoint's folder>.
     base_model, variant: see Checkpoint.open.
-    precision:       of GPU backends: "fp32", "fp16" or "bf16". ONNX Runtime on a CPU runs float32 whatever is asked.
+    precision:       of GPU backends: "fp32", "fp16" or "bf16". ONNX Runtime on a CPU always runs float32.
     backends:        which to build for; empty: ONNX Runtime and every TensorRT flavour that is installed and can build.
     architectures:   of portable plans (tensorrt-rtx), such as "sm_89"; empty: every one that runs all networks.
-    gpu_only:        nothing for a CPU: no float32 networks beside the half ones.
+    gpu_only:        build nothing for a CPU: no float32 networks beside the half ones.
     only:            networks to build now; the engine is complete when no network is missing.
     batch, persons:  pictures of one batch, and persons of each, that the engine must hold.
     resolution:      longest side of a picture, px; None: twice the model's own.
     workspace:       GiB that a layer of a plan may use for itself; None: what the GPU has.
     optimization_level: of TensorRT's builder, 0 to 5; None: its own choice.
     jobs:            networks exported at a time; None: 2 for small checkpoints, else 1.
-    bisect:          a network that fails its comparison names the first node that differs.
+    bisect:          the error of a failed comparison names the first node that differs.
     face_landmarker: MediaPipe's face_landmarker.task, converted and used instead of the mesh of the wheel.
     face_parser:     BiSeNet face parsing as ONNX.
     """
@@ -60,7 +60,7 @@ class Options:
 
 
 def checked(options: Options, report: Report) -> tuple[list[Target], Options]:
-    """What to build, and the options with their defaults filled in. Cheap: nothing large is imported or read.
+    """The targets of a build, and its options with their defaults filled in. Imports and reads nothing large.
 
     Raises RequestError for what cannot be meant, BackendError for a backend that cannot build here.
     """
@@ -78,7 +78,7 @@ def checked(options: Options, report: Report) -> tuple[list[Target], Options]:
         if value is not None and value < bound:
             raise RequestError(f"--{flag.replace('_', '-')} is {value}, expected at least {bound}.")
     if options.workspace is not None and options.workspace <= 0:
-        raise RequestError(f"--workspace is {options.workspace}, expected GiB, more than none.")
+        raise RequestError(f"--workspace is {options.workspace}, expected a number of GiB above 0.")
     if options.optimization_level is not None and options.optimization_level > 5:
         raise RequestError(f"--optimization-level is {options.optimization_level}, expected 0 to 5.")
     backends = tuple(dict.fromkeys(options.backends)) or (
@@ -104,7 +104,7 @@ def checked(options: Options, report: Report) -> tuple[list[Target], Options]:
             )
         if name == "sm_75":
             raise RequestError(
-                "--arch sm_75: it multiplies no float32 matrices, which the VAE needs. Use sm_80 or later."
+                "--arch sm_75: it cannot multiply float32 matrices, and the VAE needs that. Use sm_80 or later."
             )
     if not architectures and "tensorrt-rtx" in backends:
         architectures = tuple(name for name in RTX_ARCHITECTURES if name != "sm_75")
@@ -121,7 +121,8 @@ def checked(options: Options, report: Report) -> tuple[list[Target], Options]:
 
 
 def _can_build(half: bool, report: Report) -> list[str]:
-    """The TensorRT flavours that are installed, and can build a plan on this machine. half: say if there is none."""
+    """The TensorRT flavours that are installed, and can build a plan on this machine. half: report if none is
+    installed."""
     found = []
     for name, flavour in FLAVOURS.items():
         if not flavour.installed:
@@ -156,13 +157,13 @@ def parser() -> argparse.ArgumentParser:
   python -m export.build --checkpoint CKPT --out engines/NAME --fp16
   python -m export.build --checkpoint CKPT --fp16 --backend tensorrt-rtx --arch sm_86 sm_89 sm_120
   python -m export.build --checkpoint CKPT --only vae_decoder       one network now, the rest later
-A build that was stopped goes on where it stood when the same command is given again.""",
+Give the same command again to continue a build that was stopped.""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("--checkpoint", type=Path, metavar="DIR", help="checkpoint folder; without it: the miniature")
     add("--out", type=Path, metavar="DIR", help="engine directory (default: engines/<checkpoint's name>)")
-    add("--base-model", metavar="DIR|ID", help="where unet, vae, text encoders are, if not where the checkpoint says")
+    add("--base-model", metavar="DIR|ID", help="source of unet, vae and text encoders, if not the checkpoint's")
     add("--variant", help="of the weight files, such as fp16")
     precision = parser.add_mutually_exclusive_group()
     for name, words in (("fp16", "half precision"), ("bf16", "bfloat16")):
@@ -177,12 +178,12 @@ A build that was stopped goes on where it stood when the same command is given a
         help=f"{', '.join(BACKENDS)}; may be repeated (default: onnxruntime and every TensorRT flavour installed)",
     )
     add("--arch", nargs="+", dest="architectures", metavar="SM", help="of tensorrt-rtx plans (default: all from sm_80)")
-    add("--gpu-only", action="store_true", help="build nothing for a CPU: half the disk where none will run it")
+    add("--gpu-only", action="store_true", help="build nothing for a CPU: saves half of the disk space")
     add("--only", nargs="+", metavar="NETWORK", help="build these networks only")
     add("--batch", type=int, help="pictures of one batch that the engine must hold (default: 4)")
     add("--persons", type=int, help="persons of each picture that it must hold (default: 8)")
     add("--resolution", type=int, metavar="PX", help="longest side of a picture (default: twice the model's own)")
-    add("--workspace", type=float, metavar="GIB", help="that a layer of a plan may use (default: what the GPU has)")
+    add("--workspace", type=float, metavar="GIB", help="memory for one layer of a plan (default: all that the GPU has)")
     add("--optimization-level", type=int, metavar="N", help="of TensorRT's builder, 0 (quick to build) to 5")
     add("--jobs", type=int, help="networks exported at a time (default: 2 for small checkpoints, else 1)")
     add("--bisect", action="store_true", help="name the first node that differs if a network fails its comparison")

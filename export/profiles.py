@@ -1,4 +1,4 @@
-"""How many rows each network of an engine can meet, worked out from the row plan: TensorRT's profiles."""
+"""TensorRT's profiles: the rows that each network of an engine may get, computed from the row plan."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ class Profile:
 
     @property
     def limits(self) -> Limits:
-        """What the manifest says of the inputs."""
+        """The limits of the inputs, for the manifest."""
         rows, timesteps, side = ((self.least[unit], self.most[unit]) for unit in ("rows", "timesteps", "height"))
         return Limits(rows=rows, timesteps=timesteps, side=side)
 
     def shapes(self, tap: Tap) -> tuple[list[int], list[int], list[int]] | None:
-        """Least, best and most of one input; None if it is always of one shape."""
+        """Least, best and most of one input; None if its shape is constant."""
         if not any(isinstance(size, Size) for size in tap.shape):
             return None
         least, best, most = (
@@ -45,7 +45,7 @@ class Profile:
 def profiles(
     networks: Sequence[str], pictures: int, persons: int, side: tuple[int, int, int], steps: int, per_row_pooled: bool
 ) -> dict[str, Profile]:
-    """The profile of every network, for batches of up to so many pictures of up to so many persons.
+    """The profile of every network, for batches of up to `pictures` pictures with up to `persons` persons each.
 
     side:           least, best and most of a picture's height and width, in cells of the coarsest level.
     steps:          the usual number of denoising steps.
@@ -55,7 +55,7 @@ def profiles(
     most = _rows(pictures, persons, per_row_pooled)
     found = {}
     for name in networks:
-        # What has no entry runs once per prompt, photo or picture, by itself.
+        # A network without an entry runs once per prompt, photo or picture, one row at a time.
         one, many = max(1, best.get(name, 1)), max(1, most.get(name, 1))
         texts = 2 if name == "unet_time" or per_row_pooled else 1
         found[name] = Profile(
@@ -67,7 +67,7 @@ def profiles(
 
 
 def _rows(pictures: int, persons: int, per_row_pooled: bool) -> dict[str, int]:
-    """Rows of the networks that see a batch as a whole, when every picture has texts and persons of its own."""
+    """Rows of the networks that run on a whole batch, when every picture has texts and persons of its own."""
     batch = [
         PictureRows((2 * b, 2 * b + 1), tuple(range(persons * b, persons * (b + 1))), ALL_ROWS) for b in range(pictures)
     ]

@@ -28,5 +28,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def script() -> int:
-    """What the console script calls."""
+    """The entry point of the console script."""
     return execute(main)

@@ -18,14 +18,14 @@ from realisid_trt.errors import BuildError
 from .forms import Limits, OnnxForm
 from .networks import Network, Size, Tap
 
-# diffusers' Upsample2D makes a batch of 64 rows or more contiguous, which changes no number. Were more rows announced,
-# torch.export would find that out, and trace the network a second time. The graph takes any number.
+# diffusers' Upsample2D makes a batch of 64 rows or more contiguous, which changes no value. If more rows were declared,
+# torch.export would detect that and trace the network a second time. The graph takes any number of rows.
 TRACED_ROWS = 63
 EMBED_BELOW_BYTES = 2**30  # larger weights go beside the graph: a protobuf ends at 2 GiB
 
 
 def port(tap: Tap, form: OnnxForm, limits: Limits) -> dict[str, object]:
-    """The manifest's words for an input or output."""
+    """The manifest's entry for an input or output."""
     shape: list[object] = []
     for size in tap.shape:
         if isinstance(size, Size):
@@ -37,7 +37,7 @@ def port(tap: Tap, form: OnnxForm, limits: Limits) -> dict[str, object]:
 
 
 def example(taps: tuple[Tap, ...], units: Mapping[str, int], dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, ...]:
-    """Random inputs of sensible size, drawn in float64 so that every precision sees the same numbers.
+    """Random inputs of sensible size, drawn in float64 so that every precision gets the same numbers.
 
     units: the size of each unit: {"rows": 2, "timesteps": 3, "height": 3, "width": 2}.
     """
@@ -62,7 +62,7 @@ def example(taps: tuple[Tap, ...], units: Mapping[str, int], dtype: torch.dtype,
 
 
 def to_onnx(network: Network, module: nn.Module, form: OnnxForm, limits: Limits, path: Path) -> None:
-    """Writes `path` (and `path.data` when the weights are large). Raises BuildError, with the exporter's own words."""
+    """Writes `path` (and `path.data` when the weights are large). Raises BuildError, with the exporter's message."""
     least, most = limits.side
     units = {"rows": 2, "timesteps": 2, "height": min(least + 1, most), "width": min(least + 2, most)}
     inputs = example(network.inputs, units, form.dtype)
@@ -136,7 +136,7 @@ def _last_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's remarks about packages it does not find are no news for our users."""
+    """A context without the exporter's log lines about packages that it does not find."""
     noisy = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in noisy]
     for logger in noisy:

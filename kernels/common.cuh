@@ -1,21 +1,22 @@
-// What the kernels share: number types, vectors, sampling. One source for NVRTC, nvcc and, behind host.h, g++; it needs
-// no other header. All arithmetic is float32; a half type is how a number is stored.
+// Shared by the kernels: number types, vectors, sampling. One source for NVRTC, nvcc and, through host.h, g++; it needs
+// no other header. All arithmetic is float32; a half type is only a storage format.
 #pragma once
 
 #ifndef HOST
 __device__ inline float float_of_bits(unsigned bits) { return __uint_as_float(bits); }
 __device__ inline unsigned bits_of_float(float value) { return __float_as_uint(value); }
-// One thread of each block gets true, once all threads of the block have come here. Every thread must come.
+// True for one thread of each block, after all threads of the block have reached this call. Every thread must call it.
 __device__ inline bool last_of_block() {
   __syncthreads();
   return threadIdx.x == 0;
 }
-// How many were drawn before.
+// The number of tickets taken before.
 __device__ inline int take_ticket(int* tickets) {
   __threadfence();
   return atomicAdd(tickets, 1);
 }
-// Says where a pointer that was itself read from memory leads: the compiler cannot know, and generic loads are slower.
+// States that a pointer read from memory is a global address: the compiler cannot infer it, and generic loads are
+// slower.
 __device__ inline void assume_global(const void* address) { __builtin_assume(__isGlobal(address)); }
 #endif
 

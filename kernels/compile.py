@@ -1,7 +1,7 @@
 """CUDA C++ → cubins and PTX with NVRTC, out of pip's wheel: no GPU, no driver and no CUDA toolkit is needed.
 
-Where there is no NVRTC either, what was compiled elsewhere from these sources will do: the folder that the variable
-REALISID_TRT_CUBINS names, as `compile_elsewhere` writes it.
+Without NVRTC, kernels that another machine compiled from these sources are used: the variable REALISID_TRT_CUBINS names
+their folder, as `compile_elsewhere` writes it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from realisid_trt.files import sha256, whole_or_not
 from realisid_trt.machine import available_cores
 
 ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
-LATER = "compute_120"  # PTX, which a driver compiles for GPUs that come after
+LATER = "compute_120"  # PTX, which a driver compiles for later GPUs
 MAIN = "kernels.cu"
 CUBINS = "REALISID_TRT_CUBINS"
 OPTIONS = ("--std=c++17",)  # not --use_fast_math: divisions and square roots are rounded as IEEE 754 says
@@ -69,7 +69,8 @@ def file_names(prefix: str, architectures: Sequence[str]) -> list[str]:
 
 
 def _copied(folder: Path, architectures: Sequence[str], error: BuildError) -> list[str]:
-    """What another machine compiled, whichever NVRTC it has. Raises `error`, the folder named, if that is not there."""
+    """The files that another machine compiled, with any NVRTC. Raises `error`, with the folder's name, if any is
+    missing."""
     elsewhere = os.environ.get(CUBINS)
     if not elsewhere:
         raise error
@@ -81,7 +82,7 @@ def _copied(folder: Path, architectures: Sequence[str], error: BuildError) -> li
                     partial.write_bytes((versioned / name).read_bytes())
             return names
     raise BuildError(
-        f"{error} Nor does {CUBINS}={elsewhere} hold what these sources compile to for {', '.join(architectures)}."
+        f"{error} {CUBINS}={elsewhere} does not hold these kernels for {', '.join(architectures)} either."
     ) from error
 
 
@@ -157,7 +158,7 @@ def _fetched(nvrtc: Any, size_of: Any, get: Any, program: Any) -> bytes:
 
 
 def _checked(nvrtc: Any, result: tuple[Any, ...]) -> tuple[Any, ...]:
-    """What a call returned behind its status. Raises BuildError."""
+    """The values that a call returned after its status. Raises BuildError."""
     status, *values = result
     if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
         raise BuildError(f"NVRTC failed: {status}. Install it again: pip install --force-reinstall nvidia-cuda-nvrtc")

@@ -1,4 +1,4 @@
-// crop_upsample: the specification and the reference stand in crop_upsample.py.
+// crop_upsample: the specification and the reference are in crop_upsample.py.
 #pragma once
 #include "common.cuh"
 

@@ -1,9 +1,9 @@
-// guide_step: the specification and the reference stand in guide_step.py.
+// guide_step: the specification and the reference are in guide_step.py.
 #pragma once
 #include "common.cuh"
 
-// grid: x over a picture's cells, y over pictures. tickets (B,): zero before, zero behind; the block that comes last
-// counts the picture's step up, when nobody reads it any more.
+// grid: x over a picture's cells, y over pictures. tickets (B,): zero before and after. The block that finishes last
+// increments the picture's step, when no block reads it any more.
 template <class T>
 __device__ inline void guide_step(float* latents, int* step, int* tickets, const T* noise_pred, const int* decoder_of,
                                   const double* weights, const double* coefficients, int size) {

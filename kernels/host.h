@@ -1,4 +1,4 @@
-// The kernels on a CPU, for the tests: g++ compiles the very source that runs on a GPU, and a grid is loops. Threads of
+// The kernels on a CPU, for the tests: g++ compiles the source that runs on a GPU; loops replace the grid. Threads of
 // a block run one after the other, so a kernel may wait for its block only through `last_of_block`.
 //
 //   g++ -O2 -std=c++17 -shared -fPIC [-fopenmp] -x c++ host.h -o libkernels.so
@@ -63,7 +63,7 @@ struct OnHost<kernel> {
 };
 
 // host_NAME(grid x, grid y, block, parameters): parameters as the CUDA driver takes them, an address each.
-// host_NAME_sizes(): the bytes of each, zero behind the last.
+// host_NAME_sizes(): the bytes of each, zero after the last.
 #define ENTRY(name, parameters, ...) \
   static void name##_kernel parameters { __VA_ARGS__; } \
   extern "C" void host_##name(unsigned x, unsigned y, unsigned block, void** given) { \

@@ -1,4 +1,4 @@
-// The entry points, NAME_TYPE: what a cubin holds, and what launch.py starts.
+// The entry points, NAME_TYPE, of a cubin. launch.py launches them.
 #include "crop_upsample.cuh"
 #include "guide_step.cuh"
 #include "relocate_merge.cuh"
@@ -37,7 +37,7 @@
         (const T* table, const int* step, const int* pictures, const int* columns, T* out, int num_columns, int size), \
         take_step<T>(table, step, pictures, columns, out, num_columns, size))
 
-// 16 bytes to a thread; "single" where a row is no whole number of vectors.
+// 16 bytes to a thread; "single" where a row is not a whole number of vectors.
 #define ALL(type, T, V) \
   CROP_UPSAMPLE(type, T) \
   RELOCATE_MERGE(bilinear_##type, T, V, false) \

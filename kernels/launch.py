@@ -31,7 +31,7 @@ ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8,
 
 @dataclass(frozen=True)
 class Array:
-    """Where numbers lie on the device. dtype: a key of ITEM_BYTES; contiguous, aligned to 256 bytes."""
+    """An array on the device. dtype: a key of ITEM_BYTES; contiguous, aligned to 256 bytes."""
 
     address: int
     shape: tuple[int, ...]
@@ -54,12 +54,16 @@ class Levels:
 
 
 def levels(
-    skips: Sequence[Array], local: Sequence[Array], whole: Sequence[Array], out: Sequence[Array], of: Sequence[int]
+    skips: Sequence[Array],
+    local: Sequence[Array],
+    global_residuals: Sequence[Array],
+    out: Sequence[Array],
+    of: Sequence[int],
 ) -> Levels:
-    """What relocate_merge reads and writes, one entry per skip of the UNet.
+    """The table of relocate_merge's inputs and outputs, one entry per skip of the UNet.
 
-    local, whole: the residuals of each branch; empty for one that was not evaluated.
-    of:           the level of each entry, for its boxes.
+    local, global_residuals: the residuals of each branch; empty for one that was not evaluated.
+    of:                      the level of each entry, for its boxes.
     """
     dtype = skips[0].dtype
     sizes = [math.prod(skip.shape[1:]) for skip in skips]
@@ -68,14 +72,16 @@ def levels(
         vector = 1
     table, blocks = np.zeros(len(skips), LEVEL), 0
     absent = [Array(skip.address, (0, skip.shape[1], 1, 1), dtype) for skip in skips]  # an address that is never read
-    pairs = zip(local or absent, whole or skips, strict=True)
-    for entry, skip, (near, far), merged, level, size in zip(table, skips, pairs, out, of, sizes, strict=True):
-        assert {skip.dtype, near.dtype, far.dtype, merged.dtype} == {dtype}
-        assert skip.shape[1:] == far.shape[1:] == merged.shape[1:] and near.shape[1] == skip.shape[1]
-        assert merged.shape[0] == out[0].shape[0] and max(*skip.shape[2:], *near.shape[2:]) <= LARGEST_SIDE
-        addresses = skip.address, near.address, far.address, merged.address
+    pairs = zip(local or absent, global_residuals or skips, strict=True)
+    for entry, skip, (local_array, global_array), merged, level, size in zip(
+        table, skips, pairs, out, of, sizes, strict=True
+    ):
+        assert {skip.dtype, local_array.dtype, global_array.dtype, merged.dtype} == {dtype}
+        assert skip.shape[1:] == global_array.shape[1:] == merged.shape[1:] and local_array.shape[1] == skip.shape[1]
+        assert merged.shape[0] == out[0].shape[0] and max(*skip.shape[2:], *local_array.shape[2:]) <= LARGEST_SIDE
+        addresses = skip.address, local_array.address, global_array.address, merged.address
         assert not any(address % 16 for address in addresses)
-        entry_values = (*addresses, blocks, size, *skip.shape[2:], *near.shape[2:], level, 0)
+        entry_values = (*addresses, blocks, size, *skip.shape[2:], *local_array.shape[2:], level, 0)
         for name, value in zip(LEVEL.names or (), entry_values, strict=True):
             entry[name] = value
         blocks += -(-size // (BLOCK * vector))
@@ -153,7 +159,8 @@ class Kernels:
         weights: Array,
         coefficients: Array,
     ) -> None:
-        """As in guide_step.py. tickets: (B,) int32, zeros; what the kernel counts its blocks with, zeros behind it."""
+        """As in guide_step.py. tickets: (B,) int32, the kernel's counters of finished blocks; zeros before and
+        after."""
         pictures, *shape = latents.shape
         _agree(latents=(latents, "float32"), step=(step, "int32", pictures), tickets=(tickets, "int32", pictures),
                noise_pred=(noise_pred, noise_pred.dtype, noise_pred.shape[0], *shape),
@@ -199,8 +206,8 @@ class Kernels:
             launch(stream, LaunchConfig(grid=grid, block=BLOCK), kernel, *given)
         except Exception as error:  # cuda.core's CUDAError is not public
             raise BackendError(
-                f"the GPU refused its kernel {name}: {error}. It may mean what it was asked for before; most often the "
-                "process must be started again."
+                f"the GPU refused its kernel {name}: {error}. The cause may be an earlier call; most often the process "
+                "must be started again."
             ) from error
 
     def _find(self, name: str, arguments: int) -> Any:
@@ -271,7 +278,7 @@ def _blocks(size: int) -> int:
 
 
 def _agree(**arrays: tuple[Any, ...]) -> None:
-    """Every array (array, dtype, *shape) is what it should be; without a shape only its dtype counts."""
+    """Asserts dtype and shape of every array (array, dtype, *shape); without a shape only the dtype."""
     for name, (array, dtype, *shape) in arrays.items():
         assert array.dtype == dtype, f"{name} is {array.dtype}, expected {dtype}"
         assert not shape or array.shape == tuple(shape), f"{name} is {array.shape}, expected {tuple(shape)}"

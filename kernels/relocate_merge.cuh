@@ -1,4 +1,4 @@
-// relocate_merge: the specification and the reference stand in relocate_merge.py.
+// relocate_merge: the specification and the reference are in relocate_merge.py.
 #pragma once
 #include "common.cuh"
 
@@ -18,11 +18,12 @@ struct Scales {
   float local, whole;
 };
 
-// Which residuals go where: R decoder rows, at most N persons each, boxes of P local rows in L levels.
+// The rows of both branches and their destinations: R decoder rows, at most N persons each, boxes of P local rows in L
+// levels.
 struct Rows {
   const int* encoder_of;    // (R,)
-  const int* local_of;      // (R, N), -1 behind the last
-  const int* global_of;     // (R, N), -1 behind the last
+  const int* local_of;      // (R, N), -1 after the last
+  const int* global_of;     // (R, N), -1 after the last
   const Box* boxes;         // (P, L)
   const Scales* scales;     // (R, 2)
   int rows, persons, box_levels;
@@ -39,7 +40,7 @@ __device__ inline bool same_injection(const Rows& rows, int a, int b) {
   return true;
 }
 
-// Adds to `placed` what one person's local residual (C, h, w) brings into V cells, and counts in `covered` where. The
+// Adds one person's relocated local residual (C, h, w) to V cells of `placed`, and counts its cells in `covered`. The
 // cells begin at line y, column x of channel c, and may go on in the next lines and channels.
 template <class T, int V, bool AREA>
 __device__ inline void place(const Level& level, const T* residual, Box box, int overlap, int c, int y, int x,
@@ -64,7 +65,7 @@ __device__ inline void place(const Level& level, const T* residual, Box box, int
   }
 }
 
-// What decoder row r receives in the V cells from `start` on: s_g · mean_p global + s_l · Σ_p R(local).
+// The injection into decoder row r in the V cells from `start` on: s_g · mean_p global + s_l · Σ_p R(local).
 template <class T, int V, bool AREA>
 __device__ inline void inject(const Level& level, const Rows& rows, int overlap, int r, int start, float* injected) {
   const int *local_of = rows.local_of + r * rows.persons, *global_of = rows.global_of + r * rows.persons;
@@ -91,8 +92,8 @@ __device__ inline void inject(const Level& level, const Rows& rows, int overlap,
   }
 }
 
-// grid: x over all levels' cells, V to a thread; a thread serves its cells of every decoder row. Rows that receive the
-// same injection stand behind each other (the none and the text row of a picture), so that it is made once.
+// grid: x over all levels' cells, V to a thread; a thread handles its cells of every decoder row. Consecutive rows with
+// the same injection (the none and the text row of a picture) share its computation.
 template <class T, int V, bool AREA>
 __device__ inline void relocate_merge(const Level* levels, int num_levels, Rows rows, int overlap) {
   int index = 0;

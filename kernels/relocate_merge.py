@@ -39,7 +39,7 @@ def relocate_merge(
 
     encoder_of:  (R,) int32, the encoder row that decoder row r continues.
     local_of:    (R, N) int32, the rows of the local branch that decoder row r receives, in the order of the persons, -1
-                 behind the last.
+                 after the last.
     global_of:   (R, N) int32, those of the global branch.
     boxes:       (P, L, 4) int32, x0, y0, x1, y1 of each local row's face in cells of each level, half-open.
     scales:      (R, 2) float32, s_l and s_g.
@@ -53,7 +53,7 @@ def relocate_merge(
     merged = []
     absent = [np.empty((0, 0, 0, 0), np.float32)] * len(skips)
     entries = zip(skips, local_residuals or absent, global_residuals or absent, levels, strict=True)
-    for skip, local, whole, level in entries:
+    for skip, local, global_residual, level in entries:
         out = np.empty((len(encoder_of), *skip.shape[1:]), np.float32)
         injected: dict[tuple[bytes, bytes, bytes], Array] = {}  # rows that read the same residuals share their sum
         for r in range(len(encoder_of)):
@@ -64,7 +64,7 @@ def relocate_merge(
             key = local_rows.tobytes(), global_rows.tobytes(), scales[r].tobytes()
             if key not in injected:
                 faces = [(local[row], boxes[row, level]) for row in local_rows]
-                injected[key] = _inject(skip.shape[1:], faces, whole[global_rows], scales[r], mode, overlap)
+                injected[key] = _inject(skip.shape[1:], faces, global_residual[global_rows], scales[r], mode, overlap)
             np.add(skip[encoder_of[r]], injected[key], out=out[r])
         merged.append(out)
     return merged
@@ -73,12 +73,12 @@ def relocate_merge(
 def _inject(
     shape: tuple[int, ...],
     faces: Sequence[tuple[Array, NDArray[np.int32]]],
-    whole: Array,
+    global_residual: Array,
     scales: Array,
     mode: str,
     overlap: str,
 ) -> Array:
-    """(C, H, W), the shape: what one decoder row receives at one level. faces: local residuals and their boxes."""
+    """(C, H, W), the shape: the injection into one decoder row at one level. faces: local residuals and their boxes."""
     local_scale, global_scale = scales
     relocated = np.zeros(shape, np.float32)
     covered = np.zeros(shape[1:], np.float32)
@@ -93,6 +93,6 @@ def _inject(
     if overlap == "average":
         relocated /= covered.clip(1)
     relocated *= local_scale
-    if len(whole):
-        relocated += global_scale * whole.mean(axis=0)
+    if len(global_residual):
+        relocated += global_scale * global_residual.mean(axis=0)
     return relocated

@@ -1,4 +1,4 @@
-// Rows, gathered: what Backend.take and Backend.take_step do; and the search for what is no number.
+// Rows gathered for Backend.take and Backend.take_step, and the NaN/Inf check.
 #pragma once
 #include "common.cuh"
 

@@ -72,7 +72,7 @@ def embed(options: argparse.Namespace) -> Outcome:
     from .engine import Engine
 
     if options.out.suffix != ".safetensors":
-        raise RequestError(f"--out {options.out} does not end in .safetensors, which is what an identity is stored as.")
+        raise RequestError(f"--out {options.out} does not end in .safetensors, the format of a stored identity.")
     check_writable(options.out)
     box = None if options.box is None else parse_box(options.box, "--box")
     engine = Engine.load(options.engine, options.backend, options.device, networks=("id_encoder",))
@@ -133,7 +133,7 @@ def parse_person(text: str) -> Any:
         else:
             raise RequestError(
                 f"--person {text}: {part!r} is not understood. Write photo.jpg@x0,y0,x1,y1 and, if wanted, "
-                ",pose=other.jpg and ,face=0 behind it."
+                ",pose=other.jpg and ,face=0 after it."
             )
     if numbers:
         named["box"] = parse_box(",".join(numbers), f"--person {text}")
@@ -141,7 +141,7 @@ def parse_person(text: str) -> Any:
 
 
 def _split_person(text: str) -> tuple[str, str]:
-    """The photo, and what is asked for. Paths may hold an @ themselves."""
+    """The photo, and the options after the @. The path may contain an @ too."""
     number = r"[-+.\deE]+"
     if told := re.fullmatch(rf"(.+?)@((?:{number},){{3}}{number}(?:,.*)?|(?:pose|face)=.*)", text):
         return told[1], told[2]
@@ -164,13 +164,13 @@ def picture_paths(out: Path, count: int) -> list[Path]:
     from PIL import Image
 
     if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:
-        raise RequestError(f"{out}: {out.suffix or 'no ending'} is no picture format. Use .png, .jpg or .webp.")
+        raise RequestError(f"{out}: {out.suffix or 'no ending'} is not a picture format. Use .png, .jpg or .webp.")
     check_writable(out)
     return [out] if count == 1 else [out.with_name(f"{out.stem}-{i}{out.suffix}") for i in range(count)]
 
 
 def check_writable(path: Path) -> None:
-    """Raises RequestError if a file could not be written there; makes nothing yet."""
+    """Raises RequestError if no file can be written there. Creates nothing."""
     folder = path.absolute().parent
     while not folder.exists():
         folder = folder.parent
@@ -236,17 +236,17 @@ def _parser() -> argparse.ArgumentParser:
   python -m realisid_trt generate --prompt "an empty beach" --num-images 4 --out beach.png""",
     )
     sub.add_argument("--prompt", required=True)
-    sub.add_argument("--negative-prompt", help="default: none, as the checkpoint says")
+    sub.add_argument("--negative-prompt", help="default: none; the checkpoint decides between zeros and empty text")
     sub.add_argument(
         "--person",
         action="append",
         default=[],
         metavar="PHOTO@X0,Y0,X1,Y1[,pose=PHOTO][,face=N]",
-        help="may be repeated; PHOTO may be a stored identity; without a box (one person): as in the photo",
+        help="may be repeated; PHOTO may be a stored identity; a single person may omit the box",
     )
     sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="several pictures: FILE-0, FILE-1, …")
-    sub.add_argument("--draw-boxes", type=Path, metavar="FILE", help="the picture again, with everybody's box")
-    sub.add_argument("--seed", type=int, help="default: drawn, and printed")
+    sub.add_argument("--draw-boxes", type=Path, metavar="FILE", help="the picture with the box of each person")
+    sub.add_argument("--seed", type=int, help="default: random, and printed")
     sub.add_argument("--num-images", type=int, default=1)
     sub.add_argument("--steps", dest="num_inference_steps", type=int, metavar="S")
     sub.add_argument("--guidance-scale", type=float, metavar="λt")
@@ -272,19 +272,19 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "embed",
         embed,
-        "Store the identity of a photo, to be used in its place.",
+        "Store the identity of a photo. The stored file can replace the photo.",
         "  python -m realisid_trt embed alice.jpg --out alice.safetensors",
     )
     sub.add_argument("photo", help="a photo with one face, or one that is clearly the largest")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="ends in .safetensors")
     sub.add_argument("--face", type=int, metavar="N", help="which face, counted from the left")
-    sub.add_argument("--box", metavar="X0,Y0,X1,Y1", help="the face in px of the upright photo, instead of finding it")
+    sub.add_argument("--box", metavar="X0,Y0,X1,Y1", help="the face in px of the upright photo; skips detection")
     machine(sub)
 
     command(
         "doctor",
         doctor,
-        "What this machine can run, what is missing, and the command that mends it.",
+        "Show what this machine can run, what is missing, and the command that installs it.",
         "  python -m realisid_trt doctor\n  python -m realisid_trt doctor --engine engines/NAME --json",
     )
     return parser

@@ -1,4 +1,4 @@
-"""What counts as a number, and an array without NaN."""
+"""Checks of numbers and arrays."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .errors import NumericsError, RequestError
 
 
 def whole(value: object) -> int | None:
-    """A Python, NumPy or torch integer as Python's own, which does not overflow; None for anything else, True and 1.0
-    included."""
+    """The value as a Python int if it is a Python, NumPy or torch integer; None for anything else, such as True and
+    1.0. Python's int does not overflow."""
     value = plain_number(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def finite(value: object) -> float | int | None:
-    """A Python, NumPy or torch number as Python's own; None for anything else: NaN, infinity, True, complex numbers and
-    integers that no float can hold."""
+    """The value as a Python number if it is a finite Python, NumPy or torch number; None for anything else: NaN,
+    infinity, True, complex numbers and integers that no float can hold."""
     value = plain_number(value)
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         return None
@@ -31,24 +31,24 @@ def finite(value: object) -> float | int | None:
 
 
 def is_whole(value: object) -> bool:
-    """Whether `whole` takes it."""
+    """True for Python, NumPy and torch integers; False for bool and float."""
     return whole(value) is not None
 
 
 def is_finite(value: object) -> bool:
-    """Whether `finite` takes it."""
+    """True for finite numbers of Python, NumPy and torch; False for bool."""
     return finite(value) is not None
 
 
 def plain_number(value: Any) -> Any:
-    """NumPy's scalars, and arrays and tensors without an axis, are unwrapped."""
+    """The value, unwrapped if it is a NumPy scalar, or an array or tensor without an axis."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def own_array(
     array: Any, shape: tuple[int, ...] | None, what: str, dtype: type[np.floating[Any]] = np.float32
 ) -> NDArray[Any]:
-    """A caller's array or tensor in floats of `dtype`, a copy in row-major order. shape: None for any.
+    """A row-major copy of a caller's array or tensor, in floats of `dtype`. shape: None accepts any.
 
     Raises RequestError for another shape, for NaN and for numbers that this type does not hold.
     """
@@ -73,11 +73,11 @@ def own_array(
 
 
 def check_finite(array: NDArray[np.float32], what: str) -> NDArray[np.float32]:
-    """What a network computed. Raises NumericsError if it holds a NaN or an infinity."""
+    """The array, a network's output. Raises NumericsError if it holds a NaN or an infinity."""
     if not np.isfinite(array).all():
         bad = int((~np.isfinite(array)).sum())
         raise NumericsError(
             f"{what} holds {bad} NaN or infinite of {array.size} values. In half precision this is an overflow: build "
-            "without --fp16, or with a VAE made for it. In float32 check the checkpoint's weights and the scales asked."
+            "without --fp16, or with a VAE made for it. In float32 check the checkpoint's weights and the scales."
         )
     return array

@@ -1,4 +1,4 @@
-"""`realisid_config.json`: what a RealisID checkpoint must say about itself, because the paper does not."""
+"""`realisid_config.json`: the settings of a RealisID checkpoint that the paper does not state."""
 
 from __future__ import annotations
 
@@ -55,19 +55,19 @@ class RealisIDConfig:
     ) -> RealisIDConfig:
         """The checked config. Raises CheckpointError for a missing, unknown or impossible key.
 
-        source, advice: for its message: where the values stand, and what to do.
+        source, advice: for its message: the file of the values, and what to do.
         """
         fields = {field.name: field for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - set(fields))
         if unknown:
             raise CheckpointError(
                 f"{source}: unknown key{'s' * (len(unknown) > 1)} {', '.join(unknown)}. "
-                f"Known keys: {', '.join(fields)}. Correct the spelling or remove what this version does not know."
+                f"Known keys: {', '.join(fields)}. Correct the spelling or remove the key."
             )
         if "branch_pooled_text" not in values:
             raise CheckpointError(
                 f'{source}: branch_pooled_text is missing and has no default. Write "zeros" if the branches were '
-                "trained without pooled text, \"per_row\" if they saw the UNet's own (as InstantID's do)."
+                "trained without pooled text, \"per_row\" if they were trained with the UNet's (as InstantID's are)."
             )
         config = cls(**values)
         if refused := config._refused():

@@ -1,4 +1,4 @@
-"""Read this first: an engine directory, loaded; and the line of the data from request to picture."""
+"""Read this first: a loaded engine directory, and the path of the data from request to picture."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ CLOSED = "this engine was closed. Load it again: Engine.load(…)."
 class Engine:
     """A RealisID checkpoint, built and loaded. Make one with `Engine.load`.
 
-    An engine may be used from several threads; it makes one batch at a time. It gives back what it holds when it is
-    closed, `with Engine.load(…) as engine`, or when nobody holds it any more.
+    Several threads may share an engine; it makes one batch at a time. It frees its networks and memory when it is
+    closed (`with Engine.load(…) as engine`) or garbage-collected.
     """
 
     def __init__(self, manifest: Manifest, backend: Backend, finder: FaceFinder, share_rows: bool = True) -> None:
@@ -60,7 +60,7 @@ class Engine:
     ) -> Engine:
         """The engine at `path`: its manifest and every file that it opens verified, its networks opened.
 
-        An engine is code that this machine runs: load only what you built, or what comes from somebody you trust.
+        An engine is code that this machine runs. Load only engines that you built or whose source you trust.
 
         backend:         "auto" takes the first that was built and is installed.
         device:          "cpu", "cpu:N" for N threads, "cuda" or "cuda:N" for the GPU of that number. None: a GPU if the
@@ -68,15 +68,15 @@ class Engine:
         networks:        open only these; None opens all. ("id_encoder",) is enough for `embed`.
         share_rows:      False evaluates three full rows for every picture, as a naive pipeline does. For measurements
                          with ONNX Runtime: TensorRT's plans are built for shared rows.
-        cuda_graph:      True: a step on a GPU is captured as a CUDA graph and replayed; where that is refused, a
-                         warning says so. None: where the backend is known to gain by it, which none is yet.
+        cuda_graph:      True: capture a step on a GPU as a CUDA graph and replay it; a warning is given if the capture
+                         is refused. None: only where the backend is known to gain from it, at present nowhere.
         face_landmarker: MediaPipe's face_landmarker.task, used through the mediapipe package if that is installed.
 
-        Raises RequestError for arguments that cannot be meant; EngineMissing, EngineDamaged, EngineMismatch or
-        BackendError, with the command that mends it.
+        Raises RequestError for impossible arguments; EngineMissing, EngineDamaged, EngineMismatch or
+        BackendError, with the command that helps.
         """
         if not isinstance(path, (str, os.PathLike)):
-            raise RequestError(f'path is {path!r}, expected that of an engine directory: "engines/miniature".')
+            raise RequestError(f'path is {path!r}, expected the path of an engine directory: "engines/miniature".')
         if not isinstance(backend, str):
             raise RequestError(f'backend is {backend!r}, expected a name, or "auto".')
         if hasattr(device, "type") and hasattr(device, "index"):  # a torch.device
@@ -95,16 +95,16 @@ class Engine:
             )
             engine = cls(manifest, opened, finder, share_rows)
             if Manifest.read(path).values != manifest.values:
-                raise EngineMismatch(f"{path} was built anew while it was loaded. Load it again.")
+                raise EngineMismatch(f"{path} was rebuilt while it was being loaded. Load it again.")
         except BaseException:
             opened.close()
             raise
         return engine
 
     def warm_up(self, persons: int = 1, **options: Unpack[GenerateOptions]) -> None:
-        """Makes such a batch twice and throws it away: what compiles, plans memory or captures at first does it now.
+        """Compiles kernels and plans memory before the first request: makes such a batch twice and discards it.
 
-        persons: how many; nobody in particular. options: of `generate`, such as num_images, height and width.
+        persons: number of placeholder persons. options: of `generate`, such as num_images, height and width.
         """
         model = self.model
         side, least = model.default_size, model.vae_scale_factor << (model.levels - 1)
@@ -117,9 +117,9 @@ class Engine:
             self.generate("", [nobody] * persons, **options)
 
     def unload(self) -> None:
-        """Gives back the weights of what does not run in every step: text and ID encoders, time, conditions, the VAE.
+        """Frees the weights of networks that do not run in every step: text and ID encoders, time, conditions, the VAE.
 
-        They are loaded again when they are needed. For a GPU that holds the loop's networks and little more.
+        They are loaded again when they are needed. For a GPU with memory for the loop's networks and little more.
         """
         with self._alone():
             if self._closed:
@@ -134,7 +134,7 @@ class Engine:
         )
 
     def close(self) -> None:
-        """Waits for the batch that is being made, then gives back the networks and their memory. May be repeated."""
+        """Waits for the running batch, then frees the networks and their memory. May be repeated."""
         with self._alone():
             self._closed = True
             self.backend.close()
@@ -154,7 +154,7 @@ class Engine:
         landmarks: NDArray[Any] | None = None,
         crop: Photo | None = None,
     ) -> Identity:
-        """The identity in a photo, to be stored, or passed in place of the photo.
+        """The identity in a photo. It can be stored, or passed in place of the photo.
 
         face:      which face, counted from the left; None takes the only or the clearly largest one.
         box:       x0, y0, x1, y1 of the face in pixels of the upright photo, instead of detecting it.
@@ -211,11 +211,11 @@ class Engine:
         height, width:       of the pictures, px; common to the batch. Multiples of f·2^(L-1).
         output:              "pil", "np" ((H, W, 3) float32 in [0, 1]) or "latents" (no VAE).
         progress:            called after each step with (steps done, steps in all).
-        errors:              "raise": what is wrong with any request is raised; its `request` says which it was.
-                             "return": that error stands in the place of the request's Result, and the others are made.
+        errors:              "raise": an error of any request is raised; its `request` is the number of that request.
+                             "return": the error takes the place of the request's Result, and the others are made.
 
-        Raises RequestError, BoxError, ShapeError or PhotoError before any step, NumericsError after the last. What
-        concerns the whole batch is raised with "return" too.
+        Raises RequestError, BoxError, ShapeError or PhotoError before any step, NumericsError after the last. An error
+        of the whole batch is raised with "return" too.
         """
         if output not in ("pil", "np", "latents"):
             raise RequestError(f'output is {output!r}, expected "pil", "np" or "latents".')
@@ -250,7 +250,8 @@ class Engine:
             people = [person for persons in people_of.values() for person in persons]
             with watch("text"):
                 embedded = prologue.embed_texts(plan.texts)
-            self.backend.rewind()  # whether people and texts were known or not, all that follows lies at the same place
+            # Frees prompt and photo buffers first: cache hits must not shift the loop's addresses, which graphs replay.
+            self.backend.rewind()
             with watch("time"):
                 time_tables = prologue.time_tables(len(coefficients), grid, embedded, plan.branches)
             with watch("conditions"):
@@ -274,10 +275,10 @@ class Engine:
                 latents = self.backend.get(batch.latents)
             latents_of = _by_request(latents, drafts)
             if not finite:
-                latents_of = outcomes.each(latents_of, lambda own: check_finite(own, "the final latents"))
+                latents_of = outcomes.each(latents_of, lambda array: check_finite(array, "the final latents"))
             with watch("vae"):
                 pictures_of = outcomes.each(
-                    latents_of, lambda own: [] if output == "latents" else list(decode(self.backend, own))
+                    latents_of, lambda array: [] if output == "latents" else list(decode(self.backend, array))
                 )
             timings = self._timings(watch)
             results = {
@@ -297,7 +298,7 @@ class Engine:
 
     @contextmanager
     def _use(self) -> Iterator[None]:
-        """One request on the backend."""
+        """A context for one request on the backend."""
         with self._alone():
             if self._closed:
                 raise BackendError(CLOSED)
@@ -306,17 +307,20 @@ class Engine:
                 yield
 
     def _outside(self, progress: Progress) -> Progress:
-        """The callback on the caller's device, and the loop on its own again after it."""
+        """The callback, run on the caller's device; afterwards the backend's device is current again."""
 
-        def told(done: int, of: int) -> None:
+        def on_callers_device(done: int, total: int) -> None:
             with self.backend.outside():
-                progress(done, of)
+                progress(done, total)
 
-        return told
+        return on_callers_device
 
     def _refuse_reentry(self) -> None:
         if self._user == threading.get_ident():
-            raise RequestError("a progress callback used the engine that calls it. Let it take notes and act later.")
+            raise RequestError(
+                "a progress callback called the engine that runs it. Engine calls are not re-entrant: record what you "
+                "need and call again after generate() returns."
+            )
 
     def _check_free(self) -> None:
         """Raises BackendError if the engine was closed, RequestError if it is used from within its own callback."""
@@ -326,7 +330,8 @@ class Engine:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """One user at a time. A progress callback that calls its own engine would wait for itself for ever."""
+        """A context for one user at a time. Refuses a progress callback that calls its own engine: it would
+        deadlock."""
         self._refuse_reentry()
         with self._lock:
             self._user = threading.get_ident()
@@ -336,7 +341,7 @@ class Engine:
                 self._user = 0
 
     def _timings(self, watch: Stopwatch) -> dict[str, float]:
-        """Milliseconds of every stage; after "denoise", of what ran in its steps."""
+        """Milliseconds of every stage; after "denoise", those of the networks and kernels in its steps."""
         usage, timings = self.backend.usage, dict[str, float]()
         for stage, ms in watch.ms.items():
             timings[stage] = ms

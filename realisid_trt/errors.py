@@ -1,16 +1,16 @@
-"""Every exception a user can meet.
+"""Every exception that a user can meet.
 
-Each message says what happened, what was expected and what to do. Nothing here is raised for our own mistakes: those
-are asserts. The command line prints the message without a traceback and exits with the class's `exit_status`.
+Each message says what happened, what was expected and what to do. Our own mistakes are asserts and raise none of these.
+The command line prints the message without a traceback and exits with the class's `exit_status`.
 """
 
 from __future__ import annotations
 
 
 class RealisIDError(Exception):
-    """The base of all of them: `except RealisIDError` catches what a caller can mend.
+    """The base class: `except RealisIDError` catches every error that a caller can fix.
 
-    request: of a batch of several requests, the number of the one that it is about, from 1; else None.
+    request: number of the failed request in a batch of several, from 1; else None.
     """
 
     exit_status = 1
@@ -45,7 +45,7 @@ class PhotoError(RealisIDError, ValueError):
 
 
 class BoxError(RequestError):
-    """A face box that cannot be honoured."""
+    """A face box that cannot be used."""
 
 
 class ShapeError(RequestError):
@@ -53,7 +53,7 @@ class ShapeError(RequestError):
 
 
 class CheckpointError(RealisIDError):
-    """A checkpoint folder that is incomplete, surplus, contradictory or in a refused format."""
+    """A checkpoint folder that is incomplete or contradictory, or has surplus content or a refused format."""
 
 
 class EngineError(RealisIDError):
@@ -61,7 +61,7 @@ class EngineError(RealisIDError):
 
 
 class EngineMissing(EngineError):
-    """There is no engine directory, or it holds nothing for the asked backend."""
+    """The engine directory does not exist, or holds no build for the requested backend."""
 
 
 class EngineDamaged(EngineError):
@@ -93,4 +93,4 @@ class DiskError(RealisIDError):
 
 
 class RealisIDWarning(UserWarning):
-    """Something was done that the caller may not expect: such as the end of a prompt being cut off."""
+    """Reports behaviour that the caller may not expect, such as a prompt that was cut off."""

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, hashed once, and where this project keeps what it can make again."""
+"""Files: written atomically, hashed once, and the folder of this project's cache."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def whole_or_not(path: Path) -> Iterator[Path]:
-    """`with whole_or_not(path) as partial:` write `partial`; it becomes `path` when the block ends, or never was.
+    """A temporary path: `with whole_or_not(path) as partial:` write `partial`. It replaces `path` if the block
+    succeeds.
 
-    Makes the folder if need be; `partial` lies beside `path` and ends as it does.
+    Makes the folder if needed; `partial` lies beside `path` and has its ending.
     Raises DiskError for what the disk refuses.
     """
     if not path.name:
         raise DiskError(f"{str(path)!r} names no file. Give the path of one.")
-    # no two threads or containers, whose processes all have the number 1, write the same
+    # unique among threads and among containers, in which every process may have the number 1
     partial = path.with_name(f".{path.stem}.{os.getpid()}-{os.urandom(4).hex()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +54,7 @@ def whole_or_not(path: Path) -> Iterator[Path]:
 
 
 def new_file_mode(path: Path) -> int:
-    """The permissions of a new file at `path`, as the umask and the folder have them. Nothing stays there.
+    """The permissions of a new file at `path`, as the umask and the folder give them. Leaves no file.
 
     safetensors writes files that only their owner may read, whatever the umask. Raises OSError.
     """
@@ -64,8 +65,8 @@ def new_file_mode(path: Path) -> int:
 
 
 def sha256(*parts: bytes | memoryview) -> str:
-    """Hex digest of the parts, one behind the other."""
-    import hashlib  # with OpenSSL behind it, a third of what importing the rest of the package takes
+    """Hex digest of the concatenated parts."""
+    import hashlib  # loads OpenSSL: a third of the import time of the rest of the package
 
     digest = hashlib.sha256()
     for part in parts:
@@ -84,8 +85,8 @@ def file_sha256(path: Path) -> str:
 class VerifiedFiles:
     """sha256 of files, remembered by path, size, mtime, ctime and inode: 13 GB are not read at every start.
 
-    A context manager: what was learned is written on leaving, beside what others learned meanwhile. A memory that
-    cannot be read or written is no error.
+    A context manager: on exit, new hashes are merged into the cache file. A cache file that cannot be read or written
+    is ignored.
     """
 
     LIMIT = 4096  # entries
@@ -107,7 +108,7 @@ class VerifiedFiles:
         return self._known[key]
 
     def remember(self, path: Path, sha256: str) -> None:
-        """The digest of a file that the caller has read himself, under another name. Raises OSError."""
+        """Records the digest of a file that the caller has read already, under another name. Raises OSError."""
         key = _identity(path)
         self._known[key] = self._learned[key] = sha256
 
@@ -130,6 +131,6 @@ class VerifiedFiles:
 
 
 def _identity(path: Path) -> str:
-    """What changes when a file does."""
+    """A key that changes when the file changes."""
     found = path.stat()
     return f"{path.resolve()}|{found.st_size}|{found.st_mtime_ns}|{found.st_ctime_ns}|{found.st_ino}"

@@ -1,4 +1,4 @@
-"""What this machine lends to this process."""
+"""The cores and the memory of this machine that this process may use."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def unsupported() -> str | None:
-    """Why this machine is not one that the project runs on, or None."""
+    """Why the project does not run on this machine, or None."""
     system, processor = platform.system(), platform.machine()
     if (system, processor) == ("Linux", "x86_64"):
         return None
@@ -30,7 +30,7 @@ def available_cores() -> int:
 
 
 def peak_memory_bytes() -> int:
-    """The most memory that this process has held since it began. Linux; else 0."""
+    """The peak memory of this process so far. Linux; else 0."""
     with contextlib.suppress(OSError, StopIteration, ValueError):  # ru_maxrss would be that of a parent, if larger
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
@@ -38,7 +38,7 @@ def peak_memory_bytes() -> int:
 
 
 def available_bytes() -> int:
-    """Memory that a process may still take: of the system and of its container. 0 where the system does not say."""
+    """Memory that a process may still take, of the system and of its container; 0 if the system does not say."""
     free = 0
     with contextlib.suppress(OSError, StopIteration, ValueError):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()

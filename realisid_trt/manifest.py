@@ -1,7 +1,7 @@
 """The engine directory: read, check, explain.
 
 `manifest.json` lists every file with its hash, every network with its inputs and outputs, and every constant of the
-model. It is checked before anything else is opened: what follows can trust it.
+model. It is checked before any other file is opened, so later code can rely on it.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Port:
         return "(" + ", ".join(size.name if isinstance(size, Axis) else str(size) for size in self.shape) + ")"
 
     def check(self, shape: tuple[int, ...], network: str) -> None:
-        """Raises ShapeError, in words, if an array of this shape cannot be fed."""
+        """Raises ShapeError if an array of this shape cannot be fed."""
         fits = len(shape) == len(self.shape) and all(
             expected.admits(size) if isinstance(expected, Axis) else expected == size
             for size, expected in zip(shape, self.shape, strict=True)
@@ -93,7 +93,8 @@ class Network:
                 port.check(shapes[port.name], self.name)
 
     def output_shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-        """The shape of every output, for inputs of these shapes. An axis counts whole multiples of its own."""
+        """The shape of every output, for inputs of these shapes. A dynamic axis is counted in units of its
+        `multiple`."""
         units = {
             axis.name: size // axis.multiple
             for port in self.inputs
@@ -111,10 +112,10 @@ class Build:
     """All networks for one backend, in one precision, for one architecture: what a backend opens.
 
     device:       the kind it is for, "cpu" or "cuda".
-    wide:         networks that are float32 all the same, with the reason.
+    wide:         networks that stay float32, with the reason.
     architecture: of the GPU, such as "sm_90" or, for plans that run on several, "sm_86+sm_89"; or "portable".
-    gpu:          that it was built on, where that matters: name, architecture, sms, cuda.
-    versions:     of the packages that matter where it runs.
+    gpu:          the GPU that it was built on, if the plans depend on it: name, architecture, sms, cuda.
+    versions:     of the packages that its files depend on.
     """
 
     id: str
@@ -139,7 +140,7 @@ class Tokenizer:
 
 @dataclass(frozen=True)
 class Model:
-    """What the runtime must know of the checkpoint; shapes are the network's own, nothing is assumed.
+    """The checkpoint's constants for the runtime. No shape is assumed: all come from the networks.
 
     sample_size:       side of the UNet's training latents, and of the local branch's canvas, in latent cells.
     vae_scale_factor:  f, px per latent cell.
@@ -181,7 +182,7 @@ class Manifest:
     """The checked `manifest.json` of an engine directory.
 
     Read with `Manifest.read`; then `check_files` before a file is opened. Raises EngineMissing, EngineDamaged or
-    EngineMismatch with the sentence that says which, and the command that mends it.
+    EngineMismatch with the reason and the command that rebuilds the engine.
     """
 
     def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
@@ -276,7 +277,8 @@ class Manifest:
         return {name.removeprefix(prefix) for name in self.values["files"] if name.startswith(prefix)}
 
     def files_of(self, build: Build, networks: Collection[str] | None = None) -> list[str]:
-        """The listed files that these networks of a build need (None: all of them), and those that no network has."""
+        """The listed files that these networks of a build need (None: all of them), and the files that belong to no
+        network."""
         files = list(self.values["files"])
         owned = {entry["file"] for network in self.values["networks"].values() for entry in network["builds"].values()}
         opened = self.networks(build)
@@ -285,8 +287,8 @@ class Manifest:
         return [name for name in files if not any(_belongs(name, file) for file in other)]
 
     def check_files(self, names: Iterable[str] | None = None) -> None:
-        """These listed files (None: all) are there and are what was built. Hashes are remembered by path, size, mtime
-        and inode.
+        """Checks that these listed files (None: all) exist and are unchanged since the build. Hashes are remembered by
+        path, size, mtime and inode.
 
         Raises EngineDamaged.
         """
@@ -309,7 +311,7 @@ class Manifest:
                     )
 
     def check_again(self, network: Network) -> None:
-        """What was unloaded is still what was verified. Raises EngineMismatch if another build took its place."""
+        """Checks the files of an unloaded network. Raises EngineMismatch if another build replaced them."""
         try:
             self.check_files(name for name in self.values["files"] if _belongs(name, network.file))
         except EngineDamaged as error:
@@ -325,7 +327,7 @@ def _belongs(name: str, file: str) -> bool:
 
 
 def _wrong_names(values: Mapping[str, Any]) -> str | None:
-    """What is wrong with the names of the files in a manifest, or None: they lie in the folder, and all are listed."""
+    """Why the file names in a manifest are wrong, or None. All must lie in the folder and be listed."""
     try:
         listed = values["files"]
         named = [
@@ -345,7 +347,7 @@ def _wrong_names(values: Mapping[str, Any]) -> str | None:
 
 
 def rebuild(path: str | os.PathLike[str]) -> str:
-    """The sentence that mends a damaged engine."""
+    """The sentence with the command that rebuilds an engine."""
     return f"Build it again: python -m export.build --checkpoint … --out {shlex.quote(str(path))}"
 
 
@@ -365,7 +367,7 @@ def find_engine(path: Path) -> Path:
 
 
 def seal(values: Mapping[str, Any]) -> dict[str, str]:
-    """Digest of every section and every key of a section: so that a reader can name what was edited."""
+    """Digest of every section and every key of a section. A reader can then name the edited part."""
     digests = {}
     for section, content in values.items():
         if section == "seal":

@@ -1,4 +1,4 @@
-"""What becomes of each request of a batch: its result, or the error in its place; and how long that took."""
+"""The outcome of each request of a batch: its result or its error, and the time that each stage took."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Outcomes:
 
     @contextmanager
     def of(self, place: int) -> Iterator[None]:
-        """For work on one request. A BackendError is raised in any case: it concerns them all."""
+        """A context for work on one request. A BackendError is raised in any case: it concerns all requests."""
         try:
             yield
         except BackendError:
@@ -40,7 +40,7 @@ class Outcomes:
             self.errors[place] = _without_frames(error)
 
     def each(self, items: Mapping[int, In], work: Callable[[In], Out]) -> dict[int, Out]:
-        """What `work` makes of each item, by place, without those that failed."""
+        """The result of `work` for each item, by place, without those that failed."""
         done: dict[int, Out] = {}
         for place, item in items.items():
             with self.of(place):

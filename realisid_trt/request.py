@@ -1,4 +1,4 @@
-"""What a caller asks for and gets: Request and its options, Result. Everything is checked before any network runs."""
+"""Request, its options, and Result. A request is checked before any network runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_PERSONS = 8
 
 
 class Omitted(enum.Enum):
-    """The value of an argument that was not given, where None means something."""
+    """Sentinel: argument not given, where None is a valid value."""
 
     OMITTED = "the engine's default"
 
@@ -28,12 +28,12 @@ OMITTED = Omitted.OMITTED
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """One prompt with its persons. What is omitted takes the engine's default.
+    """One prompt with its persons. Omitted fields take the engine's defaults.
 
     prompt, negative_prompt: strings. negative_prompt None: zeros, if the checkpoint says so; "" is encoded.
     persons:    0 to 8; none is plain text-to-image.
     num_images: pictures of this request; picture j starts from the noise of seed + j.
-    seed:       whole number from 0; None is drawn, and returned.
+    seed:       whole number from 0; None: drawn, and returned in the Result.
     latents:    (num_images, C, h, w) floats to start from instead of noise.
     guidance_scale, id_guidance_scale: λt and λi of Eq. (8).
     subject_conditioning_ratio: α of the delay in [0, 1]; None switches the delay off.
@@ -53,7 +53,7 @@ class Request:
     global_scale: float = 1.0
 
     def check(self) -> Request:
-        """The request with its numbers as Python's own. Raises RequestError for an argument that cannot be meant."""
+        """The request with plain Python numbers. Raises RequestError for an impossible argument."""
         if not isinstance(self.persons, Sequence) or not all(isinstance(person, Person) for person in self.persons):
             raise RequestError("persons is not a list of Person. Write [Person('alice.jpg', box=(…))].")
         if len(self.persons) > MAX_PERSONS:
@@ -99,7 +99,7 @@ Progress = Callable[[int, int], object]
 
 
 class BatchOptions(TypedDict, total=False):
-    """What the pictures of a batch have in common. See `Engine.generate_batch`."""
+    """Options that all pictures of a batch share. See `Engine.generate_batch`."""
 
     num_inference_steps: int | None
     height: int | None
@@ -119,7 +119,7 @@ class Result:
     images:  PIL images, or (H, W, 3) float32 arrays in [0, 1] for output="np"; empty for output="latents".
     latents: (num_images, C, h, w) float32, the final z_0.
     seed:    of the first picture.
-    persons: where everybody stands, and what was decided about the photos.
+    persons: the place of each person, and notes on the photos.
     timings: milliseconds of each stage of the whole batch; inside "denoise", of each network and kernel too,
               unless its steps were replayed as CUDA graphs.
     step_ms: milliseconds of each denoising step.

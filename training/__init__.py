@@ -1,1 +1,1 @@
-"""How a RealisID gets its weights: the miniature world it can be trained and measured on."""
+"""The training of RealisID's weights, and the miniature world that it can be trained and measured on."""

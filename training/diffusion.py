@@ -1,4 +1,4 @@
-"""What a denoising network learns: noise goes in, and it says which (or which velocity).
+"""The target of a denoising network: the noise that was added to the latents, or the velocity.
 
 z_t = √ᾱ_t·z + √(1−ᾱ_t)·ε        target: ε, or v = √ᾱ_t·ε − √(1−ᾱ_t)·z under v-prediction
 """
@@ -35,7 +35,7 @@ class Diffusion:
         return signal * latents + sigma * noise, target
 
     def original(self, prediction: Tensor, noisy: Tensor, timestep: Tensor) -> Tensor:
-        """pred_original_sample: the z that a prediction stands for."""
+        """pred_original_sample: the z that a prediction implies."""
         alpha = self.alphas.to(noisy.device)[timestep].view(-1, 1, 1, 1)
         signal, sigma = alpha.sqrt(), (1 - alpha).sqrt()
         if self.velocity:

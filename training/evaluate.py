@@ -1,6 +1,6 @@
-"""python -m training.evaluate: the tables, over an engine, and beside each the figures that it is made of.
+"""python -m training.evaluate: the evaluation tables of an engine, and the figures behind each table.
 
-Pictures are kept in --cache, a hundred to a file: a run that was stopped goes on where it stood.
+Pictures are kept in --cache, a hundred to a file: a stopped run continues where it stopped.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .evaluation.studio import Asked, Studio
 from .evaluation.tables import BETWEEN, Judged, between, levels, table
 
 JUDGES_FOLDER = Path(__file__).parent / "judges" / "weights"
-LEAST_PICTURES = 2  # of which features have a covariance
+LEAST_PICTURES = 2  # a covariance of features needs so many
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +71,7 @@ def _evaluate(given: argparse.Namespace) -> Outcome:
         with disk_errors(out):
             write_figures(out / f"{name}.npz", judged[name])
     found = between(judged)
-    for name in BETWEEN:  # those of tables made before say nothing of these
+    for name in BETWEEN:  # a file of earlier tables does not belong to these
         if name in found:
             tables[name] = found[name]
             _write(out, name, found[name] | {"made": studio.made})
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog="""examples:
   python -m training.evaluate --engine engines/miniature --checkpoint checkpoints/miniature
   python -m training.evaluate --engine engines/mine --checkpoint CKPT --experiment delay --pictures 80
-CKPT: one that was trained on the world; the judges know nothing else.""",
+CKPT: a checkpoint trained on the drawn world, as the judges were.""",
     )
     add = parser.add_argument
     add("--engine", required=True, metavar="DIR", help="the engine that makes the pictures")
@@ -115,7 +115,7 @@ CKPT: one that was trained on the world; the judges know nothing else.""",
         "--checkpoint",
         required=True,
         metavar="CKPT",
-        help="what it was built from: the VAE, the baselines' base",
+        help="checkpoint of the engine; gives the VAE and the baselines' base",
     )
     add("--judges", default=str(JUDGES_FOLDER), metavar="DIR", help="their weights (default: ours)")
     add("--runs", default="out/training", metavar="DIR", help="where the baselines' runs are (default %(default)s)")

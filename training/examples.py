@@ -1,4 +1,4 @@
-"""What is learned from, taken from the world, by number."""
+"""Training examples from the world, by number."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .world import FACTORS, Scene, World, draw, id_crop
 
 MOST_PERSONS = 3
 LEAST_MARGIN = 0.5  # as a checkpoint's face_margin
-HULLS = 3  # one of so many ID crops keeps the face alone, as photos without a face parser do; the others the head
+HULLS = 3  # one of three ID crops keeps the face alone, as photos without a face parser do; the others the head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class WorldScenes:
 
 @dataclass(frozen=True, kw_only=True)
 class WorldFaces:
-    """Pairs of siblings, each person in several views: what a recogniser must tell apart, and what it must not.
+    """Pairs of siblings, each person in several views: a recogniser must tell people apart, but not views.
 
     pairs:    how many; first: number of the first person of the "train" split.
     views:    V of each person, all different in pose, expression, light, shirt and place.

@@ -31,9 +31,9 @@ BATCH_PIXELS = 2**20  # encoded together
 def latents_of(checkpoint: Checkpoint, store: Store, accelerator: Accelerator) -> Array:
     """(N, C, h, w) half precision: the mean of the VAE's posterior of every picture, times its scaling factor.
 
-    Kept in the store, in a file named by the VAE's hash and the precision; it appears whole or not at all. What a
-    stopped run had encoded is kept for the next, NaN standing for the rest; what was begun with another VAE is removed.
-    Every process does its part. The mean, not a draw: the posteriors of SDXL's VAE, and of ours, are far narrower than
+    Kept in the store, in a file named by the VAE's hash and the precision, and published atomically. The next run
+    continues a stopped one: missing latents are NaN. Leftovers of another VAE are removed. Every process does its part.
+    The mean, not a draw: the posteriors of SDXL's VAE, and of ours, are far narrower than
     the noise of the first timestep.
 
     Raises RequestError if another run is encoding this store's pictures, DiskError.
@@ -45,7 +45,7 @@ def latents_of(checkpoint: Checkpoint, store: Store, accelerator: Accelerator) -
     partial = path.with_name(f"{path.name}.part")
     rgb = store["rgb"]
     height, width = (side // checkpoint.vae_scale_factor for side in rgb.shape[1:3])
-    [missing] = broadcast_object_list([not path.is_file()])  # as the main process sees it, before anybody writes
+    [missing] = broadcast_object_list([not path.is_file()])  # as the main process sees it, before any process writes
     if missing:
         busy = RequestError(f"another run is encoding the pictures of {store.path}. Wait until it trains.")
 
@@ -66,10 +66,10 @@ def latents_of(checkpoint: Checkpoint, store: Store, accelerator: Accelerator) -
 
 
 def _begin(partial: Path, shape: tuple[int, ...]) -> None:
-    """Latents that are all NaN, unless some were begun already. Raises DiskError."""
+    """Creates latents that are all NaN, unless a run has begun them already. Raises DiskError."""
     for stale in set(partial.parent.glob(".latents-*.part")) - {partial}:
         stale.unlink()
-    with contextlib.suppress(OSError, ValueError):  # a file that is shorter than its header says is none
+    with contextlib.suppress(OSError, ValueError):  # a file that is shorter than its header says is invalid
         if np.load(partial, mmap_mode="r").shape == shape:
             return
     with disk_errors(partial.parent):
@@ -83,7 +83,7 @@ def _begin(partial: Path, shape: tuple[int, ...]) -> None:
 
 
 class _Encoded:
-    """Latents of pictures that are encoded when they are asked for."""
+    """Latents of pictures, encoded on request."""
 
     def __init__(self, checkpoint: Checkpoint, store: Store, accelerator: Accelerator) -> None:
         rgb = store["rgb"]

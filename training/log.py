@@ -1,4 +1,4 @@
-"""log.jsonl: what a training says of its steps, and the picture of it."""
+"""log.jsonl: the losses of a training's steps, and their plot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from realisid_trt.files import whole_or_not
 
 
 class Log:
-    """log.jsonl: one JSON object per line. Lines after the step that is gone on from are dropped."""
+    """log.jsonl: one JSON object per line. Lines after the step from which a run continues are dropped."""
 
     def __init__(self, path: Path, step: int) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""The loop of every training: steps, averaged weights, a state that survives a kill, a log that people can look at."""
+"""The loop of every training: steps, averaged weights, a state that survives a kill, a log and its plot."""
 
 from __future__ import annotations
 
@@ -35,14 +35,15 @@ WEIGHT_DECAY = 0.01  # of all parameters alike, as diffusers trains ControlNets;
 LEAST_RATE = 0.02  # of the learning rate, at the end
 EVERY_STEP = 50  # steps whose losses are logged one by one, to compare a run with another
 LOG_STEPS = 50  # of one line of the log afterwards
-MAY_CHANGE = {"steps", "save_steps", "decay", "accumulate"}  # from one call to the next that goes on with a run
-BESIDE_GPU = 4  # processes that prepare examples
-MANY = 10**8  # parameters whose average is taken one by one: at once is quicker, and needs their size again
+MAY_CHANGE = {"steps", "save_steps", "decay", "accumulate"}  # between two calls that continue a run
+GPU_WORKERS = 4  # processes that prepare examples
+# Parameters from which the average is taken one by one: at once is quicker, but needs their size again.
+FOREACH_LIMIT = 10**8
 
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """How long and how fast. The command line reads its defaults from here.
+    """The length and the rates of a training. The command line reads its defaults from here.
 
     steps:         in all, those of an earlier run that is continued included.
     batch_size:    examples per step, of all processes together; learning_rate: of AdamW. None: the stage's own.
@@ -55,7 +56,7 @@ class Course:
     seed:          of fresh weights, the examples' order, noise, timesteps and drops.
     precision:     "bf16" (autocast, weights in float32) or "no".
 
-    Raises RequestError for a number that cannot be meant.
+    Raises RequestError for an impossible number.
     """
 
     steps: int = 1000
@@ -149,9 +150,9 @@ class Learner:
 
 
 def average_of(learner: Learner) -> EMAModel | None:
-    """What follows the learner's parameters as the course says, None if it wants no average."""
+    """The average of the learner's parameters that the course asks for; None if it asks for none."""
     decay = learner.course.ema
-    return EMAModel(learner.parameters, decay=decay, foreach=learner.size < MANY) if decay else None
+    return EMAModel(learner.parameters, decay=decay, foreach=learner.size < FOREACH_LIMIT) if decay else None
 
 
 class _Progress:
@@ -176,13 +177,13 @@ def claimed(
     origin: dict[str, Any],
     no_further: bool = False,
 ) -> Iterator[Path]:
-    """The folder of a run, for this one alone, its run.json written or found to say the same.
+    """The folder of a run, locked for this call, its run.json written or checked.
 
     Cheap: to be entered before all work.
 
     origin:     what else decides the outcome (checkpoint, examples, options), as JSON values.
-    no_further: a run that was saved is only looked at: run.json stays as it is.
-    Raises RequestError if the folder holds another training, another process is at it, some of the processes do not see
+    no_further: a saved run is only read: run.json stays as it is.
+    Raises RequestError if the folder holds another training, another process uses it, some of the processes do not see
     it, or the batch cannot be shared out; DiskError.
     """
     folder, processes = target_folder(out), accelerator.num_processes
@@ -215,13 +216,13 @@ def _claim(folder: Path, said: dict[str, Any], no_further: bool) -> None:
         raise RequestError(f"{folder} holds no saved state. Train first, or leave --no-further out.")
     if path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
-        # of a training that ended before its first state nothing is left that could be mixed up
+        # a training that ended before its first state left nothing that could be mixed up
         other = sorted(key for key in {*before, *said} - MAY_CHANGE if before.get(key) != said.get(key) and saved)
         if other:
             told = ", ".join(f"{key} was {before.get(key)!r} and is now {said.get(key)!r}" for key in other)
             raise RequestError(f"{folder} holds another training: {told}. Choose another --out.")
     elif folder.exists() and any(folder.iterdir()):
-        raise RequestError(f"{folder} exists and is no training. Choose another --out.")
+        raise RequestError(f"{folder} exists and is not a training. Choose another --out.")
     with disk_errors(folder):
         folder.mkdir(exist_ok=True)
         if not no_further:
@@ -234,7 +235,7 @@ class Run:
     """One training in its folder: state/, log.jsonl, loss.png, run.json, and in the end checkpoint/ beside them."""
 
     def __init__(self, accelerator: Accelerator, stage: Stage, course: Course, out: Path) -> None:
-        """out: as `claimed` gives it; a state that lies there is gone on from.
+        """out: as `claimed` gives it; a state in it is continued.
 
         Raises CheckpointError if that state cannot be read, DiskError.
         """
@@ -257,7 +258,7 @@ class Run:
             raise
         except (SafetensorError, pickle.UnpicklingError, EOFError, OSError, RuntimeError) as error:
             raise CheckpointError(
-                f"{state} cannot be read: {error} Copy it back from where it is whole, or train in another --out."
+                f"{state} cannot be read: {error} Restore it from an intact copy, or train in another --out."
             ) from error
         if self.ema:
             self.ema.to(self.accelerator.device)
@@ -276,7 +277,7 @@ class Run:
         assert course.batch_size is not None
         on_gpu = self.accelerator.device.type == "cuda"
         if workers is None:
-            workers = BESIDE_GPU if on_gpu else 0
+            workers = GPU_WORKERS if on_gpu else 0
         loader = batches(
             self.stage, course.seed, self.step, course.steps, course.batch_size,
             self.accelerator.process_index, self.accelerator.num_processes, workers, on_gpu,
@@ -311,7 +312,7 @@ class Run:
     def _means(self, collected: list[dict[str, torch.Tensor]]) -> dict[str, float]:
         """Over the steps since the last line of the log, and over the processes.
 
-        Raises NumericsError before a state is saved that holds what is no number.
+        Raises NumericsError before a state with NaN or infinity is saved.
         """
         names = list(collected[0])
         means = torch.stack([torch.stack([losses[name] for losses in collected]).mean() for name in names])
@@ -319,14 +320,14 @@ class Run:
         values = {name: float(value) for name, value in zip(names, means, strict=True)}
         if bad := [name for name, value in values.items() if not math.isfinite(value)]:
             raise NumericsError(
-                f"the {bad[0]} at step {self.step} is {values[bad[0]]}. The state of the last save is whole: "
-                "--no-further makes a checkpoint of it. Go on from that in another --out, without --new, with a "
+                f"the {bad[0]} at step {self.step} is {values[bad[0]]}. The state of the last save is intact: "
+                "--no-further makes a checkpoint of it. Continue from that in another --out, without --new, with a "
                 "smaller --learning-rate or --precision no."
             )
         return values
 
     def save(self) -> None:
-        """The whole state, in the place of the last one: whole or not at all. Beside it, the losses as a picture."""
+        """Saves the whole state in the place of the last one, atomically; beside it the losses as a picture."""
         partial = self.out / "state.part"
         with disk_errors(self.out):
             if self.accelerator.is_main_process:
@@ -334,7 +335,7 @@ class Run:
             wait_for_all()
             try:
                 self.accelerator.save_state(str(partial))
-            except (SafetensorError, RuntimeError) as error:  # torch's own writer knows no OSError either
+            except (SafetensorError, RuntimeError) as error:  # torch's own writer raises no OSError either
                 if isinstance(error, RuntimeError) and "inline_container" not in str(error):
                     raise
                 raise DiskError(f"{partial} could not be written: {error}. Free some space and go on.") from error
@@ -347,7 +348,7 @@ class Run:
         wait_for_all()
 
     def finish(self, write: Callable[[dict[str, torch.nn.Module]], None]) -> None:
-        """Gives the averaged weights to the stage's modules, ends the stage and has them written, by one process."""
+        """Copies the averaged weights into the stage's modules, ends the stage, and calls `write` in one process."""
         if self.ema:
             self.ema.copy_to(self.learner.parameters)
         if self.accelerator.is_main_process:

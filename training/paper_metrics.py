@@ -43,7 +43,7 @@ class Clip:
     """CLIP of a folder in transformers' layout (the paper does not say which; ViT-L/14 is the aesthetic head's)."""
 
     def __init__(self, folder: Path, device: torch.device = CPU) -> None:
-        """Raises CheckpointError if the folder is no CLIP model in safetensors."""
+        """Raises CheckpointError if the folder is not a CLIP model in safetensors."""
         from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
         try:
@@ -51,8 +51,10 @@ class Clip:
                 model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
                 self.tokenizer: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
                 self.processor: Any = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
-        except Exception as error:  # whatever a library makes of a folder that it cannot use
-            raise CheckpointError(f"{folder} is no CLIP model: {error}. Copy its folder, with safetensors.") from error
+        except Exception as error:  # a library's exception for a folder that it cannot use
+            raise CheckpointError(
+                f"{folder} is not a CLIP model: {error}. Copy its folder, with safetensors."
+            ) from error
 
         self.model, self.device = model.to(device), device
 
@@ -113,7 +115,7 @@ class Faces:
     """
 
     def __init__(self, file: Path, face_models: Path) -> None:
-        """Raises CheckpointError if the file is no such network, EngineDamaged for the face models."""
+        """Raises CheckpointError if the file is not such a network, EngineDamaged for the face models."""
         import onnxruntime
 
         from realisid_trt.backends.sessions import session_options
@@ -126,7 +128,7 @@ class Faces:
             self.size = int(self.session.get_inputs()[0].shape[-1])
         except Exception as error:  # ONNX Runtime's kinds; a dynamic side
             raise CheckpointError(
-                f"{file} is no face recogniser as ONNX, (N, 3, S, S) with a fixed S → (N, D): {error}."
+                f"{file} is not a face recogniser as ONNX, (N, 3, S, S) with a fixed S → (N, D): {error}."
             ) from error
         self.finder = FaceFinder.load(face_models)
 
@@ -151,12 +153,12 @@ class Faces:
 def measure(
     pictures: Path, references: Path, clip: Clip | None, aesthetic: Aesthetic | None, faces: Faces | None
 ) -> tuple[dict[str, Floats], Names]:
-    """Metric → one number per picture of the folder, in the order of names; and of every picture, who is in it.
+    """Metric → one number per picture of the folder, in the order of names; and of every picture the person in it.
 
     pictures:   NAME.png with its prompt in NAME.txt (or a metadata.jsonl). references: the ID photo of each, by NAME.
     clip_t: cosine of picture and prompt. clip_i, facenet: cosine of picture and ID photo. aesthetic: 1 to 10.
 
-    Who: the hash of the ID photo, since the same photo under several names is one person.
+    A person is named by the hash of the ID photo, since the same photo under several names is one person.
     """
     told = captions_of(str(pictures))
     made = [pictures / name for name, _ in told]
@@ -184,11 +186,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _measured(given: argparse.Namespace) -> Outcome:
     if given.clip is None and given.facenet is None:
-        raise RequestError("nothing to measure with. Give --clip, --facenet, or both.")
+        raise RequestError("no metric is chosen. Give --clip, --facenet, or both.")
     if given.aesthetic is not None and given.clip is None:
         raise RequestError("--aesthetic reads CLIP's embedding. Give --clip (ViT-L/14) too.")
     if given.facenet is not None and given.face_models is None:
-        raise RequestError("--facenet looks at faces, which must be found. Give --face-models engines/NAME/faces too.")
+        raise RequestError("--facenet needs the faces of the pictures. Give --face-models engines/NAME/faces too.")
     device = _device(given.device)
     clip = None if given.clip is None else Clip(given.clip, device)
     aesthetic = None if given.aesthetic is None else Aesthetic(given.aesthetic)

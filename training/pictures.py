@@ -1,4 +1,4 @@
-"""What is learned from a folder of one's own pictures: their captions as files, their faces found by the runtime."""
+"""Training examples from a folder of the user's pictures: their captions as files, their faces found by the runtime."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from .store import LeftOut, check_least
 
 METADATA = "metadata.jsonl"  # {"file_name": …, "text": …} per line, the layout of Hugging Face's image folders
 ROOM = 0.15  # of a face square, kept between it and the edge of the picture where the photo has it
-BYSTANDER = 0.5  # a face narrower than this share of the widest one belongs to nobody whom the picture is of
+BYSTANDER = 0.5  # a face narrower than this share of the widest one belongs to a bystander
 
 
 @dataclass(frozen=True, kw_only=True)
 class PictureFolder:
     """Photos of people with captions.
 
-    folder:      of the photos, with its sub-folders, without what is hidden; NAME.txt beside NAME.jpg says what it
-                 shows, or a metadata.jsonl says so for the photos in and below its own folder.
+    folder:      of the photos, with its sub-folders, without hidden files; NAME.txt beside NAME.jpg is its caption, or
+                 a metadata.jsonl has the captions of the photos in and below its own folder.
     face_models: folder with the face models: the faces/ of an engine.
     size_px:     side S of the pictures: `sample_size` times the VAE's factor of the checkpoint that is trained. A photo
                  is cut to a square about its middle, moved as far as the faces need, and scaled.
@@ -103,14 +103,14 @@ class PictureFolder:
         return example
 
     def _faces(self, photo: LoadedPhoto, name: str) -> list[Face]:
-        """Whom a photo is of, from the left. Raises PhotoError."""
+        """The faces of the people that a photo shows, from the left. Raises PhotoError."""
         finder = _finder(self.face_models)
         if self.persons == 1:
             return [finder.find(photo, name)]
         sides = np.ptp(finder.see(photo).boxes.reshape(-1, 2, 2), axis=1).max(axis=1)
         shown = np.flatnonzero(sides >= BYSTANDER * sides.max(initial=0))
         if not 1 < len(shown) <= self.persons:
-            return [finder.find(photo, name)]  # or why not
+            return [finder.find(photo, name)]  # or raises the reason
         return [finder.find(photo, name, face=int(number)) for number in shown]
 
     @property
@@ -158,17 +158,18 @@ def _finder(folder: str) -> FaceFinder:
 
 @cache
 def captions_of(folder: str) -> list[tuple[str, str]]:
-    """(name, caption) of every picture in a folder and below, in the order of names, which count from the folder."""
+    """(name, caption) of every picture in a folder and below, in the order of names, which are relative to the
+    folder."""
     path = Path(folder)
     if not path.is_dir():
-        raise RequestError(f"{folder} is no folder. Give one with pictures and captions.")
+        raise RequestError(f"{folder} is not a folder. Give one with pictures and captions.")
     files = _files_of(path)
     names = [file.as_posix() for file in files if file.suffix.lower() in suffixes()]
     if not names:
         raise RequestError(f"{folder} holds no pictures ({', '.join(sorted(suffixes()))}).")
     told: dict[str, str] = {}
     try:
-        for file in sorted(files, key=lambda file: len(file.parts)):  # the nearest has the last word
+        for file in sorted(files, key=lambda file: len(file.parts)):  # the nearest one overrides the others
             if file.name == METADATA:
                 told |= _metadata(path, file)
         for name in names:
@@ -186,7 +187,7 @@ def captions_of(folder: str) -> list[tuple[str, str]]:
 
 
 def others_of(folder: str) -> list[str]:
-    """Names of what lies in a folder and below and is neither a picture nor a caption, without what is hidden."""
+    """Names of the files in a folder and below that are neither pictures nor captions, without hidden ones."""
     return [
         file.as_posix()
         for file in _files_of(Path(folder))
@@ -200,7 +201,7 @@ def _files_of(path: Path) -> list[Path]:
 
 
 def _metadata(folder: Path, file: Path) -> dict[str, str]:
-    """Name → caption of a metadata.jsonl: its own names count from where it lies, those returned from `folder`."""
+    """Name → caption of a metadata.jsonl: its names are relative to its own folder, the returned ones to `folder`."""
     told = {}
     for number, line in enumerate((folder / file).read_text(encoding="utf-8-sig").splitlines(), 1):
         if not line.strip():

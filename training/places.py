@@ -1,4 +1,4 @@
-"""The endless row of examples that a training walks along: what stands at a place depends on the seed alone."""
+"""The endless sequence of a training's examples. The example at a place depends on the seed alone."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def batches(
 ) -> DataLoader[Item]:
     """Batches number `step` to `steps` - 1: the part of process `rank` of `processes`, which divide `batch_size`.
 
-    workers: forks that prepare them. pinned: in memory that a GPU copies from while others compute.
+    workers: forks that prepare them. pinned: in memory from which a GPU copies while it computes.
     """
     return DataLoader(
         Places(stage, seed),

@@ -72,7 +72,7 @@ def _prepare(
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training.prepare",
-        description="Make the examples that a training walks along; what is there is kept, what was stopped goes on.",
+        description="Make the examples of a training. Existing examples are kept; a stopped run continues.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""examples:
   python -m training.prepare scenes --pictures 80000 --out out/training/scenes
@@ -98,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
                 one.add_argument(flag, type=types[field.name], default=field.default, help="default %(default)s")
         if kind == "pictures":
             one.add_argument(
-                "--checkpoint", metavar="CKPT", help="that will be trained: says --size-px, --crop-px and --margin"
+                "--checkpoint", metavar="CKPT", help="to be trained: sets --size-px, --crop-px and --margin"
             )
             one.add_argument("--base-model", metavar="MODEL", help="folder or hub id for what the checkpoint lacks")
             one.add_argument("--variant", help='of the checkpoint\'s weight files, e.g. "fp16"')
@@ -113,7 +113,7 @@ def _number(text: str) -> float:
     try:
         return float(above) / float(below or 1)
     except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number, and no fraction such as 1/8") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor a fraction such as 1/8") from None
 
 
 if __name__ == "__main__":

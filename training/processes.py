@@ -15,19 +15,19 @@ from torch import distributed
 
 from realisid_trt.errors import RealisIDError, RequestError
 
-WAIT_IN_STEP = timedelta(minutes=30)  # for the others: after that long one that hangs or is gone ends all
-WAIT_FOR_ONE = timedelta(hours=6)  # while it writes a state or makes what all read
+WAIT_IN_STEP = timedelta(minutes=30)  # for the others: then a hanging or missing process ends all
+WAIT_FOR_ONE = timedelta(hours=6)  # while one process writes a state or makes files for all
 # Variables of accelerate's launcher and configuration that change what a step computes → their values that do not.
 NEUTRAL_VALUES = {
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1",),
     "ACCELERATE_DYNAMO_BACKEND": ("no",),
     "ACCELERATE_USE_PARALLELISM_CONFIG": ("false", "0", ""),
 }
-SHARDING = ("DEEPSPEED", "FSDP", "MEGATRON_LM")  # accelerate's names of what an average and a checkpoint cannot follow
+SHARDING = ("DEEPSPEED", "FSDP", "MEGATRON_LM")  # accelerate's ways to share weights out: not supported here
 
 
 def accelerator_of(precision: str = "no", cpu: bool = False) -> Accelerator:
-    """Of every process that the launcher started.
+    """The Accelerator of all processes that the launcher started.
 
     precision: "bf16" (autocast) or "no". cpu: even where there is a GPU.
     Raises RequestError where accelerate was told to share out the weights.
@@ -40,8 +40,8 @@ def accelerator_of(precision: str = "no", cpu: bool = False) -> Accelerator:
     for variable, harmless in NEUTRAL_VALUES.items():
         if os.environ.get(variable, harmless[0]).lower() not in harmless:
             raise RequestError(
-                f"{variable} is {os.environ[variable]}, which changes what a step computes, and no run.json would "
-                "say so. Unset it, or run accelerate config again; --accumulate accumulates gradients."
+                f"{variable} is {os.environ[variable]}, which changes what a step computes, and run.json would not "
+                "record that. Unset it, or run accelerate config again; --accumulate accumulates gradients."
             )
     handlers = [
         DistributedDataParallelKwargs(gradient_as_bucket_view=True),
@@ -52,9 +52,9 @@ def accelerator_of(precision: str = "no", cpu: bool = False) -> Accelerator:
 
 @contextlib.contextmanager
 def by_one(accelerator: Accelerator, enter: Callable[[contextlib.ExitStack], None]) -> Iterator[None]:
-    """`enter` in the main process alone; what it enters there is held until the end of the block.
+    """Calls `enter` in the main process alone; contexts that it enters stay open until the end of the block.
 
-    What it refuses is raised in all processes, so nobody waits for one that has ended.
+    Its error is raised in all processes, so that no process waits for one that has ended.
     """
     with contextlib.ExitStack() as held:
         refusal = None
@@ -84,9 +84,9 @@ def main_first() -> Iterator[None]:
 
 
 def wait_for_all() -> None:
-    """Until all processes have come here, however long one of them had to work alone."""
+    """Returns when all processes have called it, even if one of them works alone for hours."""
     if distributed.is_initialized():
-        distributed.monitored_barrier(_patient(), timeout=WAIT_FOR_ONE)  # which names those that do not come
+        distributed.monitored_barrier(_patient(), timeout=WAIT_FOR_ONE)  # which names missing processes
 
 
 @functools.cache
@@ -97,5 +97,5 @@ def _patient() -> distributed.ProcessGroup | None:
 
 
 def in_all(accelerator: Accelerator, here: bool) -> bool:
-    """Whether it is so in every process."""
+    """Whether `here` is true in every process."""
     return bool(accelerator.gather(torch.tensor([here], device=accelerator.device)).all())

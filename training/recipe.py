@@ -1,10 +1,11 @@
-"""python -m training.recipe: how the miniature got its weights, one command per step.
+"""python -m training.recipe: the miniature's training, one command per step.
 
     vae ─► vae-faces ─► base ─► id-encoder ─► branches ─► branches-together
     ─► branches-three ─► branches-three-again
 
-Beside them the judges, which begin with nothing, and what the branches are compared with, which begins as they do.
-A step takes the checkpoint of the one before it, makes its examples if they are not there, and leaves a checkpoint.
+Other steps: the judges, which begin with new weights, and the baselines of the branches, which begin as the
+branches do.
+A step takes the checkpoint of the one before it, makes its examples if they are missing, and leaves a checkpoint.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from .loop import EVERY_STEP, Course, Learner
 from .places import batches
 from .processes import WAIT_IN_STEP, accelerator_of, main_first
 from .stages import STAGES
-from .store import Examples, Unmade, store_of
+from .store import Examples, OnDemandStore, store_of
 from .train import main as train
 
 # of the runs behind the weights: the losses of the first steps, by name; of what is compared, of all steps
@@ -38,7 +39,7 @@ LOSSES = Path(__file__).parent / "results" / "losses"
 SHIPPED = "checkpoints/miniature"
 START: dict[str, Any] = {
     "preset": "world", "prediction": "v_prediction", "face_margin": 1.5,
-    # what a request gets that asks for nothing else; no training reads it
+    # defaults of a request; no training reads them
     "guidance_scale": 3.0, "id_guidance_scale": 3.0, "num_inference_steps": 16, "subject_conditioning_ratio": 1.0,
 }  # fmt: skip
 
@@ -86,7 +87,7 @@ RECIPE: dict[str, Step] = {
         # pictures of several people, all trained at once, merged as in inference
         Step(name="branches-together", stage="branches", after="branches", data="groups", new=False,
              course=Course(steps=2200, decay=0.6, learning_rate=1e-3, batch_size=32, save_steps=200)),
-        # half of the pictures of three: company shall cost less
+        # half of the pictures show three people: a person should lose less identity in company
         Step(name="branches-three", stage="branches", after="branches-together", data="companies", new=False,
              course=Course(steps=1400, decay=0.6, learning_rate=1e-3, batch_size=32, save_steps=200)),
         Step(name="branches-three-again", stage="branches", after="branches-three", data="companies", new=False,
@@ -104,7 +105,7 @@ RECIPE: dict[str, Step] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed, 2 bad usage."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    cut = words.index("--") if "--" in words else len(words)  # argparse takes no "--" behind an option
+    cut = words.index("--") if "--" in words else len(words)  # argparse takes no "--" after an option
     given, more = _parser().parse_args(words[:cut]), words[cut + 1 :]
     step, out = RECIPE[given.step], Path(given.out)
     if given.check is None:
@@ -122,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def prepared(step: Step, out: Path, more: Sequence[str] = ()) -> list[str]:
-    """Makes what the step begins with, and says the arguments of `python -m training.train`."""
+    """Makes the inputs of a step. Returns the arguments of `python -m training.train`."""
     if step.after is None:
         start = out / "start"
         if not start.is_dir():
@@ -140,7 +141,7 @@ def prepared(step: Step, out: Path, more: Sequence[str] = ()) -> list[str]:
 
 
 def _check(step: Step, steps: int, checkpoint: str | None, out: Path, tolerance: float) -> Outcome:
-    """The first losses anew, beside those of the run that made the weights."""
+    """Computes the first losses again, and compares them with those of the run that made the weights."""
     if steps < 1:
         raise RequestError(f"--check is {steps}, expected a number of steps.")
     path = LOSSES / f"{step.name}.jsonl"
@@ -148,8 +149,8 @@ def _check(step: Step, steps: int, checkpoint: str | None, out: Path, tolerance:
         raise RequestError(f"{path} is missing: no run of {step.name} is on record.")
     if checkpoint is None and not step.new:
         raise RequestError(
-            f"{step.name} begins with the weights of {step.after}, which {SHIPPED} holds no more. Do that step, and "
-            f"say --checkpoint {out / str(step.after) / 'checkpoint'}."
+            f"{step.name} begins with the weights of {step.after}, which {SHIPPED} no longer has. Run that step, and "
+            f"give --checkpoint {out / str(step.after) / 'checkpoint'}."
         )
     known = [line for line in read_log(path) if line["step"] <= min(steps, EVERY_STEP)]
     again = first_losses(step, Path(checkpoint or SHIPPED), len(known))
@@ -163,7 +164,7 @@ def _check(step: Step, steps: int, checkpoint: str | None, out: Path, tolerance:
 
 
 def first_losses(step: Step, checkpoint: Path, steps: int) -> list[float]:
-    """The losses of the first steps, of a run that keeps nothing, on examples made when they are needed.
+    """The losses of the first steps, of a run that keeps nothing, on examples made on demand.
 
     checkpoint: one that holds what the step begins with: the trained miniature, for every step that begins with new
     weights, since earlier parts are not changed by later steps; the checkpoint of the step before it for the others.
@@ -171,7 +172,9 @@ def first_losses(step: Step, checkpoint: Path, steps: int) -> list[float]:
     kind = STAGES[step.stage]
     course = step.course.of(kind)
     accelerator = accelerator_of(course.precision, cpu=True)
-    stage = kind(Checkpoint.open(checkpoint), Unmade(DATA[step.data]), accelerator, new=step.new, seed=course.seed)
+    stage = kind(
+        Checkpoint.open(checkpoint), OnDemandStore(DATA[step.data]), accelerator, new=step.new, seed=course.seed
+    )
     learner = Learner(accelerator, stage, course)
     assert course.batch_size is not None
     rows = batches(stage, course.seed, 0, steps, course.batch_size)
@@ -190,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
   OMP_NUM_THREADS=1 ACCELERATE_USE_CPU=1 torchrun --standalone --nproc_per_node 2 -m training.recipe base -- --cpu""",
     )
     add = parser.add_argument
-    add("step", choices=RECIPE, help="which")
+    add("step", choices=RECIPE, help="the step")
     add(
         "--out",
         default="out/training",

@@ -1,4 +1,4 @@
-"""Eqs. (4) to (6) with gradients, for a batch of pictures whose boxes differ; and what the method is compared with.
+"""Eqs. (4) to (6) with gradients, for a batch of pictures whose boxes differ; and the method's baselines.
 
 A resize of X is R_y·X·R_xᵀ with the runtime's own matrices (`realisid_trt.kernels.resample`), rows of zeros outside the
 box: so boxes are data, and a batch takes two matrix products per tensor.
@@ -98,7 +98,7 @@ class Branches(nn.Module):
             self.add_module(f"controlnet_{part}", branch)
 
     def conditions(self, box: FaceBox, landmarks: NDArray[np.float32], checkpoint: Checkpoint) -> Batch:
-        """What the branches need of one face. landmarks: (478, 2) in [0, 1] of the snapped box's square."""
+        """The branches' inputs for one face. landmarks: (478, 2) in [0, 1] of the snapped box's square."""
         side = checkpoint.sample_size * checkpoint.vae_scale_factor
         return {
             "pose_image": torch.from_numpy(pose_image(landmarks, side, checkpoint.config.pose_style)),
@@ -161,8 +161,8 @@ class GlobalOnly(Branches):
 class Uncropped(Branches):
     """The twin: both branches see the whole latents, the drawing lies in the box. Nothing is cropped or relocated.
 
-    The same parameters, seeds and examples as the full model, so what differs is what the local branch sees,
-    and where it may write.
+    The same parameters, seeds and examples as the full model, so the two differ only in the local branch's input and in
+    the place of its output.
     """
 
     name = "uncropped"
@@ -186,7 +186,7 @@ class Uncropped(Branches):
 class Boxed(Uncropped):
     """The twin, writing where the full model's local branch writes: in the box alone, at every level.
 
-    So it differs from the twin by where it may write, and from the full model by what it reads: the whole latents.
+    So it differs from the twin by the place of its output, and from the full model by its input: the whole latents.
     """
 
     name = "boxed"
@@ -209,8 +209,8 @@ KEYPOINTS = {468: (255, 0, 0), 473: (0, 255, 0), 1: (0, 0, 255), 61: (255, 255, 
 class FiveKeypoints(Branches):
     """As InstantID: one branch that sees the whole latents and five keypoints in their place, as large as both of ours.
 
-    Its transformers are deeper than the UNet's until its parameters are as many; what the UNet has is copied, and the
-    other blocks begin as identities.
+    Its transformers are deeper than the UNet's until it has as many parameters. Blocks that the UNet has are copied,
+    and the others begin as identities.
     """
 
     name = "five-keypoints"
@@ -256,7 +256,7 @@ class FiveKeypoints(Branches):
         return made
 
 
-# What a transformer block adds to its stream: with these at zero it hands on what it gets.
+# The outputs of a transformer block: with these weights at zero the block is an identity.
 _ADDS = re.compile(r"transformer_blocks\.\d+\.(attn[12]\.to_out\.0|ff\.net\.2)\.")
 
 

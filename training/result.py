@@ -1,4 +1,4 @@
-"""What a training leaves: a checkpoint in the layout it began with, and how its weights came about."""
+"""The results of a training: a checkpoint in the layout that it began with, and the origin of its weights."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from export.files import disk_errors, whole_folder, write_json
 from realisid_trt.files import file_sha256, whole_or_not
 
 ORIGIN = "origin.json"
-# of realisid_config.json: what a request gets that asks for nothing else, and no training reads
-ASKED = {"guidance_scale", "id_guidance_scale", "num_inference_steps", "subject_conditioning_ratio"}
+# of realisid_config.json: defaults of a request, which no training reads
+REQUEST_KEYS = {"guidance_scale", "id_guidance_scale", "num_inference_steps", "subject_conditioning_ratio"}
 
 
 def trained_for(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The choices of realisid_config.json that weights learn to live with."""
-    return {key: value for key, value in checkpoint.config.to_dict().items() if key not in ASKED}
+    """The keys of realisid_config.json that weights are trained for."""
+    return {key: value for key, value in checkpoint.config.to_dict().items() if key not in REQUEST_KEYS}
 
 
 def write_checkpoint(
     start: Checkpoint, trained: Mapping[str, nn.Module], out: Path, dtype: torch.dtype = torch.float32
 ) -> dict[str, Path]:
-    """The checkpoint `start` with these parts in the place of its own; it appears whole or not at all.
+    """The checkpoint `start` with these parts in the place of its own, published atomically.
 
     What `start` takes from a base model stays there, unless it was trained. Returns the files of the trained weights
     by part. Raises DiskError.
@@ -51,7 +51,7 @@ def write_checkpoint(
 
 
 def _skipped(folder: Path, names: list[str], start: Checkpoint, trained: Mapping[str, nn.Module]) -> list[str]:
-    """A model card is left behind too: it tells of the weights that were there before."""
+    """Names that are not copied: hidden files, trained parts, and a model card, which describes the earlier weights."""
     here = {*trained, "README.md"} if folder == start.path else ()
     return [name for name in names if name.startswith(".") or name in here]
 
@@ -97,7 +97,8 @@ def _write_component(folder: Path, module: Any, before: Component, dtype: torch.
 
 
 def write_apart(trained: Mapping[str, nn.Module], folder: Path) -> dict[str, Path]:
-    """Weights of what is no part of a checkpoint (judges, other designs), in half precision: NAME.safetensors each.
+    """Writes weights that are not part of a checkpoint (judges, other designs), in half precision: NAME.safetensors
+    each.
 
     Returns the files by name. Raises DiskError.
     """
@@ -120,7 +121,7 @@ def write_origin(run: Path, step: int, written: Mapping[str, Path]) -> None:
 
 
 def origin_of(run: Path, weights: Mapping[str, Path]) -> dict[str, Any] | None:
-    """How a run made these weights, the files by part: its settings, and the steps done. None if it did not."""
+    """The settings of the run that made these weights (files by part), and its steps. None if it did not make them."""
     path = run / ORIGIN
     if not path.is_file() or not all(file.is_file() for file in weights.values()):
         return None

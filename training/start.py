@@ -1,6 +1,7 @@
-"""python -m training.start: a RealisID checkpoint to begin a training with, out of a base model of one's own.
+"""python -m training.start: a RealisID checkpoint to begin a training with, out of the user's base model.
 
-Both branches begin as copies of the UNet's encoder behind zero convolutions, so that it makes the base's pictures.
+Both branches begin as copies of the UNet's encoder followed by zero convolutions: at first it makes the base's
+pictures.
 """
 
 from __future__ import annotations
@@ -72,9 +73,9 @@ def start_checkpoint(
                    sdxl_models/, or a model in diffusers' layout); its JSON and safetensors are copied. Photos are
                    normalised as the preprocessor_config.json in it, or in feature_extractor/ beside it, has it; as
                    CLIP does, with a warning, if there is neither.
-    config:        realisid_config.json, but for what the base says of an absent prompt.
+    config:        realisid_config.json, but for the base's setting for an absent prompt.
     projection:    "linear" or "resampler" (16 tokens). seed: of its weights.
-    variant:       of the weight files of both, e.g. "fp16"; a part without it gives its plain files.
+    variant:       of the weight files of both, e.g. "fp16"; a part without it uses its plain files.
 
     Raises CheckpointError for what the folders lack, RequestError if `out` is taken, DiskError.
     """

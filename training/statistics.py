@@ -1,4 +1,4 @@
-"""How sure a mean is: neither the pictures of one person nor the persons of one picture are independent."""
+"""Confidence intervals: neither the pictures of one person nor the persons of one picture are independent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Names = NDArray[Any]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its 95 % interval, which is NaN where nothing tells it: of one picture."""
+    """A value and its 95 % interval, which is NaN where it is unknown: for one picture."""
 
     mean: float
     low: float
@@ -29,7 +29,7 @@ class Estimate:
 
 
 class Sample:
-    """Values (N,), NaN where nothing can be said; of every value the person (N,) and the picture (N,) that it is of."""
+    """Values (N,), NaN where there is none; and of every value its person (N,) and its picture (N,)."""
 
     def __init__(self, values: ArrayLike, people: ArrayLike, pictures: ArrayLike) -> None:
         self.values = np.asarray(values, np.float64)
@@ -55,7 +55,7 @@ def estimate(sample: Sample) -> Estimate:
 
 
 def ratio(above: Sample, below: Sample) -> Estimate:
-    """mean(above) / mean(below), with its interval to first order. Who or what is in both is one group."""
+    """mean(above) / mean(below), with its interval to first order. A person or picture in both is one group."""
     (a, *of_a), (b, *of_b) = above.known(), below.known()
     if not len(a) or not len(b) or b.mean() == 0:
         return Estimate(np.nan, np.nan, np.nan)
@@ -66,7 +66,7 @@ def ratio(above: Sample, below: Sample) -> Estimate:
 
 
 def surely(values: Sequence[float], groups: int, cells: int) -> bool:
-    """Whether zero lies outside of [mean, low, high], a 95 % interval of so many groups widened for a table's `cells`.
+    """Whether zero lies outside of [mean, low, high], a 95 % interval of `groups` groups widened for a table's `cells`.
 
     All of them together then hold the truth with 95 % (Bonferroni).
     """
@@ -87,7 +87,7 @@ def _interval(mean: float, influence: Floats, people: Names, pictures: Names) ->
     alone = [variance for variance, count in (of_people, of_pictures) if count > 1]
     if not alone:
         return Estimate(mean, np.nan, np.nan)
-    # of one person's pictures nothing is said about other people, of one picture's nothing about other pictures
+    # one person's pictures tell nothing about other people, one picture's persons nothing about other pictures
     variance = max(*alone, of_people[0] + of_pictures[0] - of_pairs[0]) if len(alone) == 2 else alone[0]
     least = min(count for _, count in (of_people, of_pictures) if count > 1)
     half = _quantile(least) * float(np.sqrt(variance))
@@ -95,7 +95,7 @@ def _interval(mean: float, influence: Floats, people: Names, pictures: Names) ->
 
 
 def _variance(influence: Floats, names: Names) -> tuple[float, int]:
-    """Of a sum of independent groups; and how many they are."""
+    """The variance of a sum of independent groups, and the number of groups."""
     sums = np.bincount(_numbers(names), influence)
     count = len(sums)
     return float((sums**2).sum()) * count / max(count - 1, 1), count
@@ -124,8 +124,8 @@ def frechet(one: Floats, other: Floats) -> float:
 def kernel_difference(one: Floats, other: Floats, truth: Floats, people: ArrayLike) -> Estimate:
     """How much farther `one` is from `truth` than `other`, in KID: without the bias that Fréchet distances have.
 
-    one, other: (N, D) features of the same N cases; people: (N,) or (N, persons), who is in each; truth: (M, D) of
-    other pictures than those cases' own truth. The interval is given `truth`: what each picture adds is the
+    one, other: (N, D) features of the same N cases; people: (N,) or (N, persons), the people of each; truth: (M, D) of
+    other pictures than those cases' own truth. The interval is given `truth`: each picture's part is the
     jackknife's, and pictures that share a person are not independent. Source: Bińkowski et al. 2018, "KID", with its
     kernel (x·y/D + 1)³.
     """
@@ -143,7 +143,7 @@ def kernel_difference(one: Floats, other: Floats, truth: Floats, people: ArrayLi
 
 
 def _distances(features: Floats, truth: Floats) -> tuple[float, Floats]:
-    """The squared distance but for what hangs on the truth alone; and (N,) the same without each of the features."""
+    """The squared distance without the term of the truth alone; and (N,) the same without each of the features."""
     among = _kernel(features, features)
     np.fill_diagonal(among, 0)
     to_truth, rows, count = _kernel(features, truth).mean(1), among.sum(1), len(features)

@@ -1,4 +1,4 @@
-"""Examples on the disk, as arrays that are read where they lie: made once, read in any order, a million times."""
+"""Examples on the disk, as memory-mapped arrays: made once, read in any order, any number of times."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ from realisid_trt.errors import RequestError
 
 FORMAT = 1
 WORTH_A_POOL = 256  # examples
-TOGETHER = 64  # examples that are brought to the disk, and then recorded, at once
+RECORD_EVERY = 64  # examples that are brought to the disk, and then recorded, at once
 RECORD = "made.jsonl"  # of a store in the making: what it will be, then a line for every example that is made
-CAPTION = "caption"  # the one entry of an example that is no array
+CAPTION = "caption"  # the one entry of an example that is not an array
 Array = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """In the place of an example that cannot be used: what it was, and why."""
+    """The substitute for an example that cannot be used: its name, and the reason."""
 
     name: str
     reason: str
@@ -42,7 +42,7 @@ class Examples(Protocol):
     """Numbered examples: name → array, and perhaps a "caption".
 
     shapes:   name → shape and dtype of every array of an example.
-    describe: what decides all of them, as JSON values: stores of the same description hold the same bytes.
+    describe: everything that determines them, as JSON values: stores of the same description hold the same bytes.
     """
 
     def shapes(self) -> Mapping[str, tuple[tuple[int, ...], DTypeLike]]: ...
@@ -61,13 +61,13 @@ def check_least(examples: object, **least: float) -> None:
 class Store:
     """An opened folder of examples: NAME.npy (N, …) for every array, store.json with description and captions.
 
-    keeps: what is computed of all of them may be kept beside them.
+    keeps: whether data computed from all of them may be kept beside them.
     """
 
     keeps = True
 
     def __init__(self, path: str | Path) -> None:
-        """Raises RequestError if the folder is no store of this version."""
+        """Raises RequestError if the folder is not a store of this version."""
         self.path = Path(path)
         try:
             header = json.loads((self.path / "store.json").read_text(encoding="utf-8"))
@@ -94,7 +94,7 @@ class Store:
         return self.arrays[name]
 
     def first(self, count: int) -> Store:
-        """The first so many: for a few of very many, of which nothing is kept."""
+        """The first `count` examples, without storing data computed from them: for a few of very many."""
         few = copy.copy(self)
         few.keeps = False
         few.arrays = {name: array[:count] for name, array in self.arrays.items()}
@@ -102,8 +102,8 @@ class Store:
         return few
 
 
-class Unmade(Store):
-    """What a Store of these examples would give, each made when it is asked for: for a few of very many."""
+class OnDemandStore(Store):
+    """A Store of these examples, each made on request: for a few of very many."""
 
     keeps = False
 
@@ -126,7 +126,7 @@ class Unmade(Store):
 class _Column:
     """One array of all examples, (N, …)."""
 
-    def __init__(self, unmade: Unmade, name: str, shape: tuple[int, ...]) -> None:
+    def __init__(self, unmade: OnDemandStore, name: str, shape: tuple[int, ...]) -> None:
         self.unmade, self.name, self.shape = unmade, name, (len(unmade.examples), *shape)
 
     def __getitem__(self, key: Any) -> Any:
@@ -135,10 +135,10 @@ class _Column:
 
 
 def store_of(examples: Examples, path: str | Path, progress: bool = False) -> Store:
-    """The store at `path`, made from `examples` unless it is there already; it appears whole or not at all.
+    """The store at `path`, made from `examples` unless it is there already; published atomically.
 
-    It is made in `.NAME.making` beside it, where the next call for the same examples goes on if this one is stopped;
-    what was begun of others is removed. Raises RequestError if `path` holds something else or another process is
+    It is made in `.NAME.making` beside it. The next call for the same examples continues a stopped one there; leftovers
+    of other examples are removed. Raises RequestError if `path` holds something else or another process is
     making it, DiskError.
     """
     path = target_folder(path)
@@ -154,7 +154,7 @@ def store_of(examples: Examples, path: str | Path, progress: bool = False) -> St
             try:
                 with disk_errors(path.parent):
                     _write(examples, partial, description, progress)
-            except RequestError:  # however often it is begun again
+            except RequestError:  # starting again would not help
                 shutil.rmtree(partial)
                 raise
             exchange(partial, path)
@@ -189,9 +189,9 @@ def _write(examples: Examples, folder: Path, description: dict[str, Any], progre
                     array[count] = example[name]
                 told.append({CAPTION: example[CAPTION]} if CAPTION in example else {})
                 count += 1
-            if len(told) - written == TOGETHER or len(told) == len(examples):
+            if len(told) - written == RECORD_EVERY or len(told) == len(examples):
                 for array in arrays.values():
-                    array.flush()  # first they, then the word that they are there
+                    array.flush()  # first the arrays, then their record
                 record.writelines(json.dumps(one) + "\n" for one in told[written:])
                 record.flush()
                 os.fsync(record.fileno())
@@ -210,7 +210,7 @@ def _write(examples: Examples, folder: Path, description: dict[str, Any], progre
 
 
 def _begin(examples: Examples, folder: Path, description: dict[str, Any]) -> list[dict[str, Any]]:
-    """An empty part: arrays of their full length, and a record of nothing yet, which is returned."""
+    """Creates arrays of their full length, and an empty record. Returns the record."""
     shutil.rmtree(folder, ignore_errors=True)
     _check_space(examples, folder, len(examples))
     folder.mkdir()
@@ -221,13 +221,14 @@ def _begin(examples: Examples, folder: Path, description: dict[str, Any]) -> lis
 
 
 def _check_space(examples: Examples, folder: Path, missing: int) -> None:
-    """What is mapped takes its place on the disk only when it is written, and a full disk is then a dead process."""
+    """Raises DiskError in time: mapped files take disk space only when they are written, and then a full disk kills the
+    process."""
     each = sum(math.prod(shape) * np.dtype(dtype).itemsize for shape, dtype in examples.shapes().values())
     check_space(folder, missing * each, "all examples" if missing == len(examples) else f"{missing} more examples")
 
 
 def _recorded(folder: Path, description: dict[str, Any]) -> list[dict[str, Any]] | None:
-    """What a stopped call recorded, if it was making the same; a line that it did not finish is cut off."""
+    """The record of a stopped call that made the same examples, else None; an unfinished line is cut off."""
     try:
         content = (folder / RECORD).read_bytes()
         *lines, unfinished = content.split(b"\n")

@@ -39,7 +39,7 @@ def encode_text(encoders: Sequence[nn.Module], ids: Tensor, added: bool) -> tupl
 
 
 class AbsentPrompt:
-    """What the runtime gives in the place of a prompt that is absent: zeros, or the embedding of the empty text."""
+    """The runtime's substitute for an absent prompt: zeros, or the embedding of the empty text."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self.added = checkpoint.has_added_conditions
@@ -58,7 +58,7 @@ class AbsentPrompt:
 
 
 def freeze_unread(encoder: Any, first_of_two: bool) -> None:
-    """SDXL reads the layer before the last of its first encoder: what lies behind it gets no gradient."""
+    """SDXL reads the layer before the last of its first encoder: the layers after it get no gradient."""
     if first_of_two:
         encoder.encoder.layers[-1].requires_grad_(False)
         encoder.final_layer_norm.requires_grad_(False)

@@ -87,7 +87,7 @@ def _train(
 
 @contextmanager
 def memory_errors(course: Course, stage: type[Stage], checkpointing: bool) -> Iterator[None]:
-    """Turns a GPU's lack of memory into a RequestError that says what needs less."""
+    """Turns a GPU's lack of memory into a RequestError that names the options that need less."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -114,7 +114,7 @@ def _leave(start: Checkpoint, trained: dict[str, torch.nn.Module], out: Path, st
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m training.train",
-        description="Train a part of a RealisID checkpoint. A run that was stopped goes on where it stood.",
+        description="Train a part of a RealisID checkpoint. A stopped run continues where it stopped.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""examples:
   python -m training.train vae --new --checkpoint START --data out/training/scenes --out out/training/vae
@@ -122,8 +122,8 @@ def _parser() -> argparse.ArgumentParser:
   ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 -m training.train text-to-image … --cpu""",
     )
     default, add = Course(), parser.add_argument
-    add("stage", choices=STAGES, help="what is trained")
-    add("--checkpoint", required=True, metavar="CKPT", help="what it begins with")
+    add("stage", choices=STAGES, help="stage to train")
+    add("--checkpoint", required=True, metavar="CKPT", help="checkpoint to begin with")
     add("--base-model", metavar="MODEL", help="folder or hub id for what the checkpoint lacks")
     add("--variant", help='of the weight files, e.g. "fp16"')
     add("--data", required=True, metavar="DIR", help="examples, as training.prepare makes them")

@@ -1,7 +1,7 @@
 """python -m training.validate: the loss of finished trainings on examples that they did not see, example by example.
 
-All are given the same noise, timesteps and drops, so that a difference of two is far surer than either loss. They are
-told by the size of the smallest face, and with --noise-levels by how much noise there was.
+All get the same noise, timesteps and drops, so that a difference of two is far more exact than either loss. Losses are
+listed by the size of the smallest face, and with --noise-levels by the amount of noise.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def losses(
 
 
 def _origin(folder: Path) -> dict[str, Any]:
-    """How a run's weights came about. Raises RequestError for one that is not finished, or cannot be taken apart."""
+    """The origin of a run's weights. Raises RequestError if the run is not finished, or has no loss per example."""
     try:
         origin: dict[str, Any] = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -134,13 +134,13 @@ def _origin(folder: Path) -> dict[str, Any]:
 
 
 def _checkpoint(folder: Path, base: Mapping[str, Any]) -> Checkpoint | None:
-    """What a run left, unless its weights are no part of a checkpoint."""
+    """The checkpoint that a run left; None if its weights are not part of a checkpoint."""
     path = folder / "checkpoint"
     return Checkpoint.open(path, **base) if path.is_dir() else None
 
 
 def _start(folders: Sequence[Path], origins: Sequence[Mapping[str, Any]], base: Mapping[str, Any]) -> Checkpoint:
-    """A checkpoint that one of the runs left, for what others read and did not train."""
+    """A checkpoint that one of the runs left, for the parts that other runs read and did not train."""
     start = next((found for folder in folders if (found := _checkpoint(folder, base))), None)
     if start is None:
         raise RequestError(f"none of {', '.join(map(str, folders))} left a checkpoint. Name a run that did, too.")
@@ -225,14 +225,14 @@ def _parser() -> argparse.ArgumentParser:
   python -m training.validate --run runs/mine --run runs/other --data held-out --noise-levels 5 --out losses.json""",
     )
     add = parser.add_argument
-    add("--run", action="append", required=True, metavar="RUN", help="what training.train left; may be repeated: "
-        "then the differences from the first are told too")  # fmt: skip
+    add("--run", action="append", required=True, metavar="RUN", help="folder of a finished training; may be repeated: "
+        "then the differences from the first are listed too")  # fmt: skip
     add("--data", required=True, metavar="DIR", help="examples, as training.prepare makes them")
-    add("--base-model", metavar="MODEL", help="as the trainings were told")
-    add("--variant", help="as the trainings were told")
-    add("--examples", type=int, default=1000, help="the first so many of them (default %(default)s)")
+    add("--base-model", metavar="MODEL", help="as given to the trainings")
+    add("--variant", help="as given to the trainings")
+    add("--examples", type=int, default=1000, help="number of examples, from the first on (default %(default)s)")
     add("--draws", type=int, default=4, help="of noise and timestep per example (default %(default)s)")
-    add("--noise-levels", type=int, default=1, metavar="N", help="tell them apart by that many ranges of the timestep "
+    add("--noise-levels", type=int, default=1, metavar="N", help="list them by that many ranges of the timestep "
         "(default %(default)s)")  # fmt: skip
     add("--seed", type=int, default=0, help="of noise, timesteps and drops (default %(default)s)")
     add("--out", metavar="FILE", help="JSON file to write")

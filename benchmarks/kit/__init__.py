@@ -1,18 +1,18 @@
-"""What a GPU machine lacks that is lent for minutes, has no network and takes files in parts of some MiB.
+"""Files for a GPU machine that is available for minutes, has no network and takes files in parts of some MiB.
 
     python -m benchmarks.gpu --prepare KIT          here, where there is a network and time
-    python -m benchmarks.gpu --kit KIT --minutes 12     there, with as many parts of KIT as were carried
+    python -m benchmarks.gpu --kit KIT --minutes 12     there, with as many parts of KIT as were copied
 
 KIT/
-  store/      stays here: every blob whole, and store.json, what each item is made of
+  store/      stays here: every blob complete, and store.json, the files of each item
   part-01/    travels: pieces of blobs, and index.json, the same in every part
   part-02/    …
 
 An *item* (plan.py) is a set of files: `cubins`, wheels, an engine, a checkpoint. A *file* is a blob, or a blob with
 gaps that are filled with weights (weightless.py): these are drawn again from their seed, or read from a checkpoint of
-the source tree, so that 13 GB travel as one. A *blob* is kept by its SHA-256, compressed where that helps, once
-however many items have it, and cut into *pieces* that fill the parts: those of worth first.
+the source tree, so that 13 GB are copied as one. A *blob* is kept by its SHA-256, compressed where that helps, once for
+all items, and cut into *pieces* that fill the parts: the most important first.
 
-Everything has its size and SHA-256 in the index and is verified when it is put in its place. A part that was not
-carried is named, and only the items with pieces in it are missing.
+Every file has its size and SHA-256 in the index and is verified when it is put in its place. A part that was not copied
+is named, and only the items with pieces in it are missing.
 """

@@ -1,4 +1,4 @@
-"""python -m benchmarks.kit KIT ITEM --out DIR: an item of a kit, put in its place. What `benchmarks.gpu` runs."""
+"""python -m benchmarks.kit KIT ITEM --out DIR: puts an item of a kit in its place. `benchmarks.gpu` runs this."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .place import place
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit status: 0 there, 1 failed, 2 not to be had."""
+    """The command. Returns the exit status: 0 there, 1 failed, 2 not available."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.kit",
         description="Put an item of a kit in its place: an engine or a checkpoint, weights drawn again, verified.",
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   python -m benchmarks.kit gpu-kit sdxl --out engines/sdxl-fp16""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("kit", type=Path, metavar="KIT", help="with the parts that were carried")
+    parser.add_argument("kit", type=Path, metavar="KIT", help="with the parts that were copied")
     parser.add_argument("item", metavar="ITEM", help="such as miniature, sdxl or sdxl-checkpoint")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--json", action="store_true", help="the last line of stdout is one JSON object")
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         start = time.perf_counter()
         written = place(Kit.open(options.kit), options.item, options.out)
         seconds = round(time.perf_counter() - start, 1)
-        outcome = f"{written / 1e6:.1f} MB in {seconds} s" if written else "stands"
+        outcome = f"{written / 1e6:.1f} MB in {seconds} s" if written else "up to date"
         values = {"item": options.item, "out": str(options.out), "bytes": written, "seconds": seconds}
         return Outcome(values, [f"{options.out}: {outcome}"])
 

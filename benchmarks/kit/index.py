@@ -17,7 +17,7 @@ INDEX = "index.json"
 
 
 class KitError(RequestError):
-    """A kit that is not there, incomplete or damaged."""
+    """A kit that is missing, incomplete or damaged."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class File:
     """One file of an item.
 
     blob: its content; or the rest of it, when the weights are taken out.
-    gaps: the blob that says which weights lie where (weightless.py), or None.
+    gaps: the blob with the places of the weights (weightless.py), or None.
     """
 
     path: str
@@ -69,7 +69,7 @@ class Blob:
 
 
 class Kit:
-    """A kit as it lies on a machine: the index, and those parts that were carried. Use `Kit.open`."""
+    """A kit as it lies on a machine: the index, and those parts that were copied. Use `Kit.open`."""
 
     def __init__(
         self, folder: Path, items: Mapping[str, Item], blobs: Mapping[str, Blob], foreign_parts: Collection[str] = ()
@@ -84,7 +84,8 @@ class Kit:
 
     @classmethod
     def open(cls, folder: Path) -> Kit:
-        """The first part's index counts. Raises KitError if no part is there, or that index cannot be read."""
+        """The kit in a folder; the first part's index counts. Raises KitError if no part is there, or that index cannot
+        be read."""
         indexes = {path.parent.name: path.read_bytes() for path in sorted(folder.glob(f"part-*/{INDEX}"))}
         again = f"Carry at least one part of it; it is made by: python -m benchmarks.gpu --prepare {folder}"
         if not indexes:
@@ -105,7 +106,7 @@ class Kit:
         return cls(folder, items, blobs, [part for part, content in indexes.items() if content != index])
 
     def missing(self, item: str) -> str | None:
-        """Why an item cannot be had, or None."""
+        """Why an item is not available, or None."""
         if item not in self.items:
             return f"{self.folder} was prepared without {item}"
         absent: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""How each item of a kit is made: what decides it, and its files."""
+"""The makers of a kit's items: the key of each, and its files."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .store import Store
 from .weightless import ROOT, TensorIndex, source_of_checkpoint, take_out
 from .wheels import WHEELS, download
 
-FORMAT = 1  # of what an item's files are stored as; another number makes all of them anew
+FORMAT = 1  # of the stored files of items; with another number all are made again
 MAX_REST = 0.5  # of a folder's bytes, when its weights are taken out; of the miniature's engine a third is left
-PHOTOS = {  # what demo_photos calls them: what they are called in the cache
+PHOTOS = {  # name by demo_photos: name in the cache
     "astronaut.png": f"{ASTRONAUT_SHA256[:16]}-{Path(ASTRONAUT).name}",
     "hopper.jpg": f"{HOPPER_SHA256[:16]}-{Path(HOPPER).name}",
 }
@@ -40,7 +40,8 @@ class ItemMaker:
         self.plan, self.store, self.report = plan, store, report
 
     def make(self, name: str) -> bool:
-        """An item, unless it stands. Returns whether it was made. Raises BuildError, RequestError, DiskError."""
+        """Makes an item, unless it is up to date. Returns whether it was made. Raises BuildError, RequestError,
+        DiskError."""
         key, files = MAKERS[name](self)
         key = content_key(FORMAT, name, key)
         if self.store.stands(name, key):
@@ -100,7 +101,7 @@ class ItemMaker:
         return folder
 
     def _build(self, engine: Path, *options: str) -> None:
-        """An engine for ONNX Runtime alone, which is all that can travel. One that is there is taken as it is."""
+        """Builds an engine for ONNX Runtime alone: plans are too large to copy. An existing engine is used as it is."""
         if not (engine / "manifest.json").is_file():
             self._run("export.build", "--out", str(engine.absolute()), "--backend", "onnxruntime", *options)
 
@@ -115,12 +116,12 @@ class ItemMaker:
             )
         if (precision := manifest.build_for("onnxruntime", "cuda").precision) != "float16":
             raise RequestError(
-                f"{engine} has {precision} networks for a GPU, and what is measured there is float16. Name another "
+                f"{engine} has {precision} networks for a GPU, and measurements there are of float16. Name another "
                 "--engine, which is built with --fp16."
             )
         if "path" not in (origin := recall(manifest.values)):
             raise RequestError(
-                f"where the checkpoint of {engine} lies is not known on this machine, and its weights stay behind. "
+                f"the path of the checkpoint of {engine} is not known on this machine, and the kit leaves weights out. "
                 "Build the engine again here, or name another --engine."
             )
         checkpoint = Path(str(origin["path"]))
@@ -129,7 +130,7 @@ class ItemMaker:
         return key, lambda: self._without_weights(engine, names, checkpoint)
 
     def _without_weights(self, folder: Path, names: Sequence[str], checkpoint: Path) -> list[File]:
-        """These files of a folder, without the checkpoint's weights; with them, if no other machine can have them.
+        """These files of a folder, without the checkpoint's weights; with them, if no other machine can make them.
 
         Raises BuildError if the folder's weights are not the checkpoint's.
         """
@@ -158,12 +159,10 @@ class ItemMaker:
         self.report(shlex.join(["python", "-m", module, *arguments]))
         done = subprocess.run([sys.executable, "-m", module, *arguments], cwd=ROOT, stdout=sys.stderr)
         if done.returncode:
-            raise BuildError(
-                f"python -m {module} failed, and what it would have made belongs into the kit. Its own words are above."
-            )
+            raise BuildError(f"python -m {module} failed, and the kit needs its result. Its output is above.")
 
 
-Draft = tuple[str, Callable[[], list[File]]]  # what decides an item, and what makes its files
+Draft = tuple[str, Callable[[], list[File]]]  # the key of an item, and the function that makes its files
 MAKERS: dict[str, Callable[[ItemMaker], Draft]] = {
     "cubins": ItemMaker.cubins,
     "cuda-python": lambda maker: maker.wheels("cuda-python"),

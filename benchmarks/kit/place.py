@@ -1,4 +1,4 @@
-"""Puts items of a kit in their places: whole, verified, or not at all."""
+"""Puts items of a kit in their places, verified and atomically."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .index import File, Kit, KitError
 
 
 def place(kit: Kit, item: str, folder: Path) -> int:
-    """Writes an item's files into a folder that appears whole or not at all. Returns their bytes; 0 if they stand.
+    """Writes an item's files into a folder, atomically. Returns their bytes; 0 if they are there already.
 
     Raises KitError if a part of it is missing or damaged, RequestError if the folder holds something else or another
     process is placing it, DiskError.
@@ -71,8 +71,8 @@ def write(kit: Kit, files: tuple[File, ...], folder: Path) -> None:
         )
     if wrong := _wrong(files, folder):
         raise KitError(
-            f"{', '.join(wrong)}: what was put together has another sha256 than the index says. The weights come out "
-            "otherwise here, or the source tree is not the one that the kit was made from. Prepare it again."
+            f"{', '.join(wrong)}: the restored content has another sha256 than the index states. The weights are drawn "
+            "differently here, or the source tree is not the one that the kit was made from. Prepare it again."
         )
 
 

@@ -1,11 +1,11 @@
-"""What a kit is made from, and what it can hold."""
+"""The inputs and the items of a kit."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-# In the order of their worth, in which they fill the parts.
+# In order of importance, in which they fill the parts.
 ITEMS = {
     "cubins": "the kernels, compiled for the far machine's GPU",
     "cuda-python": "wheels: cuda-core, cuda-bindings, cuda-pathfinder",
@@ -20,7 +20,7 @@ ITEMS = {
 
 @dataclass(frozen=True)
 class Plan:
-    """What a kit is made from. The command line takes its defaults from here.
+    """The inputs of a kit. The command line takes its defaults from here.
 
     folder:       KIT.
     items:        of ITEMS, to be in it; empty: all.

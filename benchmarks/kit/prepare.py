@@ -1,4 +1,4 @@
-"""Makes a kit: every item that does not stand, then the parts."""
+"""Makes a kit: every item that is not up to date, then the parts."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ MAX_PART_MIB, MIN_PART_MIB = 60, 1
 
 
 def prepare(plan: Plan, report: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
-    """What was done, as JSON values. The same call again makes only what is missing or out of date.
+    """Makes the kit. Returns the result as JSON values. The same call again makes only what is missing or out of date.
 
-    Raises RequestError for what cannot be asked and while another process prepares the same kit, BuildError for an item
+    Raises RequestError for impossible arguments and while another process prepares the same kit, BuildError for an item
     that cannot be made, DiskError.
     """
     if not MIN_PART_MIB <= plan.part_mib <= MAX_PART_MIB:
@@ -34,7 +34,7 @@ def prepare(plan: Plan, report: Callable[[str], None] = lambda line: None) -> di
         for name in names:
             if maker.make(name):
                 made.append(name)
-            report(f"{name}: {'made' if name in made else 'stands'}")
+            report(f"{name}: {'made' if name in made else 'up to date'}")
         parts = store.cut(names, plan.part_mib * 2**20)
     sizes = {part.name: sum(file.stat().st_size for file in part.iterdir()) for part in parts}
     return {"kit": str(plan.folder), "items": names, "made": made, "part_bytes": sizes}

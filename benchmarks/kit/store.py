@@ -1,4 +1,4 @@
-"""Where a kit is made: blobs as they come, and the parts that are cut from them."""
+"""The store of a kit: its blobs, and the parts that are cut from them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PRESET = 1  # of xz: of an engine's graphs and face models it makes 6 % more tha
 
 
 class Store:
-    """The blobs and items in KIT/store. What is finished outlasts a run that is stopped. One process at a time."""
+    """The blobs and items in KIT/store. Finished ones survive a stopped run. One process at a time."""
 
     def __init__(self, folder: Path) -> None:
         """folder: KIT, made if need be. Raises DiskError."""
@@ -36,7 +36,7 @@ class Store:
             pass  # nothing was made yet, or nothing that can be read
 
     def stands(self, name: str, key: str) -> bool:
-        """Whether an item was made from this, and is whole."""
+        """Whether an item was made from this, and is complete."""
         item = self.items.get(name)
         return item is not None and item.key == key and all(self._is_whole(blob) for blob in item.blobs)
 
@@ -73,12 +73,13 @@ class Store:
         return name
 
     def record(self, name: str, item: Item) -> None:
-        """An item is complete."""
+        """Records an item that is complete."""
         self.items[name] = item
         write_json(self._folder / RECORDS, {name: asdict(item) for name, item in self.items.items()})
 
     def cut(self, names: Sequence[str], part_bytes: int) -> list[Path]:
-        """Lays these items out in parts of at most so many bytes each, in this order, and removes blobs that no item
+        """Lays these items out in parts of at most `part_bytes` bytes each, in this order, and removes blobs that no
+        item
         has any more. Returns the parts. Raises RequestError for parts that are too small, DiskError.
         """
         items = {name: self.items[name] for name in names}
@@ -137,7 +138,7 @@ class Store:
         return len(json.dumps({name: asdict(item) for name, item in items.items()})) + 300 * (len(names) + pieces)
 
     def _sweep(self) -> None:
-        """Blobs of no item go."""
+        """Removes blobs that belong to no item."""
         kept = {blob for item in self.items.values() for blob in item.blobs}
         for path in self._folder.iterdir():
             if path.name != RECORDS and path.name.removesuffix(".xz") not in kept:

@@ -1,8 +1,8 @@
-"""Files without the weights in them: which weights lie where, what else is in them, and how both become a file again.
+"""Files without their weights: the places of the weights, the rest of a file, and the way back to the file.
 
-A weight in a graph is a tensor of the checkpoint, in the graph's precision, transposed where a matrix product wants it
-so. It is recognised by its bytes, so nothing needs to be known of how the graph was made. All other bytes are the
-*rest*, and travel. The weights come from where the far machine can have them too:
+A weight in a graph is a tensor of the checkpoint, in the graph's precision, transposed where a matrix product needs it
+so. It is recognised by its bytes, independent of how the graph was made. All other bytes are the *rest*, which is
+copied. The weights come from a source that the other machine has too:
 
 - a checkpoint that `export.miniature` made is drawn again from its seed;
 - a checkpoint of the source tree is read.
@@ -46,7 +46,7 @@ class Gap(NamedTuple):
 
     @classmethod
     def from_list(cls, values: Sequence[Any]) -> Gap:
-        """Of JSON values: the fields, in order."""
+        """The gap from JSON values: the fields, in order."""
         offset, component, key, shape, dtype, transposed = values
         return cls(offset, component, key, tuple(shape), dtype, transposed)
 
@@ -61,14 +61,14 @@ class Gap(NamedTuple):
 
 
 class Source(Protocol):
-    """Where weights come from."""
+    """A source of weights."""
 
     @property
     def description(self) -> dict[str, Any]:
-        """JSON values that `source_of` makes the same source of."""
+        """JSON values from which `source_of` makes the same source."""
 
     def tensor(self, component: str, key: str, shape: tuple[int, ...]) -> Tensor:
-        """As the checkpoint stores it. Called by several threads at once."""
+        """The tensor as the checkpoint stores it. Called by several threads at once."""
 
 
 @dataclass(frozen=True)
@@ -99,12 +99,12 @@ class FolderSource:
         return {"in_tree": self.path}
 
     def tensor(self, component: str, key: str, shape: tuple[int, ...]) -> Tensor:
-        """Raises CheckpointError if it is not there."""
+        """The tensor as stored. Raises CheckpointError if it is not there."""
         from safetensors import safe_open
 
         for file in sorted((ROOT / self.path / component).glob("*.safetensors")):
             with safe_open(file, "pt") as stored:
-                if key in stored.keys():  # noqa: SIM118 - it is no mapping
+                if key in stored.keys():  # noqa: SIM118 - it is not a mapping
                     found: Tensor = stored.get_tensor(key)
                     return found
         raise CheckpointError(f"{ROOT / self.path / component} holds no {key}: it is not the checkpoint of the kit.")
@@ -118,7 +118,7 @@ def source_of(description: Mapping[str, Any]) -> Source:
 
 
 def source_of_checkpoint(folder: Path) -> Source | None:
-    """Where a machine that has the source tree alone gets these weights from; None if it cannot."""
+    """The source of these weights for a machine that has the source tree alone; None if there is none."""
     from export.checkpoint.files import read_json
     from export.miniature import MADE_BY
 
@@ -142,7 +142,7 @@ class TensorIndex:
         self._tensors: list[tuple[str, str, tuple[int, ...], Path]] = []
         for file in sorted(checkpoint.glob("*/*.safetensors")):
             with safe_open(file, "pt") as stored:
-                for key in stored.keys():  # noqa: SIM118 - it is no mapping
+                for key in stored.keys():  # noqa: SIM118 - it is not a mapping
                     self._tensors.append((file.parent.name, key, tuple(stored.get_slice(key).get_shape()), file))
         self._found: dict[int, dict[str, tuple[Any, ...]]] = {}
 

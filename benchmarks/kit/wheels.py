@@ -1,4 +1,4 @@
-"""Wheels for the Python of a machine that reaches no index: downloaded here, unzipped there."""
+"""Wheels for the Python of a machine without access to a package index: downloaded here, unzipped there."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PLATFORMS = [f"manylinux_2_{minor}_x86_64" for minor in (39, 35, 34, 31, 28, 27,
 def download(item: str, python: str, folder: Path) -> list[Path]:
     """The wheels of an item for that Python on Linux, x86-64. python: such as "3.12".
 
-    pip knows the user's mirrors, proxies and certificates. Raises BuildError if it cannot have them.
+    pip uses the user's mirrors, proxies and certificates. Raises BuildError if it cannot get them.
     """
     command = [
         *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"),
@@ -50,10 +50,10 @@ def download(item: str, python: str, folder: Path) -> list[Path]:
 
 
 def unzip(item: str, wheels: Sequence[Path], site: Path) -> str:
-    """An item's wheels, into a folder for PYTHONPATH. None of them where the packages are installed in such versions
-    already, for those suit the others that are.
+    """Unzips an item's wheels into a folder for PYTHONPATH. Unzips none if the packages are installed in such versions
+    already, since those suit the other installed packages.
 
-    Returns what was done, as a phrase. Raises KitError for wheels that this Python cannot import, DiskError.
+    Returns the result as a phrase. Raises KitError for wheels that this Python cannot import, DiskError.
     """
     installed = {requirement.name: _installed(requirement.name) for requirement in map(Requirement, WHEELS[item])}
     if all(installed[r.name] and r.specifier.contains(installed[r.name] or "") for r in map(Requirement, WHEELS[item])):

@@ -1,4 +1,4 @@
-"""What an engine says of itself: the manifest, and what its parts were made from."""
+"""An engine's manifest, and the versions and sources of its parts."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from realisid_trt.backends.tensorrt_flavours import FLAVOURS
 from realisid_trt.manifest import FORMAT
 
 from ..checkpoint import Checkpoint, tokenizer_of
-from ..forms import WIDE, Target
+from ..forms import FLOAT32_NETWORKS, Target
 from .staging import Artifact, content_key
 
 
 def versions() -> dict[str, str]:
-    """Of everything whose version can change what is built."""
+    """The version of every package that can change the build."""
     import onnxruntime  # a distribution of several names: onnxruntime, onnxruntime-gpu
 
     packages = ("realisid_trt", "torch", "diffusers", "transformers", "onnx", "onnxscript")
@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
 
 
 def sources(*names: str) -> dict[str, str]:
-    """The text of files and folders of export/: an artifact is stale when what makes it has changed."""
+    """The text of files and folders of export/. An artifact is stale when the sources that make it have changed."""
     export, files = Path(__file__).parents[1], list[Path]()
     for name in names:
         found = [export / name] if (export / name).is_file() else list((export / name).rglob("*.py"))
@@ -42,9 +42,9 @@ def describe(
     targets: Sequence[Target],
     architectures: Sequence[str],
 ) -> dict[str, Any]:
-    """The manifest: all that the runtime must know. Without its seal, and without the verification of the whole.
+    """The manifest: everything that the runtime needs. It lacks the seal and the verification of the whole engine.
 
-    architectures: that portable plans were built for.
+    architectures: of the portable plans.
     """
     c, installed, scheduler = checkpoint, versions(), checkpoint.scheduler_config
     described: dict[str, Any] = {}
@@ -94,7 +94,7 @@ def describe(
 
 
 def _build(target: Target, installed: dict[str, str], architectures: Sequence[str]) -> dict[str, Any]:
-    """What a build is for, and what it was made with."""
+    """A build's entry: its target, and the versions and the GPU that it was made with."""
     versions, gpu, architecture = {"onnxruntime": installed["onnxruntime"]}, None, "portable"
     if target.has_plans:
         flavour = FLAVOURS[target.backend]
@@ -105,7 +105,7 @@ def _build(target: Target, installed: dict[str, str], architectures: Sequence[st
         "backend": target.backend,
         "device": target.device,
         "precision": str(target.form.dtype).removeprefix("torch."),
-        "wide": WIDE if target.form.precision != "fp32" else {},
+        "wide": FLOAT32_NETWORKS if target.form.precision != "fp32" else {},
         "opset": target.form.opset,
         "architecture": architecture,
         "gpu": gpu,
@@ -114,7 +114,7 @@ def _build(target: Target, installed: dict[str, str], architectures: Sequence[st
 
 
 def _network(artifact: Artifact) -> dict[str, Any]:
-    """One network of one build: its graph's hash, the size of graph and weights, and what the worker found out."""
+    """One network of one build: its graph's hash, the size of graph and weights, and the worker's results."""
     info = {key: value for key, value in artifact.info.items() if key != "flops_per_row"}
     sizes = [listed["bytes"] for listed in artifact.files.values()]
     return {"sha256": artifact.files[info["file"]]["sha256"], "bytes": sum(sizes), **info}

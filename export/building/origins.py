@@ -1,4 +1,4 @@
-"""Where the checkpoints of engines lay. This machine remembers; an engine, which is given away, does not."""
+"""The paths of engines' checkpoints. They are kept on this machine and not in the engine, which may be given away."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from .staging import content_key
 
 
 def remember(manifest: Mapping[str, Any], *, checkpoint: Path, base_model: str | None, variant: str | None) -> None:
-    """Keeps what opens the checkpoint again, from any working folder. A cache that cannot be written is no error."""
+    """Stores the arguments that open the checkpoint again, from any working folder. A cache that cannot be written is
+    ignored."""
     if base_model and Path(base_model).is_dir():  # else an id on the hub
         base_model = str(Path(base_model).absolute())
     origin = {"path": str(Path(checkpoint).absolute()), "base_model": base_model, "variant": variant}
@@ -24,7 +25,7 @@ def remember(manifest: Mapping[str, Any], *, checkpoint: Path, base_model: str |
 
 
 def recall(manifest: Mapping[str, Any]) -> dict[str, str | None]:
-    """Arguments of `Checkpoint.open` for the checkpoint with an engine's weights; empty if nobody remembers, or if its
+    """Arguments of `Checkpoint.open` for the checkpoint with an engine's weights; empty if none are stored, or if its
     folder is gone."""
     try:
         record = json.loads(_record(manifest).read_text(encoding="utf-8"))
@@ -35,6 +36,6 @@ def recall(manifest: Mapping[str, Any]) -> dict[str, str | None]:
 
 
 def _record(manifest: Mapping[str, Any]) -> Path:
-    """One per set of weights and configuration, wherever the engine lies."""
+    """The file for one set of weights and configuration; it does not depend on the engine's path."""
     key = content_key(manifest["checkpoint"], manifest["realisid_config"])
     return cache_folder() / "origins" / f"{key[:16]}.json"

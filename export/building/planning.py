@@ -1,4 +1,5 @@
-"""What a build must make: every network in every form, every plan; and what of that stands from an earlier build."""
+"""The jobs of a build: every network in every form, every plan; and the parts that are up to date from an earlier
+build."""
 
 from __future__ import annotations
 
@@ -36,10 +37,10 @@ PLAN_MAKERS = ("to_plan.py", "truth/proof.py", "building/plans.py", "profiles.py
 def onnx_jobs(
     staging: Staging, checkpoint: Checkpoint, known: Mapping[str, Network], targets: Sequence[Target], options: Options
 ) -> tuple[dict[str, Artifact], list[Job]]:
-    """The networks that stand, by artifact, and the jobs that export the others."""
+    """The networks that are up to date, by artifact, and the jobs that export the others."""
     limits = Limits.of_requests(options.batch, options.persons, _longest(checkpoint, options))
     makers = sources(*ONNX_MAKERS)
-    # the folder that was found: a worker shall ask no hub again, which may have another revision by now
+    # the folder that was found: a worker must not ask the hub again, which may have another revision by now
     source = checkpoint.path, checkpoint.base or options.base_model, options.variant
     made: dict[str, Artifact] = {}
     jobs: dict[str, Job] = {}
@@ -70,7 +71,7 @@ def plan_jobs(
     graphs: Mapping[str, Artifact],
     options: Options,
 ) -> tuple[dict[str, Artifact], list[PlanJob]]:
-    """The plans that stand, by artifact, and the jobs that build the others out of the graphs that there are."""
+    """The plans that are up to date, by artifact, and the jobs that build the others from the graphs that exist."""
     made: dict[str, Artifact] = {}
     jobs: list[PlanJob] = []
     makers = sources(*PLAN_MAKERS), inspect.getsource(tensorrt_flavours)
@@ -127,7 +128,7 @@ def plan_jobs(
 
 
 def profiles_of(checkpoint: Checkpoint, known: Mapping[str, Network], options: Options) -> dict[str, Profile]:
-    """The profile of every network for what the options ask for."""
+    """The profile of every network for these options."""
     own = checkpoint.sample_size >> (checkpoint.levels - 1)
     return profiles(
         list(known),

@@ -1,4 +1,4 @@
-"""The plans of a build: each network in a process of its own, so that one that dies takes nothing with it."""
+"""The plans of a build. Each is built in a process of its own, so that a crash loses only one plan."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ..to_plan import PlanSettings, Shapes, to_plan
 from .processes import belong_to
 from .staging import Artifact, Staging
 
-# Measured on SDXL's networks, TensorRT-RTX 1.7: a builder holds up to so many times the weights, and this besides.
+# Measured on SDXL's networks, TensorRT-RTX 1.7: a builder takes up to PEAK_PER_WEIGHT × the weights, and PEAK_BYTES.
 PEAK_PER_WEIGHT, PEAK_BYTES = 3.6, 2**29
 PLAN_PER_WEIGHT, PLAN_BYTES = 1.05, 2**24
 TELL_SECONDS, CANCEL_SECONDS = 0.2, 20.0
@@ -34,11 +34,11 @@ DONE, FAILED, TOLD = "done", "failed", "told"
 class PlanJob:
     """One plan to build.
 
-    artifact, key: what the staging folder calls it.
+    artifact, key: its name and key in the staging folder.
     onnx_file:     the graph, absolute.
     file:          the plan, inside the engine directory.
     bytes:         of weights.
-    info:          for the manifest, beside what the build finds out.
+    info:          for the manifest, beside the results of the build.
     """
 
     artifact: str
@@ -61,8 +61,8 @@ def estimate(weights_bytes: Sequence[int]) -> tuple[int, int]:
 def build_plans(staging: Staging, jobs: Sequence[PlanJob], progress: bool) -> dict[str, Artifact]:
     """Builds the plans, largest first. Returns the artifacts by name.
 
-    Each is kept as soon as it is built and proven; one that fails does not keep the others from being built. Then
-    raises BuildError, naming every network that failed and why. Ctrl-C cancels the builder at its next step.
+    Each is stored as soon as it is built and proven. A failure does not stop the others; at the end BuildError names
+    every network that failed, with the reason. Ctrl-C cancels the builder at its next step.
     """
     if not jobs:
         return {}
@@ -132,7 +132,7 @@ def _in_a_process(job: PlanJob, folder: Path, tell: Any) -> dict[str, Any]:
 def _death(job: PlanJob, exitcode: int | None) -> str:
     needed, _ = estimate([job.bytes])
     if exitcode is None or exitcode >= 0:
-        return f"{job.network}: the process that built its plan ended with status {exitcode} and no word. Report this."
+        return f"{job.network}: the process that built its plan ended silently with status {exitcode}. Report this."
     how = f"signal {-exitcode}"
     return (
         f"{job.network}: the process that built its {job.settings.flavour} plan died ({how}); most often the system "
@@ -142,7 +142,7 @@ def _death(job: PlanJob, exitcode: int | None) -> str:
 
 
 def _build(parent: int, job: PlanJob, folder: Path, pipe: Connection) -> None:
-    """What the process does: one plan, told of through the pipe."""
+    """The work of the process: builds one plan and reports through the pipe."""
     belong_to(parent)
     last = 0.0
 
@@ -151,7 +151,7 @@ def _build(parent: int, job: PlanJob, folder: Path, pipe: Connection) -> None:
         if time.monotonic() - last > TELL_SECONDS:
             last = time.monotonic()
             pipe.send((TOLD, share, phase))
-        return not pipe.poll()  # whatever is said means: stop
+        return not pipe.poll()  # any message means: stop
 
     plan = folder / job.file
     try:
@@ -160,9 +160,9 @@ def _build(parent: int, job: PlanJob, folder: Path, pipe: Connection) -> None:
             built = to_plan(job.onnx_file, plan, job.network, job.shapes, job.settings, watch)
     except RealisIDError as error:
         pipe.send((FAILED, type(error).__name__, str(error)))
-    except Exception as error:  # ours, or of a TensorRT that was never tried
+    except Exception as error:  # our own, or of an untested TensorRT
         words = f"{type(error).__name__}: {error}"
-        pipe.send((FAILED, "BuildError", f"{job.network}: {words}. Report this, with what is installed here."))
+        pipe.send((FAILED, "BuildError", f"{job.network}: {words}. Report this, with the installed versions."))
     else:
         facts = {"build_seconds": built.seconds, "peak_bytes": built.peak_bytes, "capturable": built.capturable}
         pipe.send((DONE, {"proof": built.proof.as_json(), **facts}))

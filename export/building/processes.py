@@ -9,7 +9,8 @@ import signal
 
 
 def belong_to(parent: int) -> None:
-    """Called first in such a process: it ends with its parent, even if that is killed, and leaves Ctrl-C to it."""
+    """Called first in such a process: it ends with its parent, even if that is killed, and leaves Ctrl-C to the
+    parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError, AttributeError):  # Linux only
         pr_set_pdeathsig = 1

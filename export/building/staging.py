@@ -1,8 +1,8 @@
-"""A build in the making: artifacts are made beside the engine directory and exchanged with it when all are there.
+"""The staging folder of a build: artifacts are made beside the engine directory, and exchanged with it when complete.
 
-A build killed at any moment leaves the old engine or the new one, never half. What it had finished is kept in the
-staging folder and used by the next run, as is whatever of the old engine is still what it would be built as: each
-artifact has a key, a hash over everything that went into it.
+A build killed at any moment leaves the old engine or the new one, never a part. Finished artifacts stay in the staging
+folder, and the next run uses them. It also uses artifacts of the old engine that are up to date: each artifact has a
+key, a hash over everything that went into it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ RECORDS, WORK = "build.json", ".work"
 
 @dataclass(frozen=True)
 class Artifact:
-    """Files of the engine that are made together, and what was learned while making them.
+    """Files of the engine that are made together, and facts about them for the manifest.
 
     key:   hash over everything that went in.
     files: path inside the engine directory → {"bytes", "sha256"}.
@@ -55,11 +55,11 @@ class Staging:
         self.out = out
         self.folder = out.with_name(f".{out.name}.building")
         self.artifacts: dict[str, Artifact] = {}
-        self.current: dict[str, Any] = {}  # manifest of the engine that is there now, if it is whole
+        self.current: dict[str, Any] = {}  # manifest of the present engine, if that is complete
         self._kept: dict[str, Artifact] = {}  # its artifacts
 
     def find(self, name: str, key: str) -> Artifact | None:
-        """The artifact, if it stands in the staging folder or in the old engine, whole and with this key."""
+        """The artifact, if the staging folder or the old engine has it, complete and with this key."""
         if (artifact := self.artifacts.get(name)) and artifact.key == key and self._is_whole(self.folder, artifact):
             return artifact
         if (artifact := self._kept.get(name)) and artifact.key == key and self._is_whole(self.out, artifact):
@@ -77,7 +77,7 @@ class Staging:
         return None
 
     def workspace(self, name: str) -> Path:
-        """An empty folder to make an artifact in. What a killed build leaves in one is thrown away by the next."""
+        """An empty folder to make an artifact in. The next build discards leftovers of a killed one."""
         workspace = self.folder / WORK / name
         with disk_errors(self.folder):
             shutil.rmtree(workspace, ignore_errors=True)
@@ -113,9 +113,9 @@ class Staging:
             )
 
     def stands(self, manifest: Mapping[str, Any], verifiable: Collection[str]) -> bool:
-        """Whether the engine that is there now is what this manifest describes; then the staging folder is removed.
+        """Whether the present engine is what this manifest describes; then the staging folder is removed.
 
-        verifiable: builds that this machine can compare with the reference: they must have been.
+        verifiable: builds that this machine can compare with the reference: the present engine's must have been.
         """
         derived = ("seal", "verified")
         same = all(self.current.get(key) == value for key, value in manifest.items() if key not in derived)
@@ -125,7 +125,8 @@ class Staging:
         return same and bool(self.current)
 
     def publish(self, manifest: dict[str, Any], names: list[str]) -> None:
-        """Writes the manifest, drops what no longer belongs, and exchanges the folder with the engine directory."""
+        """Writes the manifest, removes files that no longer belong, and exchanges the folder with the engine
+        directory."""
         self.prune(names)
         with disk_errors(self.folder):
             write_json(self.folder / MANIFEST, manifest)
@@ -153,7 +154,7 @@ def open_staging(out: Path) -> Iterator[Staging]:
     with disk_errors(out.parent):
         out.parent.mkdir(parents=True, exist_ok=True)
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MANIFEST).is_file())):
-        raise BuildError(f"{out} exists and is no engine directory. Choose another --out, or move it away.")
+        raise BuildError(f"{out} exists and is not an engine directory. Choose another --out, or move it away.")
     staging = Staging(out)
     with disk_errors(out.parent):
         staging.folder.mkdir(exist_ok=True)
@@ -162,7 +163,7 @@ def open_staging(out: Path) -> Iterator[Staging]:
         _recover(out)
         shutil.rmtree(staging.folder / WORK, ignore_errors=True)  # of a build that was killed
         staging.artifacts = _read_records(staging.folder)
-        with contextlib.suppress(EngineError):  # an engine that was altered is not built upon
+        with contextlib.suppress(EngineError):  # an altered engine is not reused
             manifest = Manifest.read(out)
             manifest.check_files()
             staging.current, staging._kept = dict(manifest.values), _read_records(out)

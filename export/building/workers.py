@@ -36,10 +36,10 @@ SMALL_BYTES = 2**30  # networks of components up to this size are exported two a
 class Job:
     """One network to export, and all that a worker needs for it.
 
-    artifact, key: what the staging folder calls it.
+    artifact, key: its name and key in the staging folder.
     source:        arguments of Checkpoint.open: path, base_model, variant.
     bytes:         of weights that the worker reads.
-    bisect:        an output that differs names the first node that does.
+    bisect:        the error of a failed comparison names the first node that differs.
     """
 
     artifact: str
@@ -87,7 +87,7 @@ def export_all(staging: Staging, jobs: Sequence[Job], workers: int | None, progr
             "programs or use --jobs 1, and run the same command again: what was finished is kept."
         ) from None
     finally:
-        if waiting:  # stopped or failed: nobody waits for the others
+        if waiting:  # stopped or failed: the other results are not needed
             for process in set(multiprocessing.active_children()) - others:
                 process.terminate()
         pool.shutdown(wait=False, cancel_futures=True)
@@ -96,7 +96,7 @@ def export_all(staging: Staging, jobs: Sequence[Job], workers: int | None, progr
 
 
 def export_network(job: Job, folder: Path) -> dict[str, Any]:
-    """One network: traced, checked, compared. Returns what the manifest says of it. Runs in a worker."""
+    """One network: traced, checked, compared. Returns its entry of the manifest. Runs in a worker."""
     start = time.perf_counter()
     path, base_model, variant = job.source
     checkpoint = Checkpoint.open(path, base_model=base_model, variant=variant)

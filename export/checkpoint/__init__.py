@@ -90,8 +90,8 @@ class Checkpoint:
         """The checked checkpoint in the folder `path`.
 
         base_model:       folder or hub id for what the checkpoint lacks; None takes "base_model" of model_index.json,
-                          which counts from the checkpoint.
-        variant:          of the weight files, e.g. "fp16"; a component without it gives its plain files.
+                          which is relative to the checkpoint.
+        variant:          of the weight files, e.g. "fp16"; a component without it uses its plain files.
         local_files_only: never ask the hub, only its local cache.
         Raises CheckpointError for everything that can be wrong without reading weights.
         """
@@ -132,7 +132,7 @@ class Checkpoint:
         """Raises CheckpointError unless every part has the keys and shapes that its config asks for.
 
         Reads file headers only (seconds at full size): for the start of an hour-long build. The load_* methods check
-        the same, and what only reading can show.
+        the same, and also the values.
         """
         with readable(self.path):
             for component in self.components.values():
@@ -227,7 +227,7 @@ class Checkpoint:
             with quiet():
                 return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # the tokenizers library raises bare Exception
-            raise CheckpointError(f"{folder} is no CLIP tokenizer: {error}. Copy its files again.") from error
+            raise CheckpointError(f"{folder} is not a CLIP tokenizer: {error}. Copy its files again.") from error
 
     @torch.no_grad()
     def null_id_tokens(self) -> Tensor:
@@ -282,7 +282,7 @@ class Checkpoint:
                 )
         except MemoryError:
             raise
-        except Exception as error:  # whatever a library makes of a config or a file it cannot use
+        except Exception as error:  # a library's exception for a config or a file that it cannot use
             raise CheckpointError(
                 f"{component.folder} could not be loaded as {component.class_name}: {error}. Copy the folder again, or "
                 "correct its config.json."
@@ -304,13 +304,13 @@ class Checkpoint:
         if found != {"null_id_tokens": shape}:
             raise CheckpointError(
                 f"{file} holds {found}, expected the one key null_id_tokens of shape {shape} (ID tokens, width). "
-                "Save it so."
+                "Save it like that."
             )
 
 
 @contextmanager
 def _possible(path: Path) -> Iterator[None]:
-    """Turns what a value leads to that no check foresaw into a CheckpointError."""
+    """Turns exceptions that no check foresaw into a CheckpointError."""
     try:
         yield
     except (TypeError, KeyError, IndexError, ValueError, AttributeError, ArithmeticError) as error:

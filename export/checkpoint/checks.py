@@ -1,4 +1,4 @@
-"""What the configs of a checkpoint say together, and every way in which they can contradict each other."""
+"""The facts that the configs of a checkpoint state together, and every contradiction between them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .files import read_json
 from .id_projection import projection_dims
 
 Config = Mapping[str, Any]
-# What the exported networks leave out of diffusers' forward: a model that needs it cannot be exported faithfully.
+# Parts of diffusers' forward that the exported networks leave out: a model that needs one cannot be exported.
 UNET_ONLY = {
     "center_input_sample": (False,), "class_embed_type": (None,), "num_class_embeds": (None,),
     "encoder_hid_dim": (None,), "encoder_hid_dim_type": (None,), "time_embedding_type": ("positional",),
@@ -32,7 +32,7 @@ DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
 PREDICTIONS = ("epsilon", "v_prediction")
 SPACINGS = ("leading", "trailing", "linspace")  # of DDIM's timesteps
-# Keys of diffusers' schedulers that stand for no schedule of betas: EDM, flow matching.
+# Keys of diffusers' schedulers that have no schedule of betas: EDM, flow matching.
 FOREIGN_SCHEDULES = ("sigma_data", "sigma_schedule", "use_flow_sigmas", "shift", "base_shift", "max_shift")
 
 
@@ -64,7 +64,7 @@ def residual_shapes(config: Config) -> tuple[tuple[int, int], ...]:
 def check_all(
     configs: Mapping[str, Config], realisid: RealisIDConfig, text_encoders: tuple[str, ...]
 ) -> dict[str, Any]:
-    """What follows from the configs, under the names of Checkpoint's fields. Raises CheckpointError.
+    """The facts that follow from the configs, under the names of Checkpoint's fields. Raises CheckpointError.
 
     configs: "unet", "vae", "controlnet_local", … → config.json with its defaults filled in; "feature_extractor" →
              preprocessor_config.json.
@@ -131,7 +131,7 @@ def _check_vae(vae: Config) -> None:
     mean, std = vae.get("latents_mean"), vae.get("latents_std")
     if (mean is None) != (std is None):
         missing, other = ("latents_mean", "latents_std") if mean is None else ("latents_std", "latents_mean")
-        raise refuse("vae", missing, None, f"{channels} numbers: {other} is given, and one means nothing alone")
+        raise refuse("vae", missing, None, f"{channels} numbers: {other} is given, and one is useless alone")
     for key, values in (("latents_mean", mean), ("latents_std", std)):
         if values is None:
             continue
@@ -347,11 +347,11 @@ def check_scheduler(ddim: Config, source: Config) -> None:
 
 
 def check_steps(ddim: Config, realisid: RealisIDConfig) -> None:
-    """Raises CheckpointError if a request would by default want more steps than the schedule has."""
+    """Raises CheckpointError if a request would by default need more steps than the schedule has."""
     if realisid.num_inference_steps > ddim["num_train_timesteps"]:
         raise CheckpointError(
             f"realisid_config.json: num_inference_steps is {realisid.num_inference_steps}, the scheduler's "
-            f"num_train_timesteps is {ddim['num_train_timesteps']}. Correct whichever is wrong."
+            f"num_train_timesteps is {ddim['num_train_timesteps']}. Correct the wrong one."
         )
 
 

@@ -1,4 +1,4 @@
-"""The classes of diffusers and transformers that may stand in a checkpoint, and how their weights must fit them."""
+"""The classes of diffusers and transformers that a checkpoint may contain, and the checks of their weights."""
 
 from __future__ import annotations
 
@@ -90,14 +90,14 @@ def full_config(component: Component) -> dict[str, Any]:
 
 @contextmanager
 def _understood(component: Component) -> Iterator[None]:
-    """Turns whatever a library makes of impossible or contradicting values into a CheckpointError. Quiet."""
+    """Turns a library's exceptions for impossible or contradicting values into a CheckpointError. Quiet."""
     try:
         with quiet():
             yield
     except Exception as error:
         raise CheckpointError(
-            f"{component.folder / 'config.json'} makes no {component.class_name}: {error}. Compare it with that of the "
-            "base model."
+            f"{component.folder / 'config.json'} is not a config of {component.class_name}: {error}. Compare it with "
+            "that of the base model."
         ) from error
 
 
@@ -108,8 +108,8 @@ Mismatch = tuple[str, tuple[int, ...], tuple[int, ...]]
 def check_headers(component: Component) -> None:
     """Raises CheckpointError unless the files' headers name what the component's module holds. Reads no weights.
 
-    transformers leaves out or adds the prefix of CLIP's towers and knows the surplus position_ids, diffusers renames
-    the attention keys of VAEs of 2022: both are left to the loaders.
+    transformers adds or omits the prefix of CLIP's towers and accepts surplus position_ids; diffusers renames the
+    attention keys of VAEs of 2022. Both are left to the loaders.
     """
     found: dict[str, tuple[int, ...]] = {}
     for file in component.files:
@@ -161,7 +161,7 @@ def check_numbers(component: Component, module: nn.Module) -> None:
             file = next((file for file in component.files if key in read_header(file)), component.files[0])
             raise CheckpointError(
                 f"{file}: {key} holds {bad} NaN or infinite of {weight.numel()} numbers. Copy "
-                "the file again; if it is so where it comes from, the training that made it had failed."
+                "the file again; if the original has them too, its training has failed."
             )
 
 
@@ -189,7 +189,8 @@ def module_class(name: str) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the libraries' log lines, warnings and progress bars; verbosity, dtype and random state stay as found."""
+    """A context without the libraries' log lines, warnings and progress bars. Restores verbosity, dtype and random
+    state."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -204,7 +205,7 @@ def quiet() -> Iterator[None]:
                 library.disable_progress_bar()
             yield
         finally:
-            torch.set_default_dtype(dtype)  # diffusers leaves its own behind when a model cannot be made
+            torch.set_default_dtype(dtype)  # diffusers does not restore it when a model cannot be made
             for library, (verbosity, bar) in zip(libraries, before, strict=True):
                 library.set_verbosity(verbosity)
                 if bar:
@@ -222,9 +223,9 @@ def ddim_config(folder: Path) -> dict[str, Any]:
         config, alphas = dict(scheduler.config), scheduler.alphas_cumprod
         if not ((alphas >= 0) & (alphas <= 1)).all():  # NaN is neither
             raise ValueError("its alphas_cumprod leave 0..1")
-    except Exception as error:  # ValueError, NotImplementedError, whatever a wrong value leads to
+    except Exception as error:  # ValueError, NotImplementedError, or others for a wrong value
         raise CheckpointError(
-            f"{folder / 'scheduler_config.json'} makes no DDIM scheduler: {error}. Correct the file."
+            f"{folder / 'scheduler_config.json'} is not a config of a DDIM scheduler: {error}. Correct the file."
         ) from error
     check_scheduler(config, source)
     return {key: value for key, value in config.items() if not key.startswith("_")}

@@ -1,6 +1,6 @@
 """The files of a checkpoint's folders: JSON, and weights with their variants and shards.
 
-What is checked is checked from headers: those of safetensors name the tensors and their extent.
+Checks read headers only: those of safetensors name the tensors and their extent.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 @contextlib.contextmanager
 def readable(folder: Path) -> Iterator[None]:
-    """Turns what the system refuses (rights, a failing disk) into a CheckpointError. `folder`: the checkpoint."""
+    """Turns the system's refusals (rights, a failing disk) into a CheckpointError. `folder`: the checkpoint."""
     try:
         yield
     except OSError as error:
         raise CheckpointError(
-            f"{error.filename or folder} cannot be read ({error.strerror or error}). Take the right to read it "
+            f"{error.filename or folder} cannot be read ({error.strerror or error}). Get the right to read it "
             f"(chmod -R u+rX {folder}), or copy it again."
         ) from error
 
@@ -61,7 +61,7 @@ def read_json(path: Path, purpose: str) -> dict[str, Any]:
 
 
 def find_weights(folder: Path, stem: str, variant: str | None) -> tuple[tuple[Path, ...], str | None]:
-    """The weight files of a component, and the variant they have: the asked one, else none, as diffusers does.
+    """The weight files of a component, and the variant they have: the requested one, else none, as diffusers does.
 
     Raises CheckpointError when there are only pickles, only other variants, nothing, a missing shard, a file that is
     cut off, or both a single file and an index (libraries disagree about which one counts).
@@ -70,7 +70,7 @@ def find_weights(folder: Path, stem: str, variant: str | None) -> tuple[tuple[Pa
         single, index = _names(folder, stem, wanted)
         if single.is_file() and index.is_file():
             raise CheckpointError(
-                f"{folder} holds both {single.name} and {index.name}, expected one of them: nothing says which counts. "
+                f"{folder} holds both {single.name} and {index.name}, expected one of them: only one can count. "
                 "Remove the one that is out of date."
             )
         if single.is_file():
@@ -97,7 +97,7 @@ def find_weights(folder: Path, stem: str, variant: str | None) -> tuple[tuple[Pa
 
 
 def conversion(folder: Path, pickle: str, stem: str) -> str:
-    """The command that turns a pickle into safetensors without running what is in it (weights_only)."""
+    """The command that turns a pickle into safetensors without running code that is in it (weights_only)."""
     return (
         f'cd {folder} && python -c "import torch, safetensors.torch as s; '
         f"w = torch.load('{pickle}', map_location='cpu', weights_only=True); "
@@ -132,7 +132,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
 
 
 def _misplaced(file: Path, weight_map: dict[str, str]) -> list[tuple[str, str]]:
-    """(tensor, file) of what stands in a shard but not in the index, or in the index but not in the shard."""
+    """(tensor, file) of every tensor that stands only in a shard or only in the index."""
     inside = set(read_header(file))
     promised = {key for key, name in weight_map.items() if name == file.name}
     return [(key, file.name) for key in sorted(inside ^ promised)]
@@ -197,8 +197,8 @@ def component_key(config: Any, files: Iterable[Path]) -> str:
 def _sha256(file: Path, *stat: int) -> str:
     """sha256 of a file, remembered between processes.
 
-    And in this one: where the memory cannot be written (a read-only home), a build would read a UNet once for each of
-    its networks.
+    And within this process: if the cache file cannot be written (a read-only home), a build would otherwise read a UNet
+    once for each of its networks.
     """
     with VerifiedFiles() as verified:
         return verified.sha256(file)

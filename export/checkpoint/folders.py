@@ -12,7 +12,7 @@ from realisid_trt.errors import CheckpointError
 
 from .files import STEMS, read_json
 
-OWN = ("controlnet_local", "controlnet_global", "id_projection")  # what makes it a RealisID checkpoint
+OWN = ("controlnet_local", "controlnet_global", "id_projection")  # the parts that only a RealisID checkpoint has
 FROM_BASE = (
     "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "image_encoder",
     "feature_extractor",
@@ -76,7 +76,7 @@ class Folders:
 
 
 def unpack(file: Path) -> str:
-    """The sentence that makes a folder of a model in one file."""
+    """The sentence with the command that turns a model in one file into a folder."""
     folder, given = shlex.quote(str(file.with_suffix(""))), shlex.quote(str(file))
     code = "import sys; from diffusers import StableDiffusionXLPipeline as P; P.from_single_file(sys.argv[1])"
     return (
@@ -113,7 +113,7 @@ def base_folder(
     except Exception as error:  # the hub's client raises its own, httpx's and the system's kinds
         how = "is not in the local cache" if local_files_only else "could not be downloaded"
         raise CheckpointError(
-            f"the base model {reference} is no folder in {checkpoint}, and as a hub model it {how}: "
+            f"the base model {reference} is not a folder in {checkpoint}, and as a hub model it {how}: "
             f"{type(error).__name__}: {(str(error).strip() or 'no reason given').splitlines()[0]}. "
             f"Download it where there is a network (hf download {reference}) and name its folder with --base-model, "
             'or in "base_model" of model_index.json.'
@@ -121,7 +121,7 @@ def base_folder(
 
 
 def _wanted(names: Iterable[str], components: Iterable[str], variant: str | None) -> list[str]:
-    """Of a hub model's files, those that the components need: small files, and one set of safetensors each."""
+    """The files of a hub model that the components need: small files, and one set of safetensors each."""
     wanted = []
     names = list(names)
     for component in components:

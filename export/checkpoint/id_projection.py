@@ -35,7 +35,7 @@ class LinearProjection(nn.Module):
 
 
 class QueryAttention(nn.Module):
-    """What the queries read: softmax(q·kᵀ/√d)·v over the image tokens *and* the queries themselves.
+    """The queries' attention: softmax(q·kᵀ/√d)·v over the image tokens *and* the queries themselves.
 
     features: (B, N, dim), queries: (B, Q, dim). Returns (B, Q, dim), without the residual sum.
     """

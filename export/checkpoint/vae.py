@@ -13,13 +13,13 @@ from torch import Tensor
 
 
 def to_latents(encoded: Tensor, config: Any) -> Tensor:
-    """What the VAE's encoder gives, (N, C, h, w) → the UNet's latents z. config: the VAE's."""
+    """The output of the VAE's encoder, (N, C, h, w) → the UNet's latents z. config: the VAE's."""
     scale, offset = _scaling(config, encoded)
     return (encoded - offset) * scale
 
 
 def from_latents(latents: Tensor, config: Any) -> Tensor:
-    """The UNet's latents z, (N, C, h, w) → what the VAE's decoder takes."""
+    """The UNet's latents z, (N, C, h, w) → the input of the VAE's decoder."""
     scale, offset = _scaling(config, latents)
     return latents / scale + offset
 

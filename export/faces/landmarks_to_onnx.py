@@ -23,8 +23,8 @@ def attention_to_onnx(content: bytes) -> Files:
 
     The file's three custom operators cut it in two: the body computes 468 points and a feature map; per region (lips,
     two eyes) Landmarks2TransformMatrix places a window on the map, TransformTensorBilinear reads it, a head refines,
-    and TransformLandmarks takes the result back. What these operators need to know stands in their own options; it
-    goes into landmarks.json, and `realisid_trt.persons.faces.landmarks` does their work in NumPy.
+    and TransformLandmarks takes the result back. The options of these operators go into landmarks.json, and
+    `realisid_trt.persons.faces.landmarks` computes the operators in NumPy.
     """
     model = TfliteModel(content, "face_landmark_with_attention.tflite")
     matrices = [operator for operator in model.operators if operator.kind == "Landmarks2TransformMatrix"]
@@ -106,6 +106,6 @@ def task_to_onnx(content: bytes, name: str = "face_landmarker.task") -> Files:
 
 
 def _result_name(model: TfliteModel, final: Operator) -> str:
-    """What the graph calls the output that one TransformLandmarks leads to: output_left_eye → left_eye."""
+    """The graph's name of the output of one TransformLandmarks: output_left_eye → left_eye."""
     consumer = next(operator for operator in model.operators if final.outputs[0] in operator.inputs)
     return model.names[consumer.outputs[0]].removeprefix("output_")

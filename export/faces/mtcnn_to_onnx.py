@@ -16,7 +16,7 @@ from realisid_trt.errors import BuildError
 
 Weights = dict[str, NDArray[np.float32]]
 
-OPSET, IR_VERSION = 17, 9  # what OpenCV reads since 4.10
+OPSET, IR_VERSION = 17, 9  # OpenCV reads these since 4.10
 
 
 def read_torch_weights(content: bytes) -> Weights:

@@ -14,8 +14,8 @@ from realisid_trt.persons.faces.mask import CLASSES, PARSING_SIZE
 def parser_to_onnx(content: bytes, path: Path) -> bytes:
     """The user's BiSeNet, checked, as one file with one input `image` and one output `classes`.
 
-    BiSeNet returns its auxiliary heads too, and OpenCV would compute them and list them in an order of its own.
-    Raises BuildError when it is no ONNX file or its shapes are others.
+    BiSeNet returns its auxiliary heads too; OpenCV would compute them and list them in its own order. Raises BuildError
+    if the file is not ONNX or has other shapes.
     """
     expected = (
         f"expected one input (1, 3, {PARSING_SIZE}, {PARSING_SIZE}) float32 and a first output "

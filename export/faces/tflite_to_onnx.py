@@ -1,8 +1,8 @@
 """TFLite → ONNX for MediaPipe's face nets, so that no TFLite interpreter is needed when pictures are made.
 
-TFLite keeps pictures as (n, h, w, c), ONNX as (n, c, h, w). A tensor is therefore known under two names here, one per
-layout, and the transposition between them is written only when somebody asks for the layout that is not there yet:
-convolutions chain in ONNX's layout, reshapes and concatenations see TFLite's.
+TFLite keeps pictures as (n, h, w, c), ONNX as (n, c, h, w). So a tensor has two names here, one per layout. The
+transposition between them is written only when the missing layout is needed: convolutions chain in ONNX's layout,
+reshapes and concatenations use TFLite's.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from realisid_trt.errors import BuildError
 
-OPSET, IR_VERSION = 17, 9  # what OpenCV reads since 4.10
+OPSET, IR_VERSION = 17, 9  # OpenCV reads these since 4.10
 NUMPY_TYPES = {
     tflite.TensorType.FLOAT32: np.float32,
     tflite.TensorType.FLOAT16: np.float16,
@@ -223,7 +223,8 @@ class _Conversion:
         raise BuildError(f"{self.model.name}: fused activation {function} is not supported.")
 
     def same_padding(self, number: int, kernel: tuple[int, int], stride: tuple[int, int]) -> list[int]:
-        """TFLite's SAME: as many cells as strides fit, the odd pixel of padding behind. [top, left, bottom, right]."""
+        """TFLite's SAME: as many cells as strides fit, the odd pixel of padding at the end. [top, left, bottom,
+        right]."""
         before, after = [], []
         for length, window, step in zip(self.model.shapes[number][1:3], kernel, stride, strict=True):
             total = max((-(-length // step) - 1) * step + window - length, 0)
@@ -340,7 +341,7 @@ class _Conversion:
         source, weight_number, bias_number = operator.inputs
         padding, stride_w, stride_h = np.frombuffer(operator.custom_bytes()[:12], "<i4")
         weight = self.floats(weight_number).transpose(3, 0, 1, 2)  # (out, h, w, in) → (in, out, h, w)
-        if tuple(weight.shape[2:]) != (stride_h, stride_w):  # then both kinds of padding are none at all
+        if tuple(weight.shape[2:]) != (stride_h, stride_w):  # if equal, both kinds of padding are zero
             raise BuildError(f"{self.model.name}: a transposed convolution whose windows overlap is not supported.")
         self.planes[operator.outputs[0]] = self.append(
             "ConvTranspose",

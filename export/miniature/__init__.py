@@ -36,19 +36,19 @@ from .weights import CARRY_KEYS, Weights, draw, write_weights
 
 __all__ = ["make_checkpoint", "recipe_of", "weights_of"]
 
-MADE_BY = "export.miniature"  # stands in model_index.json; only folders that say so are ever replaced
+MADE_BY = "export.miniature"  # written to model_index.json; only folders with this mark are replaced
 RESERVE_BYTES = 64 * 2**20
 
 
 def make_checkpoint(out: str | Path, *, force: bool = False, progress: bool = False, **options: Any) -> Path:
-    """A complete checkpoint in DESIGN.md's layout at `out`, which appears whole or not at all. Returns its path.
+    """A complete checkpoint in DESIGN.md's layout at `out`, published atomically. Returns its path.
 
     force:    replace a checkpoint that an earlier call made; nothing else is ever overwritten.
     progress: show a progress bar on stderr.
     options:  fields of Recipe (seed, preset, family, vae_factor, prediction, projection, id_tokens) and keys of
               realisid_config.json (branch_pooled_text, null_id, …).
-    Raises RequestError for options that cannot be made or a path that is taken, DiskError for what the disk refuses or
-    has no room for.
+    Raises RequestError for impossible options or a path that is taken, DiskError if the disk refuses a write or has no
+    room.
     """
     recipe = recipe_of(**options)
     out = target_folder(out)
@@ -63,7 +63,7 @@ def make_checkpoint(out: str | Path, *, force: bool = False, progress: bool = Fa
             _write_components(recipe, modules, progress)
             for path in (*partial.rglob("*"), partial):
                 sync(path)
-    except (OSError, SafetensorError) as error:  # what disk_errors does not know, and safetensors, which tells no errno
+    except (OSError, SafetensorError) as error:  # errors unknown to disk_errors; safetensors gives no errno
         raise DiskError(f"{out} could not be written: {error}. Free some space, or choose another --out.") from error
     return out
 

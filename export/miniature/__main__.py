@@ -53,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--family", choices=FAMILIES, default=default.family, help="default %(default)s")
     add("--vae-factor", type=int, choices=(4, 8), help="default 4 for the miniature, else 8")
     add("--prediction", choices=PREDICTIONS, default=default.prediction, help="default %(default)s")
-    add("--projection", choices=("linear", "resampler"), help="default linear, unless --id-tokens bars")
+    add("--projection", choices=("linear", "resampler"), help="default linear, unless --id-tokens needs a resampler")
     add("--id-tokens", type=int, metavar="N", help="default: one per image token; 16 for the resampler")
     keys = parser.add_argument_group("keys of realisid_config.json")
     for key, value in default.realisid.to_dict().items():

@@ -21,7 +21,7 @@ PREDICTIONS = ("epsilon", "v_prediction")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What `make_checkpoint` makes. The command line reads its defaults from here.
+    """The options of `make_checkpoint`. The command line reads its defaults from here.
 
     seed:       of all weights: the same seed gives the same bytes.
     preset:     "miniature" (UNet 2 M parameters), "world" (4 M; the shape that is trained on training.world), "mid"
@@ -44,7 +44,7 @@ class Recipe:
     realisid: RealisIDConfig = RealisIDConfig(branch_pooled_text="zeros")
 
     def check(self) -> None:
-        """Raises RequestError for a value, or a pair of values, that cannot be made."""
+        """Raises RequestError for an impossible value or pair of values."""
         for name, value, choices in (
             ("preset", self.preset, PRESETS),
             ("family", self.family, FAMILIES),

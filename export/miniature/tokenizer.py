@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-# Words of ordinary prompts: what the merges are learned from. Longer words than these fall into pieces, as in CLIP.
+# Words of ordinary prompts, from which the merges are learned. Other long words are split into pieces, as in CLIP.
 WORDS = (
     "a an the of in on at with and or by for to from under over near behind is are one two three four people person "
     "man woman men women boy girl child children friend friends couple family portrait photo photograph picture image "
@@ -39,8 +39,8 @@ def byte_symbols() -> tuple[str, ...]:
 def vocabulary_and_merges(merges: int = 500) -> tuple[dict[str, int], tuple[tuple[str, str], ...]]:
     """Token → id, and the merges in order of rank: 256 bytes, 256 bytes that end a word, the merges, START, END.
 
-    Plain BPE training: the commonest neighbouring pair is merged, again and again; ties go to the first in the
-    alphabet, so the outcome does not depend on the order of anything.
+    Plain BPE training: the commonest neighbouring pair is merged, repeatedly; ties go to the first in the alphabet, so
+    the result does not depend on the order of the words.
     """
     words = [[*word[:-1], word[-1] + "</w>"] for word in sorted(set(WORDS.split()))]
     learned: list[tuple[str, str]] = []

@@ -1,4 +1,4 @@
-"""Random weights that behave: every tensor from its own stream, scaled so that nothing dies and nothing explodes."""
+"""Random weights with stable activations: each tensor has its own stream, and its scale keeps activations in range."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ SHARD_BYTES = 2**30
 SILU_GAIN = 1.68  # 1/√E[silu(n)²] for a standard normal n: what follows a SiLU starts at unit variance again
 CARRY = 1.1  # weight of the carried noise in the prediction; see carry_noise
 
-# Pattern of the key → standard deviation of what the matrix makes of inputs of unit variance; the first match counts.
+# Pattern of the key → standard deviation of the matrix's outputs for inputs of unit variance; the first match counts.
 # A name instead of a number multiplies branch_gain, the share that a residual branch adds to its stream.
 GAINS: tuple[tuple[str, float | str], ...] = (
     (r"^controlnet_(down_blocks\.\d+|mid_block)\.", 0.4),  # "zero" convolutions, not zero: the branches act
     (r"controlnet_cond_embedding\.conv_out\.", 2 * SILU_GAIN),  # drawings are mostly black
     (r"controlnet_cond_embedding\.blocks\.\d+\.", SILU_GAIN),
-    (r"attn2\.to_out\.0\.", "double"),  # text and ID tokens speak louder than the rest
+    (r"attn2\.to_out\.0\.", "double"),  # text and ID tokens act more strongly than the rest
     (r"time_emb_proj\.", 0.5 * SILU_GAIN),
     (r"(time|add)_embedding\.linear_1\.", 1.4),  # sinusoids have a variance of one half
     (r"(time|add)_embedding\.linear_2\.", SILU_GAIN),
@@ -41,7 +41,7 @@ GAINS: tuple[tuple[str, float | str], ...] = (
     (r"(\.to_out(\.0)?|out_proj|fc2|net\.2|attentions\.\d+\.proj_out|layers\.\d+\.1\.3)\.", "branch"),
 )
 BRANCH_GAINS = {"branch": 1.0, "silu": SILU_GAIN, "double": 2.0}
-# What is not a matrix, a norm or a bias: plain noise of this standard deviation.
+# Tensors other than matrices, norms and biases: plain noise of this standard deviation.
 SPREADS = {
     "token_embedding": 1.0, "position_embedding": 0.3, "class_embedding": 1.0, "latents": 1.0, "null_id_tokens": 1.0,
 }  # fmt: skip
@@ -52,7 +52,7 @@ CARRY_KEYS = ("block_out_channels", "layers_per_block", "in_channels", "norm_num
 
 @dataclass(frozen=True)
 class Weights:
-    """All weights of a checkpoint that `make_checkpoint` makes, each drawn when it is asked for.
+    """All weights of a checkpoint that `make_checkpoint` makes, each drawn on request.
 
     seed, branch_gain: as in `draw`.
     dtype:  as the checkpoint stores them.
@@ -74,7 +74,7 @@ class Weights:
 
 @contextmanager
 def drawing_threads() -> Iterator[ThreadPoolExecutor]:
-    """A thread per core: NumPy draws without Python's lock. Torch's own threads would only be in their way."""
+    """A thread per core: NumPy draws without Python's lock. Torch's own threads would compete with them."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -85,7 +85,7 @@ def drawing_threads() -> Iterator[ThreadPoolExecutor]:
 
 
 def draw(seed: int, component: str, key: str, shape: tuple[int, ...], branch_gain: float = 0.5) -> Tensor:
-    """One tensor, float32. The same (seed, component, key) gives the same numbers, whatever else is drawn.
+    """One tensor, float32. The same (seed, component, key) gives the same numbers, independent of other draws.
 
     shape: of the tensor. Matrices and kernels are (out, in, …) and get gain/√fan_in; norms 1 ± 0.05; biases 0 ± 0.05.
     branch_gain: share that a residual branch adds to its stream; smaller for deep nets, so half precision has room.
@@ -105,10 +105,12 @@ def draw(seed: int, component: str, key: str, shape: tuple[int, ...], branch_gai
 
 
 def carry_noise(key: str, tensor: Tensor, config: Mapping[str, Any]) -> None:
-    """Makes a random ε-UNet predict its own input, more or less. In place; touches three tensors, ignores the others.
+    """Makes a random ε-UNet predict roughly its own input. In place; changes three tensors, ignores the others.
 
-    A net whose ε ignores z_t multiplies the latents by 1/√ᾱ_T ≈ 14 over the steps of DDIM, and the conditions drown.
-    Latent channel i rides as a pair (+z, −z) in channels g·i and g·i + 1, both of norm group i (g channels a group):
+    A net whose ε ignores z_t multiplies the latents by 1/√ᾱ_T ≈ 14 over the steps of DDIM, and the conditions have no
+    visible effect.
+    Latent channel i is carried as a pair (+z, −z) in channels g·i and g·i + 1, both of norm group i (g channels a
+    group):
     conv_in → first skip → shortcut of the last resnet → norm → silu(a) − silu(−a) = a → conv_out.
     config: of the UNet.
     """
@@ -139,9 +141,10 @@ def write_weights(
 ) -> None:
     """`stem`.safetensors, or shards with their index when the tensors take more than `shard_bytes`.
 
-    shapes: key → shape of every tensor. make(key, shape) → its values, asked for by several threads at once; only one
-    shard of them is held at a time.
-    wrote:  told the bytes of every tensor made, for a progress bar.
+    shapes: key → shape of every tensor. make(key, shape) → its values, called by several threads at once; only one
+            shard
+    is in memory at a time.
+    wrote:  called with the bytes of every tensor made, for a progress bar.
     """
     shards: list[dict[str, tuple[int, ...]]] = [{}]
     sizes = {key: math.prod(shape) * dtype.itemsize for key, shape in shapes.items()}

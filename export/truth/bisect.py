@@ -1,4 +1,4 @@
-"""Where does a network begin to differ? The first node of a graph whose output is wrong though its inputs are not."""
+"""The first node of a graph whose output is wrong although its inputs are right."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ..forms import OnnxForm
 from .widen import widened
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
-SIZES = ("Shape", "Size")  # what they give is no number of their input's
-MARKS = 16  # values looked at in one run; every run divides what is left by about so much
+SIZES = ("Shape", "Size")  # their outputs are not computed from their input's values
+MARKS = 16  # values compared in one run; every run divides the remaining ones by about this
 
-# Runs an ONNX file: inputs by name (some may not be wanted) → outputs by name.
+# Runs an ONNX file: inputs by name (it may not need all) → outputs by name.
 RunGraph = Callable[[Path, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
@@ -29,8 +29,8 @@ class Difference:
 
     error:   of its output, relative RMS.
     inputs:  error of each float that it was computed from; weights and the network's own inputs have none.
-    alone:   whether it was seen by itself: False if it differs only while what it is computed from is not looked at,
-             as in a fusion that looking at it prevents.
+    alone:   False if the node differs only while its sources are not marked as outputs, as in a fusion that marking
+             them prevents.
     """
 
     node: str
@@ -42,17 +42,17 @@ class Difference:
 
     def __str__(self) -> str:
         worst = max(self.inputs.values(), default=0.0)
-        said = f"{self.node} ({self.op_type}), whose output {self.output} errs {self.error:.1e}"
+        said = f"{self.node} ({self.op_type}), whose output {self.output} has an error of {self.error:.1e}"
         if self.alone:
             return f"{said}, and its inputs at most {worst:.1e}"
-        return f"{said}, but not when what it is computed from is marked as an output: look at how it is fused"
+        return f"{said}, but not when its sources are marked as outputs: check how it is fused"
 
 
 def explain(path: Path, candidate: RunGraph, feed: Mapping[str, np.ndarray], bound: float) -> str:
     """The sentence for a parity error. Compares with the graph run node by node, in float32."""
     found = first_difference(path, feed, plain, candidate, bound)
     if found is None:
-        return "No node differs from the graph run plainly in float32: the graph itself is not what the module is."
+        return "No node differs from the unoptimised graph in float32: the graph itself differs from the module."
     return f"First differing node: {found}."
 
 
@@ -66,8 +66,8 @@ def first_difference(
 ) -> Difference | None:
     """The first node whose output differs by more than `bound` (relative RMS), its inputs by less; None if none does.
 
-    Goes up from a wrong output. Right values cut the graph off; of what is left, evenly spread values are marked as
-    outputs and run, again and again: both runners are called O(log n) times, each time with another file.
+    Searches upwards from a wrong output. Right values cut the graph off. Of the remaining values, evenly spread ones
+    are marked as outputs and run, repeatedly: both runners are called O(log n) times, each time with another file.
     """
     graph = _Graph(path)
     errors: dict[str, float] = {}
@@ -90,7 +90,7 @@ def first_difference(
         if not before:
             break
         error = errors[value]
-        look([*_spread(before, marks), value])  # itself too, so that the way to it is the same as before
+        look([*_spread(before, marks), value])  # the value too: the path to it must stay the same
         if alone := not errors[value] <= bound:
             continue
         errors[value] = error
@@ -100,13 +100,13 @@ def first_difference(
 
 
 def plain(path: Path, feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The graph by ONNX Runtime on the CPU as it is written, no node fused; in float32 if it is half."""
+    """The graph's outputs by ONNX Runtime on the CPU, no node fused; in float32 if the graph is half."""
     with widened(path) as file:
         return _run(file, feed, optimised=False)
 
 
 def on_onnxruntime(path: Path, feed: Mapping[str, np.ndarray], form: OnnxForm) -> dict[str, np.ndarray]:
-    """The graph by ONNX Runtime on the CPU as `verify` runs it: optimised; bfloat16 widened."""
+    """The graph's outputs by ONNX Runtime on the CPU, optimised, as `verify` runs it; bfloat16 widened."""
     with widened(path) if form.precision == "bf16" else nullcontext(path) as file:
         return _run(file, feed, optimised=True)
 
@@ -129,7 +129,7 @@ def _run(path: Path, feed: Mapping[str, np.ndarray], optimised: bool) -> dict[st
 
 
 def _error(ours: np.ndarray, truth: np.ndarray) -> float:
-    """Relative RMS; infinite where one is no number and the other is. Masks hold equal infinities."""
+    """Relative RMS; infinite where only one of them is a number. Masks hold equal infinities."""
     if ours.shape != truth.shape:
         return float("inf")
     ours, truth = np.asarray(ours, np.float64), np.asarray(truth, np.float64)
@@ -153,7 +153,7 @@ class _Graph:
         self._path = path
         self._model = onnx.load(str(path), load_external_data=False)
         graph = self._model.graph
-        self._nodes = list(graph.node)  # in topological order: ONNX asks for that
+        self._nodes = list(graph.node)  # in topological order: ONNX requires it
         self._made_by = {name: at for at, node in enumerate(self._nodes) for name in node.output if name}
         self._kinds = {value.name: value for value in (*graph.value_info, *graph.output)}
         self.outputs = [value.name for value in graph.output if self._is_float(value.name)]
@@ -165,7 +165,7 @@ class _Graph:
         return self._made_by[value]
 
     def sources(self, value: str) -> list[str]:
-        """The floats made by nodes that a value is computed from, at first hand or through integers and booleans."""
+        """The computed floats that a value depends on, directly or through integers and booleans."""
         found, seen, waiting = dict[str, None](), set[str](), list(self.node_of(value).input)
         while waiting:
             name = waiting.pop(0)
@@ -179,7 +179,7 @@ class _Graph:
         return list(found)
 
     def before(self, value: str, cut: set[str]) -> list[str]:
-        """The floats that a value is computed from, without those of `cut` and what lies behind them; in order."""
+        """The floats that a value is computed from, without those of `cut` and their sources; in order."""
         found, waiting = set[str](), [value]
         while waiting:
             new = [source for source in self.sources(waiting.pop()) if source not in cut and source not in found]
@@ -218,7 +218,7 @@ class _Graph:
 
 
 def _inputs(node: NodeProto) -> Iterator[str]:
-    """What a node reads, and the nodes inside it."""
+    """The inputs of a node and of the nodes inside it."""
     yield from node.input
     for attribute in node.attribute:
         for inner in attribute.g.node:

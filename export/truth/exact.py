@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def in_float64(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """What the module computes in float64 from its own weights, whatever their precision.
+    """The module's outputs in float64, computed from weights of any precision.
 
-    Every layer that owns parameters is widened before it runs and narrowed back behind it: one layer at a time, so a
+    Every layer that owns parameters is widened before it runs and narrowed back after it: one layer at a time, so a
     full-size network needs no more memory than its activations.
     """
     with _widened_layer_by_layer(module):

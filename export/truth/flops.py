@@ -1,4 +1,4 @@
-"""Floating-point operations, counted by running the shapes and not the numbers."""
+"""Floating-point operations, counted on tensors that have shapes but no numbers."""
 
 from __future__ import annotations
 

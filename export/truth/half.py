@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
-# A CPU has no quick half kernels for these. In float32 and rounded behind it is what its slow ones compute.
+# A CPU has no quick half kernels for these. In float32, rounded afterwards, the result is that of the slow kernels.
 SLOW = frozenset({"convolution", "mm", "addmm", "bmm", "baddbmm", "_scaled_dot_product_flash_attention_for_cpu"})
 
 

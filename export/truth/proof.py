@@ -1,7 +1,7 @@
-"""What a network computes in, read back from what the builder was given: half precision that proves itself.
+"""The proof of a network's precision, read back from the definition that the builder got.
 
 TensorRT types its networks strongly: a tensor has the type that the graph gives it, and no flag changes that. So a
-graph that is secretly float32 builds without a word, and this is where it is found out.
+graph that is float32 by mistake builds without an error. This check finds it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from realisid_trt.backends.tensorrt_flavours import Flavour
 from realisid_trt.errors import BuildError
 
-from ..forms import WIDE
+from ..forms import FLOAT32_NETWORKS
 
 if TYPE_CHECKING:
     import tensorrt as trt
@@ -27,11 +27,11 @@ TYPES = {"fp32": "FLOAT", "fp16": "HALF", "bf16": "BF16"}
 
 
 @dataclass(frozen=True)
-class Wider:
-    """Float32 that a half-precision build may hold, and why. Everything else that is no half fails it.
+class AllowedFloat32:
+    """Float32 that a half-precision build may hold, and why. Any other float32 tensor fails the build.
 
     network, name: patterns of networks' and tensors' or layers' names. kinds: of layers; None: any.
-    most:          elements of one tensor, beside its dynamic sizes; None: any number.
+    most:          elements of one tensor, dynamic sizes not counted; None: any number.
     """
 
     network: str
@@ -54,26 +54,29 @@ INSPECTED = {"FLOAT": r"\b(FP32|Float)\b", "BF16": r"\b(BF16|BFloat16)\b", "HALF
 SINUSOIDS = frozenset({"CONSTANT", "ELEMENTWISE", "UNARY", "SHUFFLE", "CONCATENATION", "UNSQUEEZE", "SHAPE"})
 MOST_SINUSOIDS = 6 * 512  # of the six time_ids; a timestep alone has fewer
 ALLOWED = (
-    *(Wider(network, reason) for network, reason in WIDE.items()),
-    Wider(
+    *(AllowedFloat32(network, reason) for network, reason in FLOAT32_NETWORKS.items()),
+    AllowedFloat32(
         ".*_time",
         "half precision does not hold the angles of a thousand steps",
         name="timestep|time_ids",
         kinds=frozenset({"INPUT"}),
     ),
-    Wider(".*_time", "the sinusoids of those angles, narrowed behind them", kinds=SINUSOIDS, most=MOST_SINUSOIDS),
-    Wider(".*", "a single number, such as the scale of an attention", kinds=frozenset({"CONSTANT"}), most=1),
+    AllowedFloat32(
+        ".*_time", "the sinusoids of those angles, narrowed after them", kinds=SINUSOIDS, most=MOST_SINUSOIDS
+    ),
+    AllowedFloat32(".*", "a single number, such as the scale of an attention", kinds=frozenset({"CONSTANT"}), most=1),
 )
 
 
 @dataclass
 class Proof:
-    """The share of a network that is in the asked precision.
+    """The share of a network that has the requested precision.
 
     layers, outputs: of the network definition that the plan was built from. half: outputs in that precision.
-    wider:           reason → tensors that are float32 all the same.
+    wider:           reason → number of tensors that stay float32.
     weights_bytes:   by type.
-    attentions:      in the graph; fused: kernels of fused attention named in the plan, None if the plan does not say.
+    attentions:      in the graph; fused: kernels of fused attention named in the plan, None if the plan does not name
+                     its kernels.
     """
 
     precision: str
@@ -91,7 +94,7 @@ class Proof:
 
 
 def prove(definition: trt.INetworkDefinition, flavour: Flavour, network: str, precision: str) -> Proof:
-    """What the builder was given. Raises BuildError for float32 that nobody allowed.
+    """The proof for a network definition. Raises BuildError for float32 tensors that ALLOWED does not list.
 
     precision: "fp32", "fp16" or "bf16".
     """
@@ -132,16 +135,16 @@ def prove(definition: trt.INetworkDefinition, flavour: Flavour, network: str, pr
     if surplus:
         raise BuildError(
             f"{network} should be {precision}, but {len(surplus)} of its tensors are not, such as "
-            f"{', '.join(surplus[:3])}. What may stay wider, and why, is listed in export/truth/proof.py; a plan of "
+            f"{', '.join(surplus[:3])}. The tensors that may stay wider are listed in export/truth/proof.py; a plan of "
             "this graph would be as slow as float32. Report this with the checkpoint's configuration."
         )
     return proof
 
 
 def layers_by_type(inspected: str) -> dict[str, int]:
-    """How many layers of a loaded plan write which type, out of what TensorRT's inspector says of it in JSON.
+    """The number of layers of a loaded plan by the type that they write, from the JSON of TensorRT's inspector.
 
-    Releases word the type in other ways: "Half", "Row major linear FP16 format". A layer of no known type is "other".
+    Releases name the types differently: "Half", "Row major linear FP16 format". A layer of no known type is "other".
     """
     found = Counter[str]()
     for layer in json.loads(inspected).get("Layers", []):
@@ -168,7 +171,7 @@ def weights_bytes(onnx_file: Path) -> dict[str, int]:
 
 
 def fused_attentions(plan: Path) -> int:
-    """How many parameter blocks of fused attention kernels the plan names."""
+    """The number of parameter blocks of fused attention kernels that the plan names."""
     with open(plan, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         count, at = 0, content.find(b"attention_params")
         while at >= 0:

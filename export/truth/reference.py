@@ -30,7 +30,7 @@ class ReferencePerson:
 
 
 class Reference:
-    """The whole of RealisID in one dtype."""
+    """All of RealisID in one dtype."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
         self.checkpoint, self.config, self.dtype = checkpoint, checkpoint.config, dtype
@@ -148,10 +148,10 @@ class Reference:
             local = self._controlnet(
                 self.local_controlnet, face_latents, timestep, tokens, person.pose_image[None].to(self.dtype), added
             )
-            whole = self._controlnet(
+            global_residuals = self._controlnet(
                 self.global_controlnet, latents, timestep, tokens, self.location_mask(box, *size_px), added
             )
-            for index, (i_l, i_g) in enumerate(zip(local, whole, strict=True)):
+            for index, (i_l, i_g) in enumerate(zip(local, global_residuals, strict=True)):
                 if len(global_sum) <= index:
                     local_sum.append(torch.zeros_like(i_g))
                     global_sum.append(torch.zeros_like(i_g))
@@ -173,8 +173,8 @@ class Reference:
             local_sum = [total / count.clamp(min=1) for total, count in zip(local_sum, covered, strict=True)]
         local_scale, global_scale = scales
         return [
-            local_scale * total + global_scale * whole / len(persons)
-            for total, whole in zip(local_sum, global_sum, strict=True)
+            local_scale * total + global_scale * global_residuals / len(persons)
+            for total, global_residuals in zip(local_sum, global_sum, strict=True)
         ]
 
     def _controlnet(
@@ -196,7 +196,7 @@ class Reference:
         )
         return [*down, mid]
 
-    # Eq. (8), thirty times
+    # Eq. (8), in every step
 
     @torch.no_grad()
     def generate(

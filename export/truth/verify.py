@@ -1,4 +1,4 @@
-"""Is what was exported what was meant? Every network, against the torch module it came from."""
+"""The comparison of every exported network with the torch module it came from."""
 
 from __future__ import annotations
 
@@ -23,38 +23,38 @@ from .exact import in_float64
 from .flops import flops_per_row
 from .widen import widened
 
-# A graph is other arithmetic in another order, so it may err like the torch module, not equal it. Each output's RMS
-# error against float64 may be at most this many times the torch module's own in the same precision.
+# A graph computes in another order than the torch module, so their outputs differ, but their errors are comparable.
+# Each output's RMS error against float64 may be at most this many times the torch module's own in the same precision.
 WORST_RATIO = 4.0
-# What the module errs is one draw. Where much hangs on a near tie (a sharp softmax), rounding errors grow a hundredfold
-# in some places, and two orders of the same sums err by chance one many times the other. So a graph that errs too much
-# is held against the worst of so many more draws: the module on inputs moved by one rounding, at the same truth.
+# The module's error is one draw. Near a tie (a sharp softmax) rounding errors grow a hundredfold in some places, and by
+# chance one order of the same sums may have many times the error of another. So a graph with too large an error is
+# compared with the worst of this many more draws: the module on inputs moved by one rounding, against the same float64.
 DRAWS = 8
-# A row of more operations than this, at the smallest size that the network takes (a branch on its canvas), is tried
-# once and in float32: a CPU would take hours over it in half precision.
+# A row of more operations than this, at the smallest size that the network takes (a branch on its canvas), is compared
+# once and in float32: a CPU would take hours for it in half precision.
 HEAVY_FLOPS = 2e11
 
-# How a network is run: inputs by name → outputs in its order. bfloat16 goes in and comes out as float32.
+# Runs a network: inputs by name → outputs in its order. bfloat16 goes in and comes out as float32.
 Run = Callable[[Mapping[str, np.ndarray]], Sequence[np.ndarray]]
-# Inputs, and the relative RMS error that is too much → a sentence about where it comes from.
+# Inputs, and the largest accepted relative RMS error → a sentence about the origin of a larger one.
 Explain = Callable[[Mapping[str, np.ndarray], float], str]
-GRAPH_ADVICE = "The graph does not compute what the module computes: try another torch or onnxscript version"
-PLAN_ADVICE = "Its graph computes what the module computes, the plan does not: try another --optimization-level"
-HOW_TO_EXPLAIN = "Give the same command with --bisect to learn the first node that differs."
+GRAPH_ADVICE = "The graph does not agree with the module: try another torch or onnxscript version"
+PLAN_ADVICE = "The graph agrees with the module, the plan does not: try another --optimization-level"
+HOW_TO_EXPLAIN = "Give the same command with --bisect to find the first node that differs."
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far an exported network is from the truth, over all outputs and shapes tried.
+    """The error of an exported network, over all outputs and shapes tried.
 
     rms, max_abs: of the error against the torch module in float64, relative to each output's RMS.
     rms_torch:    the same of the torch module itself, in the network's precision; where an output needed more than one
                   draw of it, the worst of them.
     ratio:        the worst output's rms over its rms_torch.
-    draws:        of the module that the output needed which needed most; 1: none needed more than the module as it is.
+    draws:        the most draws of the module that an output needed; 1: the module's own error was enough for all.
     shapes:       the unit sizes that were tried.
-    widened:      graph and module ran in float32 on their half-precision weights: the graph computes what the module
-                  computes; what rounding to half does to it, only a GPU can tell.
+    widened:      graph and module ran in float32 on their half-precision weights. This proves the graph; the effect of
+                  rounding to half can only be measured on a GPU.
     """
 
     rms: float
@@ -83,10 +83,10 @@ def verify(
     """The parity of what `run` computes with the module. Raises ParityError, naming the output that differs.
 
     module:  in the form's precision.
-    run:     the network to be judged; an ONNX file is run by ONNX Runtime on the CPU, which has no bfloat16, so such a
-             graph is judged widened, as is a heavy one in half precision.
+    run:     the network to compare; an ONNX file is run by ONNX Runtime on the CPU. It has no bfloat16, so a bfloat16
+             graph is compared widened, as is a heavy one in half precision.
     limits:  of what `run` takes.
-    explain: asked when an output differs; None: the error says how to ask.
+    explain: called when an output differs; None: the error names --bisect.
     """
     units = parity_shapes(limits)
     heavy = flops_per_row(network, module, units[0]) > HEAVY_FLOPS
@@ -129,7 +129,7 @@ def verify(
 
 
 class _Draws:
-    """What the module gives for these inputs: at first as they are, then moved by one rounding. Each is run once."""
+    """The module's outputs, first for these inputs, then for inputs moved by one rounding. Each draw is run once."""
 
     def __init__(self, plain: Callable[[Sequence[Tensor]], list[np.ndarray]], inputs: Sequence[Tensor]) -> None:
         self._plain, self._inputs = plain, inputs
@@ -143,7 +143,7 @@ class _Draws:
             yield self._made[draw][output]
 
     def _moved(self, tensor: Tensor) -> Tensor:
-        """Every number is itself or one of its neighbours; zero and what is no float stay."""
+        """Adds −1, 0 or +1 eps (relative) to each float; zeros and integers are unchanged."""
         if not tensor.is_floating_point():
             return tensor
         step = torch.randint(-1, 2, tensor.shape, generator=self._generator) * torch.finfo(tensor.dtype).eps
@@ -186,13 +186,13 @@ def _compare(
     rms_torch = 0.0
     for count, draw in enumerate(theirs(), start=1):
         rms_torch = max(rms_torch, rms_of(draw - true) / scale)
-        # Where torch happens to be exact (a bias, a constant), one rounding of the output's precision is no error.
+        # Where torch happens to be exact (a bias, a constant), one rounding of the output's precision is accepted.
         accepted = max(rms_torch, eps / 4)
         if rms <= WORST_RATIO * accepted:
             return rms, max_abs, rms_torch, rms / accepted, count
     raise ParityError(
-        f"{what} errs {rms:.2e} (relative RMS against float64), {rms / accepted:.1f} times what torch errs in the same "
-        f"precision ({rms_torch:.2e}); at most {WORST_RATIO:g} times is accepted. {advice}, and report it with "
+        f"{what} has an error of {rms:.2e} (relative RMS against float64), {rms / accepted:.1f} times torch's in the "
+        f"same precision ({rms_torch:.2e}); at most {WORST_RATIO:g} times is accepted. {advice}, and report it with "
         f"these figures. {explain(WORST_RATIO * accepted) if explain else HOW_TO_EXPLAIN}"
     )
 
@@ -203,7 +203,7 @@ def rms_of(values: np.ndarray | Sequence[float]) -> float:
 
 
 class _RoundedScalars(TorchDispatchMode):
-    """Numbers of the code, such as GELU's 1.702, as an exporter writes them into a graph: in the graph's precision."""
+    """Rounds constants of the code, such as GELU's 1.702, to the graph's precision, as an exporter does."""
 
     ARITHMETIC = frozenset({"add", "sub", "mul", "div"})
 
@@ -219,7 +219,8 @@ class _RoundedScalars(TorchDispatchMode):
 
 @contextmanager
 def _in_float32(module: nn.Module) -> Iterator[None]:
-    """The module with every weight widened, and as it was behind the block: `.to` would narrow what was never half."""
+    """A context with every weight widened, restored afterwards. `.to` would also narrow weights that were never
+    half."""
     tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
     kept = [tensor.data for tensor in tensors]
     for tensor in tensors:

@@ -44,11 +44,12 @@ def verify_engine(
 ) -> dict[str, dict[str, Any]]:
     """The errors of every build that can run here, and of plain torch in its precision, by build.
 
-    report: is told which builds cannot, and why.
-    whole:  False compares plans one by one, and no engine as a whole: for checkpoints that the reference cannot hold.
+    report: called with a line for each build that cannot run here, with the reason.
+    whole:  False compares plans one by one, and not the engine as a whole: for checkpoints that the reference cannot
+            hold.
     bisect: the error of a plan names the first node that differs.
 
-    Raises ParityError if a build errs more than WORST_RATIO times what plain torch errs.
+    Raises ParityError if a build's error is more than WORST_RATIO times that of plain torch.
     """
     manifest = Manifest.read(path)
     scene = Scene.of(manifest.model)
@@ -115,7 +116,7 @@ class Scene:
 
     @cached_property
     def settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Of the single step, and of STEPS."""
+        """The settings of the single step, and of STEPS steps."""
         return (
             {"num_inference_steps": 1, "subject_conditioning_ratio": None},
             {"num_inference_steps": STEPS, "subject_conditioning_ratio": RATIO},
@@ -160,9 +161,9 @@ def _judge(
         rms, rms_torch = (rms_of(latents - true) / rms_of(true) for latents in (mine, theirs))
         if not rms <= WORST_RATIO * rms_torch:
             raise ParityError(
-                f"the whole engine errs {rms:.2e} in {what}, run by {build.id}; the reference in {build.precision} "
-                f"errs {rms_torch:.2e}, and at most {WORST_RATIO:g} times that is accepted. Every network passed by "
-                "itself, so report this as a bug of the runtime, with these figures."
+                f"the whole engine, run by {build.id}, has an error of {rms:.2e} in {what}; the reference in "
+                f"{build.precision} has {rms_torch:.2e}, and at most {WORST_RATIO:g} times that is accepted. Every "
+                "network passed by itself, so report this as a bug of the runtime, with these figures."
             )
         return {"rms": rms, "rms_torch": rms_torch, "ratio": rms / rms_torch}
 

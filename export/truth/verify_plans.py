@@ -61,7 +61,7 @@ def _run(backend: Backend, network: Network, feed: Mapping[str, np.ndarray]) -> 
 
 
 def limits_of(network: Network) -> Limits:
-    """What a network takes, by the manifest."""
+    """The limits of a network's inputs, from the manifest."""
     bounds: dict[str, tuple[int, int]] = {}
     for port in network.inputs:
         for size in port.shape:
@@ -108,7 +108,7 @@ def through_backend(manifest: Manifest, build: Build, name: str, device: str) ->
 
 
 def _settings(build: Build, name: str) -> PlanSettings:
-    """As the build's own, but for this GPU alone."""
+    """The build's settings, for this GPU only."""
     return PlanSettings(
         flavour=build.backend,
         precision="fp32" if name in build.wide else PRECISIONS[build.precision],

@@ -1,4 +1,5 @@
-"""A half-precision graph → its twin in float32, with the same weights: what it computes but for the rounding."""
+"""A half-precision graph → its twin in float32, with the same weights: the same computation without rounding to
+half."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ EMBED_BYTES = 1024  # larger weights lie beside the twin: float32 may pass a pro
 
 @contextmanager
 def widened(path: Path) -> Iterator[Path]:
-    """The float32 twin of a graph, in a folder beside it, gone behind the block; `path` itself if nothing is half.
+    """The float32 twin of a graph, in a folder beside it, removed after the block; `path` itself if nothing is half.
 
     Every float16 and bfloat16 is float32: weights keep their values, values keep their names. One weight at a time is
     in memory.

@@ -1,9 +1,9 @@
-"""What the runtime asks of a machine: open the networks, run them, own their memory, run the fused kernels.
+"""The interface of a machine: it opens networks, runs them, owns their memory, and runs the fused kernels.
 
-A backend is one file in this folder. The loop in `loop/denoise.py` hands it whole arrays by name and never looks inside
-them, so a backend keeps them wherever it likes; on a CPU they are NumPy arrays. Four rules:
+A backend is one file in this folder. The loop in `loop/denoise.py` gives it whole arrays by name and does not read
+their values, so a backend may keep them in any memory; on a CPU they are NumPy arrays. Four rules:
 
-- Latents are float32. What only networks read is in the precision that the networks read: `put(…, for_networks=True)`.
+- Latents are float32. Arrays that only networks read have the networks' precision: `put(…, for_networks=True)`.
 - `take` and `take_step` may return their argument, or memory that their next call reuses.
 - A network's outputs are valid until it runs again.
 - Everything may return before it is done; `get`, `all_finite`, `wait_for` and `elapsed_ms` wait.
@@ -29,8 +29,8 @@ from ..manifest import Manifest
 Tensor = Any  # an array where the backend keeps its arrays: np.ndarray on a CPU
 
 
-class Known(NamedTuple):
-    """A backend that this version has: its file here, the package it needs, the extra that installs that."""
+class KnownBackend(NamedTuple):
+    """A backend of this version: its module here, the package that it needs, the extra that installs the package."""
 
     module: str
     package: str
@@ -39,14 +39,14 @@ class Known(NamedTuple):
 
 # In the order in which "auto" prefers them.
 KNOWN = {
-    "tensorrt": Known("tensorrt", "tensorrt", "tensorrt"),
-    "tensorrt-rtx": Known("tensorrt", "tensorrt_rtx", "tensorrt-rtx"),
-    "onnxruntime": Known("onnxruntime", "onnxruntime", "cpu"),
+    "tensorrt": KnownBackend("tensorrt", "tensorrt", "tensorrt"),
+    "tensorrt-rtx": KnownBackend("tensorrt", "tensorrt_rtx", "tensorrt-rtx"),
+    "onnxruntime": KnownBackend("onnxruntime", "onnxruntime", "cpu"),
 }
 
 
 class Usage:
-    """What the backend itself counted since `begin`: rows evaluated and milliseconds, by network or kernel."""
+    """Rows evaluated and milliseconds since `begin`, by network or kernel, as counted by the backend."""
 
     def __init__(self) -> None:
         self.rows: dict[str, int] = {}
@@ -70,10 +70,10 @@ class Usage:
 
 @dataclass(frozen=True, eq=False)
 class MergeRows:
-    """Which residuals go where, for `relocate_merge`. R decoder rows, P local rows, at most N persons a picture.
+    """Where `relocate_merge` adds each residual. R decoder rows, P local rows, at most N persons a picture.
 
     encoder_of:  (R,) int32, the encoder row that decoder row r continues.
-    local_of:    (R, N) int32, the rows of the local branch that decoder row r receives, -1 behind the last.
+    local_of:    (R, N) int32, the rows of the local branch that decoder row r receives, -1 after the last.
     global_of:   (R, N) int32, those of the global branch.
     boxes:       (P, L, 4) int32, every local row's face in cells of every level.
     scales:      (R, 2) float32, local and global scale.
@@ -87,8 +87,8 @@ class MergeRows:
 
 
 class Backend(Protocol):
-    """The small interface. Shapes of the kernels' arguments are stated in `kernels/`; what is constant in them (levels,
-    canvas, relocate mode, overlap) the backend takes from the manifest it was opened with."""
+    """The interface of a backend. `kernels/` states the shapes of the kernels' arguments. A backend takes their
+    constants (levels, canvas, relocate mode, overlap) from the manifest that it was opened with."""
 
     name: str
     device: str
@@ -96,34 +96,34 @@ class Backend(Protocol):
 
     @property
     def usage(self) -> Usage:
-        """What ran since `begin`."""
+        """Rows and milliseconds since `begin`."""
 
     def begin(self) -> None:
-        """A new request: usage counts from zero, and every tensor handed out before is no more."""
+        """Starts a request: usage counts from zero. Invalidates every tensor returned so far."""
 
     def rewind(self) -> None:
-        """Every tensor handed out before is no more, and its memory is used again."""
+        """Invalidates every tensor returned so far, and reuses its memory."""
 
     def unload(self, networks: Collection[str]) -> None:
-        """Gives back the weights of these networks. They are loaded again when they run."""
+        """Frees the weights of these networks. They are loaded again when they run."""
 
     def close(self) -> None:
-        """Gives back networks and memory, in order; nothing may be asked of this backend then. May be repeated."""
+        """Frees networks and memory, in order. No other call may follow. May be repeated."""
 
     def turn(self) -> AbstractContextManager[None]:
-        """For all that one user does: the thread's device is the backend's, and the caller's again afterwards."""
+        """A context for one user's calls: the backend's device is current in this thread, afterwards the caller's."""
 
     def outside(self) -> AbstractContextManager[None]:
-        """Within a turn, for code of the caller's: the device is the caller's, and the backend's again afterwards."""
+        """Inside a turn, a context for the caller's code: the caller's device is current, afterwards the backend's."""
 
     def put(self, array: NDArray[Any], for_networks: bool = False) -> Tensor:
         """The array, where the networks and kernels can read it."""
 
     def get(self, tensor: Tensor) -> NDArray[Any]:
-        """A NumPy array of one's own, float32 or integers."""
+        """The tensor as a new NumPy array, float32 or integers."""
 
     def take(self, tensor: Tensor, rows: NDArray[np.int32]) -> Tensor:
-        """tensor[rows]: rows along the first axis, repeated as asked."""
+        """tensor[rows]: rows along the first axis; an index may occur several times."""
 
     def take_step(self, table: Tensor, step: Tensor, pictures: Tensor, columns: Tensor) -> Tensor:
         """table[step[pictures], columns]: of a (S, K, E) table, each row's entry at its picture's step."""
@@ -138,21 +138,21 @@ class Backend(Protocol):
         """Whether a float32 tensor holds neither NaN nor infinity."""
 
     def repeated(self, step: Callable[[], None]) -> Callable[[], None]:
-        """A step that will be called many times, always the same; a backend may record it."""
+        """The step as a function for many identical calls; a backend may record it."""
 
     def stamp(self) -> Any:
-        """A moment between what was asked for before and what is asked for behind it."""
+        """A marker after all work that was enqueued so far."""
 
     def wait_for(self, stamp: Any) -> None:
-        """Returns when everything before this moment is done."""
+        """Returns when all work before this marker is done."""
 
     def elapsed_ms(self, stamps: Sequence[Any]) -> list[float]:
-        """Milliseconds between each moment and the next; waits for the last."""
+        """Milliseconds between consecutive markers; waits for the last one."""
 
     def crop_upsample(self, latents: Tensor, pictures: Tensor, boxes: Tensor) -> Tensor: ...
 
     def relocate_merge(
-        self, skips: Sequence[Tensor], local: Sequence[Tensor], whole: Sequence[Tensor], rows: MergeRows
+        self, skips: Sequence[Tensor], local: Sequence[Tensor], global_residuals: Sequence[Tensor], rows: MergeRows
     ) -> Sequence[Tensor]: ...
 
     def guide_step(
@@ -198,7 +198,7 @@ def open_backend(
 
 
 def _names(networks: object, known: Collection[str]) -> tuple[str, ...]:
-    """The names of networks that were asked for. Raises RequestError for what is not a list of known names."""
+    """The requested names of networks. Raises RequestError unless they are a collection of known names."""
     names = () if isinstance(networks, (str, bytes)) or not isinstance(networks, Collection) else tuple(networks)
     unknown = [name for name in names if not isinstance(name, str) or name not in known]
     if unknown or isinstance(networks, (str, bytes)) or not isinstance(networks, Collection):

@@ -1,5 +1,5 @@
-"""What every GPU backend does alike: arrays on one stream, the fused kernels, steps. How a network runs it leaves to a
-`Runner`, capture to cuda_graphs.py."""
+"""Shared by all GPU backends: arrays on one stream, the fused kernels, steps. A `Runner` executes the networks, and
+cuda_graphs.py captures steps."""
 
 from __future__ import annotations
 
@@ -29,30 +29,30 @@ class Runner(Protocol):
     def run(
         self, network: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array], again: bool = False
     ) -> Hashable:
-        """Enqueues the network. again: the same call will come again, and may be captured then.
+        """Enqueues the network. again: whether the same call will follow, which may then be captured.
 
-        Returns what a graph of this call would hold beside the arrays: if it equals, the graph may be replayed. Raises
-        BackendError.
+        Returns the state that a graph of this call would hold beside the arrays. The graph may be replayed while the
+        state is equal. Raises BackendError.
         """
 
     def forget(self) -> None:
-        """Arrays given before are no more."""
+        """Invalidates all arrays passed so far."""
 
     def keep(self) -> None:
-        """Writes to the disk what was compiled while the networks ran. After every batch."""
+        """Writes kernels that were compiled during the runs to disk. Called after every batch."""
 
     def unload(self, networks: Collection[str]) -> None:
-        """Gives back the weights of these; they are loaded again when they run. The stream is idle."""
+        """Frees the weights of these networks; they are loaded again when they run. The stream must be idle."""
 
     def close(self) -> None:
-        """The networks end. The stream is idle; it ends after them."""
+        """Closes the networks. The stream must be idle; it is closed after them."""
 
 
 class CudaBackend:
-    """The backend protocol on one GPU. Nothing but `get`, `begin` and `elapsed_ms` waits for it.
+    """The backend protocol on one GPU. Only `get`, `begin` and `elapsed_ms` wait for the GPU.
 
-    Every array of a request comes out of one arena. What a step writes is written where the step before wrote it: an
-    output belongs to what it was computed from, and is made once per request.
+    Every array of a request comes from one arena. Each buffer is keyed by the inputs that produced it and is allocated
+    once per request, so every step writes to the same addresses.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class CudaBackend:
         runner: Runner,
         capture: bool = False,
     ) -> None:
-        """capture: record a step as a CUDA graph when it runs for the second time, and replay that from then on."""
+        """capture: after two identical runs of a step, record it as a CUDA graph and replay that from then on."""
         self.name, self.device, self.precision = name, f"cuda:{gpu.ordinal}", build.precision
         self._usage = GpuUsage(gpu)
         self._runner, self._kernels, self._gpu = runner, kernels, gpu
@@ -74,7 +74,8 @@ class CudaBackend:
         self._mode, self._overlap = manifest.config.relocate_mode, manifest.config.overlap
         self._made: dict[Hashable, Any] = {}
         self._steps = CapturedSteps(gpu, self._usage, capture)
-        # By `close`, else with the last reference, else at the interpreter's exit while the driver is still there.
+        # Runs at `close`, else with the last reference, else at the interpreter's exit while the driver is still
+        # loaded.
         self._end = weakref.finalize(self, _end, runner, gpu, self._steps.graphs)
 
     @property
@@ -93,7 +94,7 @@ class CudaBackend:
 
     @property
     def runner(self) -> Runner:
-        """What runs the networks."""
+        """The runner of the networks."""
         return self._runner
 
     def unload(self, networks: Collection[str]) -> None:
@@ -182,16 +183,16 @@ class CudaBackend:
         return faces
 
     def relocate_merge(
-        self, skips: Sequence[Array], local: Sequence[Array], whole: Sequence[Array], rows: MergeRows
+        self, skips: Sequence[Array], local: Sequence[Array], global_residuals: Sequence[Array], rows: MergeRows
     ) -> Sequence[Array]:
         count = rows.encoder_of.shape[0]
 
         def plan() -> tuple[list[Array], launch.Levels, Array]:
             out = [self._new((count, *skip.shape[1:]), skip.dtype) for skip in skips]
-            levels = launch.levels(skips, local, whole, out, self._levels)
+            levels = launch.levels(skips, local, global_residuals, out, self._levels)
             return out, levels, self.put(levels.table.view(np.int32))
 
-        key = "relocate_merge", rows.encoder_of, *skips, *local, *whole
+        key = "relocate_merge", rows.encoder_of, *skips, *local, *global_residuals
         out: list[Array]
         out, levels, table = self._once(key, plan)
         with self.usage.measure("relocate_merge", count):
@@ -200,7 +201,7 @@ class CudaBackend:
                 rows.scales, self._mode, self._overlap,
             )  # fmt: skip
         of = rows.encoder_of, rows.local_of, rows.global_of, rows.boxes, rows.scales
-        self._steps.note("relocate_merge", *skips, *local, *whole, *out, table, *of)
+        self._steps.note("relocate_merge", *skips, *local, *global_residuals, *out, table, *of)
         return out
 
     def guide_step(
@@ -237,7 +238,7 @@ class CudaBackend:
         return Array(self._gpu.memory.take(array.nbytes), shape, dtype)
 
     def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """What `make` gives; the same for the same key until the request ends."""
+        """The result of `make`, made once per key until the request ends."""
         if key not in self._made:
             self._made[key] = make()
         return self._made[key]
@@ -247,7 +248,7 @@ class CudaBackend:
         return placed
 
     def _in(self, dtype: str, array: Array) -> Array:
-        """The array in another precision; float32 to half only: nothing else is asked for."""
+        """The array in another precision. Only float32 → half is ever requested."""
         if array.dtype == dtype:
             return array
         out: Array = self._once(("in", dtype, array), lambda: self._new(array.shape, dtype))
@@ -256,9 +257,9 @@ class CudaBackend:
 
 
 def _end(runner: Runner, gpu: Gpu, graphs: dict[Hashable, Graph]) -> None:
-    """Waits, then ends in the only order: graphs may be running, and networks use the stream to the last. One's failure
-    does not stop the next."""
-    with callers_device(), ExitStack() as then:  # the collector may do it in any thread
+    """Waits, because graphs may be running. Then frees graphs, networks and GPU, in this order: networks use the stream
+    until they are closed. A failure of one does not skip the next."""
+    with callers_device(), ExitStack() as then:  # the garbage collector may call this in any thread
         then.callback(gpu.close)
         then.callback(runner.close)
         then.callback(graphs.clear)

@@ -43,12 +43,12 @@ class CapturedSteps:
         self.trace.append(enqueued)
 
     def repeated(self, step: Callable[[], None]) -> Callable[[], None]:
-        """Run as it is until two runs enqueued the same, then captured, then replayed; a step that an earlier request
-        captured is replayed from its second call on.
+        """The step as a function that is captured after two identical runs and replayed afterwards. A step that an
+        earlier request captured is replayed from its second call on.
 
-        Whatever a step reads and writes keeps its address until the request ends, and what changes from step to step
-        lies on the device; so a replay is the step. A later request's step is the same graph if it enqueues the same
-        work at the same addresses, which its first call tells.
+        All arrays of a step keep their addresses until the request ends, and all values that change from step to step
+        are on the device. A replay therefore repeats the step exactly. A later request reuses the graph if its first
+        call enqueues the same work at the same addresses.
         """
         graph: Graph | None = None
         last: Hashable = None
@@ -70,7 +70,7 @@ class CapturedSteps:
         return recorded if self._capture else step
 
     def _traced(self, step: Callable[[], None]) -> Hashable:
-        """Runs the step; all that it enqueued."""
+        """Runs the step. Returns everything that it enqueued."""
         self.trace.clear()
         self.repeating = self._capture
         try:
@@ -80,11 +80,11 @@ class CapturedSteps:
         return tuple(self.trace)
 
     def _captured(self, step: Callable[[], None], signature: Hashable) -> Graph | None:
-        """The step as a graph, kept for later requests; None if that is refused."""
+        """The step as a graph, kept for later requests; None if capture is refused."""
         before, traced = dict(self.usage.rows), list[Hashable]()
         try:
             captured = self._gpu.capture(lambda: traced.append(self._traced(step)))
-        except Exception as error:  # of whatever the networks run on
+        except Exception as error:  # its type depends on the library that runs the networks
             self._refused(error)
             return None
         finally:
@@ -92,7 +92,7 @@ class CapturedSteps:
             self.usage.rows.clear()
             self.usage.rows.update(before)
         if traced != [signature]:
-            self._refused(RuntimeError("it enqueued something else while it was captured"))
+            self._refused(RuntimeError("it enqueued other work while it was captured"))
             return None
         if len(self.graphs) >= GRAPHS:
             self._gpu.wait()  # the oldest may still be running
@@ -110,8 +110,8 @@ class CapturedSteps:
     def _refused(self, error: Exception) -> None:
         self._capture = False
         warnings.warn(
-            f"a step was refused as a CUDA graph ({error}); steps run one launch at a time from now on. "
-            "Engine.load(…, cuda_graph=False) does not try.",
+            f"a step could not be captured as a CUDA graph ({error}); from now on steps run one launch at a time. "
+            "Engine.load(…, cuda_graph=False) avoids the attempt.",
             RealisIDWarning,
             stacklevel=2,
         )

@@ -16,42 +16,41 @@ from realisid_trt.kernels.launch import open_driver
 
 from ..errors import BackendError, RealisIDError
 
-ALIGNMENT = 256  # bytes; what every piece begins at
-NEEDED_CUDA = 13000  # as cuDriverGetVersion counts
+ALIGNMENT = 256  # bytes; every piece starts at a multiple of this
+NEEDED_CUDA = 13000  # in the numbering of cuDriverGetVersion
 _counting, _captures, _collecting = threading.Lock(), 0, True  # captures that run now, in all threads
-CHUNK_BYTES = 2**24  # the least that is asked of the system
+CHUNK_BYTES = 2**24  # the smallest request to the system
 
 
 @contextmanager
 def gpu_errors() -> Iterator[None]:
-    """What cuda.core raises, as BackendError: work fails when somebody waits for it."""
+    """Turns cuda.core's exceptions into BackendError. A failure of enqueued work is raised at the next wait."""
     try:
         yield
     except RealisIDError:
         raise
     except Exception as error:  # cuda.core's CUDAError is not public
         raise BackendError(
-            f"the GPU failed: {error}. What it was asked for before is lost; most often the process must be started "
-            "again."
+            f"the GPU failed: {error}. Results of earlier calls are lost. Most often the process must be started again."
         ) from error
 
 
 @contextmanager
 def memory_errors(nbytes: int, held: int = 0) -> Iterator[None]:
-    """What cuda.core raises when memory is asked for, as BackendError. held: bytes that the asker has already."""
+    """Turns cuda.core's exceptions at an allocation into BackendError. held: bytes that the caller already has."""
     try:
         yield
     except Exception as error:  # cuda.core's CUDAError is not public
         raise BackendError(
-            f"{nbytes / 2**20:.0f} MiB more could not be had ({error}); {held / 2**20:.0f} MiB are held. "
-            "Make fewer or smaller pictures at a time, or free the GPU of other programs."
+            f"{nbytes / 2**20:.0f} MiB more could not be allocated ({error}); {held / 2**20:.0f} MiB are held already. "
+            "Make fewer or smaller pictures at a time, or stop other programs on this GPU."
         ) from error
 
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Without the garbage collector, in any thread: an engine that was dropped in a cycle would end in the middle of a
-    capture: wait, and give back memory."""
+    """Disables the garbage collector for all threads. Otherwise it could close an engine, which waits and frees memory,
+    in the middle of a capture."""
     global _captures, _collecting
     with _counting:
         if not _captures:
@@ -69,9 +68,9 @@ def _no_collection() -> Iterator[None]:
 
 @contextmanager
 def callers_device() -> Iterator[None]:
-    """Gives the thread the device back that it had before: torch's current device, say, or that of another engine.
+    """Restores the thread's current device afterwards: torch's, for example, or another engine's.
 
-    A thread that had none keeps what the block leaves.
+    A thread without a current device keeps the one that the block sets.
     """
     before = _current_context()
     try:
@@ -84,18 +83,18 @@ def callers_device() -> Iterator[None]:
 
 
 def _current_context() -> Any:
-    """The context of this thread; None if it has none, as where there is no driver."""
+    """The CUDA context of this thread; None without a context or without a driver."""
     try:
         from cuda.bindings import driver
 
         status, context = driver.cuCtxGetCurrent()
-    except Exception:  # of a library that is not there; whoever needs it says so
+    except Exception:  # a library is missing; the code that needs it reports that
         return None
     return context if status == driver.CUresult.CUDA_SUCCESS and int(context) else None
 
 
 class Gpu:
-    """One device: its stream, on which everything runs, its memory, and pinned memory for what goes to and fro."""
+    """One device: the stream on which everything runs, its memory, and pinned memory for copies."""
 
     def __init__(self, ordinal: int) -> None:
         """Raises BackendError, with what to do, where there is no such GPU."""
@@ -109,9 +108,9 @@ class Gpu:
             device.set_current()
             self.stream = stream = device.create_stream()
             pinned = LegacyPinnedMemoryResource()
-            # A pool of our own gives back what is freed; the device's, as cuda.core sets it, keeps that for ever.
+            # A separate pool returns freed memory to the system; the device's, as cuda.core sets it, keeps it for ever.
             pool = DeviceMemoryResource(device, DeviceMemoryResourceOptions())
-        # Without `self` in them, so that memory goes with its Gpu and does not wait for the garbage collector.
+        # These do not refer to `self`: memory is freed with its Gpu and does not wait for the garbage collector.
         self.allocate: Callable[[int], Any] = lambda nbytes: pool.allocate(nbytes, stream=stream)
         self.memory = Arena(self.allocate, stream.sync)
         self.staging = Arena(lambda nbytes: pinned.allocate(nbytes))
@@ -123,7 +122,7 @@ class Gpu:
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """This device is the thread's; afterwards it is again the one before."""
+        """Makes this the thread's current device; restores the previous one afterwards."""
         with callers_device():
             self._callers = _current_context()
             self.device.set_current()
@@ -131,7 +130,7 @@ class Gpu:
 
     @contextmanager
     def given_back(self) -> Iterator[None]:
-        """Within `current`: the caller's device for a while, for code of the caller's, which may leave any device."""
+        """Inside `current`, a context for the caller's code: the caller's device is current, afterwards this one."""
         if self._callers is not None:
             from cuda.bindings import driver
 
@@ -142,33 +141,33 @@ class Gpu:
             self.device.set_current()
 
     def begin(self) -> None:
-        """Waits for the stream, then takes everything back."""
+        """Waits for the stream, then reclaims all memory that was handed out."""
         self.wait()
         self.memory.reset()
         self.staging.reset()
 
     def wait(self) -> None:
-        """Until everything that was asked for is done. From here on this thread may use the GPU."""
+        """Returns when all enqueued work is done. This device is then the thread's current one."""
         with gpu_errors():
             self.device.set_current()
             self.stream.sync()
 
     def close(self) -> None:
-        """Gives back memory, then the stream. `wait` before, and ask for nothing after."""
+        """Frees the memory, then the stream. Call `wait` before this and nothing after it."""
         with gpu_errors():
             self.memory.close()
             self.staging.close()
             self.stream.close()
 
     def stamp(self) -> Any:
-        """An event behind everything that was asked for so far; the difference of two is in milliseconds."""
+        """An event after all work enqueued so far; the difference of two is in milliseconds."""
         from cuda.core import EventOptions
 
         with gpu_errors():
             return self.stream.record(options=EventOptions(timing_enabled=True))
 
     def capture(self, work: Callable[[], None]) -> Any:
-        """What `work` enqueues, as a graph that `launch`es on the stream; nothing of it runs now."""
+        """The work that `work` enqueues, as a graph that `launch`es on the stream. Nothing runs now."""
         builder = self.stream.create_graph_builder()
         with _no_collection():
             builder.begin_building("thread_local")
@@ -181,13 +180,13 @@ class Gpu:
         return builder.complete()
 
     def upload(self, array: NDArray[Any], address: int) -> None:
-        """Copies the array to the device; it may be changed at once."""
+        """Copies the array to the device; the caller may change the array at once."""
         staged = self.staging.take(array.nbytes)
         ctypes.memmove(staged, array.ctypes.data, array.nbytes)
         self._copy("cuMemcpyHtoDAsync", address, staged, array.nbytes)
 
     def download(self, address: int, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
-        """A copy of what lies there, when the stream has come so far."""
+        """A copy of the array at this address; waits for the stream."""
         array = np.empty(shape, dtype)
         staged = self.staging.take(array.nbytes)
         self._copy("cuMemcpyDtoHAsync", staged, address, array.nbytes)
@@ -205,21 +204,21 @@ class Gpu:
 
 
 class Arena:
-    """Memory, handed out in order. Grows by whole chunks; when it is taken back, they become one."""
+    """Memory handed out in order. It grows by whole chunks; `reset` merges them into one."""
 
     def __init__(self, allocate: Callable[[int], Any], settle: Callable[[], object] = lambda: None) -> None:
-        """allocate: bytes → a cuda.core Buffer. settle: waits until what was given back is the system's again."""
+        """allocate: bytes → a cuda.core Buffer. settle: waits until freed memory is back in the system."""
         self._allocate, self._settle = allocate, settle
         self._chunks: list[Any] = []
         self._used = 0  # of the last chunk
 
     @property
     def nbytes(self) -> int:
-        """What is held of the system's memory."""
+        """Bytes allocated from the system."""
         return sum(chunk.size for chunk in self._chunks)
 
     def take(self, nbytes: int) -> int:
-        """The address of so many bytes, valid until `reset`. Raises BackendError when the device is full."""
+        """The address of `nbytes` bytes, valid until `reset`. Raises BackendError when the device is full."""
         nbytes = -(-max(nbytes, 1) // ALIGNMENT) * ALIGNMENT
         if not self._chunks or self._used + nbytes > self._chunks[-1].size:
             self._grow(max(nbytes, CHUNK_BYTES))
@@ -228,16 +227,16 @@ class Arena:
         return address
 
     def reset(self) -> None:
-        """Takes everything back."""
+        """Reclaims all memory that was handed out."""
         if len(self._chunks) > 1:
             total = self.nbytes
             self.close()
-            self._settle()  # a pool gives back in the stream's order: else it would hold both for a moment
+            self._settle()  # a pool frees in stream order: without the wait it would hold both sizes for a moment
             self._grow(total)
         self._used = 0
 
     def close(self) -> None:
-        """Gives all of it back to the system."""
+        """Returns all memory to the system."""
         for chunk in self._chunks:
             chunk.close()
         self._chunks.clear()

@@ -11,17 +11,17 @@ from .cuda_memory import Gpu, gpu_errors
 
 
 class GpuUsage(Usage):
-    """Usage whose milliseconds are the GPU's own, between two events; they are read when somebody asks."""
+    """Usage in the GPU's own milliseconds, measured between two events. Reading `ms` waits for the events."""
 
     def __init__(self, gpu: Gpu) -> None:
         super().__init__()
         self._gpu = gpu
         self._pending: list[tuple[str, Any, Any]] = []
-        self.replayed: set[str] = set()  # ran inside graphs too, so their milliseconds would be a part only
+        self.replayed: set[str] = set()  # also ran inside graphs: their milliseconds would be incomplete
 
     @contextmanager
     def measure(self, name: str, rows: int) -> Iterator[None]:
-        if self._gpu.capturing:  # what a graph replays has no times of its own
+        if self._gpu.capturing:  # work inside a graph has no events of its own
             self.add(name, rows, 0.0)
             yield
             return
@@ -32,7 +32,7 @@ class GpuUsage(Usage):
 
     @property
     def ms(self) -> dict[str, float]:
-        """Milliseconds by name; waits for what was asked for last."""
+        """Milliseconds by name; waits for the last measured call."""
         for name, start, end in self._pending:
             with gpu_errors():
                 end.sync()

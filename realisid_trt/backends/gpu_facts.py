@@ -1,4 +1,4 @@
-"""What a GPU is, as far as a plan cares."""
+"""The properties of a GPU on which a plan depends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .cuda_memory import probe
 class GpuFacts:
     """One GPU.
 
-    name: such as "NVIDIA H200". architecture: such as "sm_90". sms: multiprocessors. cuda: that its driver is for.
+    name: such as "NVIDIA H200". architecture: such as "sm_90". sms: multiprocessors. cuda: version of its driver.
     """
 
     name: str
@@ -24,7 +24,7 @@ class GpuFacts:
 
 
 def gpu_facts(ordinal: int = 0) -> GpuFacts:
-    """Of one GPU, from its driver. Raises BackendError, with what to do, where there is none."""
+    """The facts of one GPU, from its driver. Raises BackendError, with what to do, where there is no such GPU."""
     cuda = probe(ordinal)
     from cuda.bindings import driver
 

@@ -1,5 +1,5 @@
-"""ONNX Runtime. On a CPU, the embedded default, tensors are NumPy arrays and the fused kernels NumPy; a GPU is
-`onnxruntime_cuda.py`'s."""
+"""ONNX Runtime. On a CPU, the default, tensors are NumPy arrays and the fused kernels are NumPy code. For a GPU see
+`onnxruntime_cuda.py`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..manifest import Build, Manifest
 from . import Backend, MergeRows, Tensor, Usage
 from .sessions import session_options
 
-MOST_THREADS = 1024  # more cannot be meant
+MOST_THREADS = 1024  # a larger number is a mistake
 
 
 def open_here(
@@ -44,11 +44,11 @@ def open_here(
 
 
 def cannot_run(name: str, manifest: Manifest, device: str | None) -> None:
-    """Nothing: it runs everywhere; a device that it does not know is refused when it is opened."""
+    """None: this backend runs on every machine. `open_here` refuses an unknown device."""
 
 
 def can_use_gpu() -> bool:
-    """Whether this ONNX Runtime, cuda-python and the driver are all there."""
+    """Whether this ONNX Runtime, cuda-python and the driver can use a GPU."""
     return "CUDAExecutionProvider" in ort.get_available_providers() and _finds_gpu()
 
 
@@ -63,7 +63,7 @@ def _finds_gpu() -> bool:
 
 
 def describe(name: str) -> str:
-    """What is installed here, for `doctor`."""
+    """The installed version and its devices, for `doctor`."""
     where = "on the GPU and the CPU" if can_use_gpu() else "on the CPU"
     return f"onnxruntime {ort.__version__} ({', '.join(ort.get_available_providers())}), {where}"
 
@@ -171,13 +171,13 @@ class OnnxRuntime:
             return kernels.crop_upsample(latents, pictures, boxes, self._canvas)
 
     def relocate_merge(
-        self, skips: Sequence[Tensor], local: Sequence[Tensor], whole: Sequence[Tensor], rows: MergeRows
+        self, skips: Sequence[Tensor], local: Sequence[Tensor], global_residuals: Sequence[Tensor], rows: MergeRows
     ) -> Sequence[Tensor]:
         with self.usage.measure("relocate_merge", len(rows.encoder_of)):
             merged: Sequence[Tensor] = kernels.relocate_merge(
                 skips,
                 local,
-                whole,
+                global_residuals,
                 rows.encoder_of,
                 rows.local_of,
                 rows.global_of,

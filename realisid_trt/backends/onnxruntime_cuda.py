@@ -19,10 +19,10 @@ from .cuda import CudaBackend
 from .cuda_memory import Gpu, callers_device
 from .sessions import session_options
 
-PROVIDER, MEMORY, ARENA = "CUDAExecutionProvider", "cuda", "Cuda"  # each what ONNX Runtime calls it
-# Whether a step of these sessions may be captured as a CUDA graph by others than ONNX Runtime. Not yet: a Concat stages
+PROVIDER, MEMORY, ARENA = "CUDAExecutionProvider", "cuda", "Cuda"  # ONNX Runtime's names
+# Whether code outside of ONNX Runtime may capture a step of these sessions as a CUDA graph. Not yet: a Concat stages
 # its table of inputs in host memory that every replay would free again, and a replay would write into the shared arena
-# without taking its turn; and nothing refuses the capture.
+# outside of `SharedArena.turn`. ONNX Runtime does not refuse such a capture.
 CAPTURABLE = False
 NEXT_POWER_OF_TWO = 0  # OrtArenaCfg's number for it
 CUDA_ADVICE = (
@@ -68,13 +68,13 @@ class Sessions:
         self._bound: dict[Hashable, Any] = {}
         self._waited: set[str] = set()
         self._run_options, self._waiting = ort.RunOptions(), ort.RunOptions()
-        # The stream is ours, and so is the waiting.
+        # The stream belongs to the backend, which also waits for it.
         self._run_options.add_run_config_entry("disable_synchronize_execution_providers", "1")
         options = session_options()
         options.add_session_config_entry("session.use_env_allocators", "1")
-        # Weights beside the arena, each in memory of its own size: what the arena holds is free between two runs.
+        # Weights are allocated outside of the arena, at their exact size: the whole arena is free between two runs.
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
-        ort.preload_dlls(directory="")  # CUDA and cuDNN out of pip's wheels, where they are
+        ort.preload_dlls(directory="")  # CUDA and cuDNN from pip's wheels, if installed
         self._arena = SharedArena.of(gpu.ordinal)
         provider = (PROVIDER, provider_options(gpu, build.precision))
         known = manifest.networks(build)
@@ -86,7 +86,7 @@ class Sessions:
                 session = ort.InferenceSession(str(file), options, providers=[provider])
             except Exception as error:  # ONNX Runtime's exceptions have no common base
                 raise BackendError(f"ONNX Runtime {ort.__version__} cannot open {file} on the GPU: {error}") from error
-            if session.get_providers()[0] != PROVIDER:  # it falls back to the CPU without a word
+            if session.get_providers()[0] != PROVIDER:  # it falls back to the CPU silently
                 raise BackendError(f"ONNX Runtime {ort.__version__} could not start its CUDA provider; {CUDA_ADVICE}")
             return session
 
@@ -111,8 +111,8 @@ class Sessions:
             for name, array in outputs.items():
                 binding.bind_output(name, MEMORY, self._ordinal, _element(array), list(array.shape), array.address)
             self._bound[key] = binding
-        # Footgun: without waiting, a session keeps the pinned memory that its kernels staged something in; so it waits
-        # once per request. onnxruntime/core/framework/device_stream_collection.cc, CleanUp.
+        # Footgun: a session that never waits keeps the pinned memory in which its kernels staged data. So each session
+        # waits once per request. onnxruntime/core/framework/device_stream_collection.cc, CleanUp.
         options = self._run_options if network in self._waited else self._waiting
         try:
             with self._arena.turn(self._gpu.stream):
@@ -125,13 +125,13 @@ class Sessions:
         session.run_with_iobinding(binding, options)
 
     def unload(self, networks: Collection[str]) -> None:
-        """Gives back the weights of these networks; the stream must be idle."""
+        """Frees the weights of these networks; the stream must be idle."""
         self.forget()
         for name in networks:
             self._sessions.pop(name, None)
 
     def forget(self) -> None:
-        """Arrays given before are no more."""
+        """Invalidates all arrays passed so far."""
         self._bound.clear()
         self._waited.clear()
 
@@ -139,7 +139,7 @@ class Sessions:
         """ONNX Runtime compiles nothing that could be kept."""
 
     def close(self) -> None:
-        """The sessions end. The arena stays, for the next ones on this GPU."""
+        """Closes the sessions. The arena stays, for later sessions on this GPU."""
         self.forget()
         self._sessions.clear()
         self._arena.leave(self._gpu.stream)
@@ -148,19 +148,19 @@ class Sessions:
 class SharedArena:
     """The device memory in which all sessions of this process on one GPU compute.
 
-    By default every session has an arena of its own, and thirteen networks hold thirteen times their peak. They run one
-    after another, so one arena holds the largest peak only. It grows by powers of two: after a run all of it is free
-    again, and half of it or more is one piece, in which other sizes find room. Grown by what was asked for, as
-    kSameAsRequested does, it would be pieces, and every larger picture would need another.
+    By default every session has its own arena, and thirteen networks hold thirteen peaks. They run one after another,
+    so one shared arena holds the largest peak only. It grows by powers of two: after a run all of it is free, and at
+    least half of it is one piece, in which other sizes find room. With kSameAsRequested it would consist of small
+    pieces, and every larger picture would need another.
     """
 
     _of: dict[int, SharedArena] = {}
     _making = threading.Lock()
 
     def __init__(self, ordinal: int) -> None:
-        """Registers it with ONNX Runtime. Raises BackendError."""
-        # An engine that is dropped in a reference cycle may be collected in the middle of a turn, in the same thread,
-        # and leaves then.
+        """Registers the arena with ONNX Runtime. Raises BackendError."""
+        # Reentrant: the garbage collector may close another engine in the middle of a turn, in the same thread, and
+        # `close` calls `leave`.
         self._turn, self._stream = threading.RLock(), None
         try:
             where = ort.OrtMemoryInfo(ARENA, ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, ordinal, ort.OrtMemType.DEFAULT)
@@ -174,7 +174,7 @@ class SharedArena:
 
     @classmethod
     def of(cls, ordinal: int) -> SharedArena:
-        """The one of this GPU, made when it is first asked for: ONNX Runtime would put a second in its place."""
+        """The arena of this GPU, made at the first call. ONNX Runtime would replace it by a second one."""
         with cls._making:
             if ordinal not in cls._of:
                 cls._of[ordinal] = cls(ordinal)
@@ -182,9 +182,10 @@ class SharedArena:
 
     @contextmanager
     def turn(self, stream: Any) -> Iterator[None]:
-        """For one run, behind all before it: memory is free when a run was enqueued, while the GPU still works in it.
+        """A context for one run, after all earlier ones. ONNX Runtime counts memory as free once a run is enqueued,
+        while the GPU still works in it.
 
-        On one stream the order is kept anyway; the stream of another engine has to wait.
+        One stream keeps the order by itself; the stream of another engine has to wait.
         """
         with self._turn:
             previous = self._stream
@@ -193,19 +194,19 @@ class SharedArena:
                     stream.wait(previous)
                 except Exception:
                     if self._stream is previous:
-                        raise  # else it was idle and has ended meanwhile
+                        raise  # otherwise it was idle and has been closed meanwhile
             self._stream = stream
             yield
 
     def leave(self, stream: Any) -> None:
-        """The stream is idle and ends."""
+        """Forgets a stream that is idle and will be closed."""
         with self._turn:
             if self._stream is stream:
                 self._stream = None
 
 
 def provider_options(gpu: Gpu, precision: str) -> dict[str, str]:
-    """Of the CUDA provider: our stream, and no TF32 where float32 was asked for."""
+    """Options of the CUDA provider: our stream, and no TF32 for float32."""
     return {
         "device_id": str(gpu.ordinal),
         "user_compute_stream": str(int(gpu.stream.handle)),

@@ -1,4 +1,4 @@
-"""How sessions of ONNX Runtime are opened: the same on a CPU, on a GPU and while an engine is built."""
+"""Options of ONNX Runtime's sessions: the same on a CPU, on a GPU and during a build."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def session_options(threads: int = 0) -> Any:
     threads: of the session's own pool, the calling thread included; 0: ONNX Runtime's choice, one per physical core.
 
     The threads wait without spinning. By default they spin after every operator and for a while after the last one, so
-    thirteen sessions in turn burn the cores that the next one needs. One pool for all sessions of a process would end
-    that too, but then a process could not hold engines of "cpu:1" and "cpu:2", and ONNX Runtime would refuse every
-    session that a caller opens with default options.
+    thirteen sessions in turn occupy the cores that the next one needs. One pool for all sessions of a process would
+    prevent that too. But then a process could not hold engines of "cpu:1" and "cpu:2", and ONNX Runtime would refuse
+    every session that a caller opens with default options.
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads

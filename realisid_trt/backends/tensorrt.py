@@ -1,4 +1,4 @@
-"""TensorRT, both flavours: every network a plan, run on our stream, in our buffers, with one scratch memory for all."""
+"""TensorRT, both flavours: each network is a plan, run on our stream, in our buffers, with one shared scratch."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     import tensorrt as trt
 
 TYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT64": "int64", "INT32": "int32", "BOOL": "bool"}
-CONTEXTS = 16  # of one network
+CONTEXTS = 16  # kept per network
 
 
 def open_here(
@@ -55,7 +55,7 @@ def open_here(
 
 
 def cannot_run(name: str, manifest: Manifest, device: str | None) -> str | None:
-    """Why "auto" does not take this backend here, or None. A GPU that its plans do not fit is worth a warning."""
+    """Why "auto" does not take this backend here, or None. Warns if its plans do not fit this GPU or version."""
     if device is not None and not device.startswith("cuda"):
         return f"{name} runs on a GPU only"
     try:
@@ -76,16 +76,16 @@ def _ordinal(name: str, device: str | None) -> int:
 
 
 def describe(name: str) -> str:
-    """What is installed here, for `doctor`. Raises BackendError if it is of a version that will not do."""
+    """The installed version and the kind of its plans, for `doctor`. Raises BackendError for an unsupported version."""
     flavour = FLAVOURS[name]
     where = "plans for several architectures" if flavour.portable else "plans for the GPU they are built on"
     return f"{flavour.package} {flavour.version}, {where}"
 
 
 def why_not(manifest: Manifest, build: Build, facts: GpuFacts) -> str | None:
-    """Why this build does not run on this GPU, with the command that mends it, or None. No plan is read for that.
+    """Why this build does not run on this GPU, with the command that rebuilds it, or None. Reads no plan.
 
-    Warns of what will run, but not at its best.
+    Warns if the build runs but was optimised for another GPU.
     """
     flavour, mend = FLAVOURS[build.backend], manifest.rebuild()
     made_with, found = build.versions.get(flavour.package, "unknown"), flavour.version
@@ -108,7 +108,7 @@ def why_not(manifest: Manifest, build: Build, facts: GpuFacts) -> str | None:
     if build.gpu is not None and (build.gpu["name"], build.gpu["sms"]) != (facts.name, facts.sms):
         warnings.warn(
             f"{manifest.path} was built on {build.gpu['name']} with {build.gpu['sms']} multiprocessors; this is "
-            f"{facts.name} with {facts.sms}. It runs, but other kernels may be faster here: build it here.",
+            f"{facts.name} with {facts.sms}. It runs, but other kernels may be faster: rebuild it here.",
             RealisIDWarning,
             stacklevel=2,
         )
@@ -128,9 +128,9 @@ class Bound:
 class Contexts:
     """The networks of a build. A `Runner`.
 
-    Contexts run one behind the other on one stream, so one scratch memory, as large as the hungriest, is enough. A call
-    that may be captured has a context of its own, whose addresses never change again: a graph holds what its contexts
-    were when it was captured. All other calls share one for their shapes.
+    Contexts run one after another on one stream, so one scratch memory of the largest size is enough. A call that may
+    be captured has a context of its own, whose addresses never change: a graph keeps the state that its contexts had
+    at the capture. All other calls share one context per set of shapes.
     """
 
     def __init__(
@@ -143,7 +143,7 @@ class Contexts:
         self._flavour, self._manifest, self._build, self._gpu = flavour, manifest, build, gpu
         try:
             self._runtime = trt.Runtime(flavour.log.logger)
-        except TypeError:  # pybind11's word for a factory that returned nothing
+        except TypeError:  # pybind11 raises it for a factory that returned nothing
             raise BackendError(f"{flavour.name} cannot run here: {flavour.log.take_errors()}.") from None
         self._known = manifest.networks(build)
         self._wanted = set(self._known if networks is None else networks)
@@ -182,16 +182,16 @@ class Contexts:
         return bound.number, scratch
 
     def forget(self) -> None:
-        """Arrays given before are no more. Their addresses are compared before they are used again."""
+        """Nothing to do: `run` compares the addresses of arrays before it uses them."""
 
     def keep(self) -> None:
-        """What was compiled since the last time goes to the disk: a server that is told to end runs nothing more."""
+        """Writes newly compiled kernels to disk now: a server that is terminated does not call `close`."""
         if self._kept != self._made:
             self._cache.store()
             self._kept = self._made
 
     def inspected(self, network: str) -> str:
-        """What TensorRT's inspector says of a plan's layers, as JSON; only where it is loaded does it say anything."""
+        """The layers of a plan from TensorRT's inspector, as JSON. The inspector needs a loaded plan."""
         if TYPE_CHECKING:
             import tensorrt as trt
         else:
@@ -200,13 +200,13 @@ class Contexts:
         return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
     def unload(self, networks: Collection[str]) -> None:
-        """Gives back the weights of these networks; the stream must be idle."""
+        """Frees the weights of these networks; the stream must be idle."""
         for name in networks:
             self._bound.pop(name, None)
             self._engines.pop(name, None)
 
     def close(self) -> None:
-        """The networks end, and what was compiled for them is kept."""
+        """Writes newly compiled kernels to disk, then frees the networks."""
         try:
             self._cache.store()
         finally:
@@ -219,7 +219,7 @@ class Contexts:
     # Plans and contexts
 
     def _open(self, network: Network) -> trt.ICudaEngine:
-        """The plan, deserialised. Raises BackendError, in TensorRT's own words, or EngineMismatch."""
+        """The plan, deserialised. Raises BackendError, with TensorRT's message, or EngineMismatch."""
         file = self._manifest.path / network.file
         self._flavour.log.take_errors()
         with open(file, "rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as plan:
@@ -252,7 +252,7 @@ class Contexts:
             contexts.move_to_end(key)
             return contexts[key]
         if self._gpu.capturing:
-            raise BackendError(f"{network} was never run like this, so it cannot be captured.")
+            raise BackendError(f"{network} has not run with these addresses before, so it cannot be captured.")
         if network not in self._engines:  # unloaded meanwhile
             self._manifest.check_again(self._known[network])
             self._engines[network] = self._open(self._known[network])
@@ -264,7 +264,7 @@ class Contexts:
             if not context.set_input_shape(name, tuple(array.shape)):
                 raise self._failure(network, f"does not take {name} of shape {array.shape}")
         if missing := context.infer_shapes():
-            raise self._failure(network, f"still wants {', '.join(missing)}")
+            raise self._failure(network, f"still lacks {', '.join(missing)}")
         self._made += 1
         bound = Bound(context, self._made, int(context.update_device_memory_size_for_shapes()))
         if len(contexts) >= CONTEXTS:
@@ -274,20 +274,20 @@ class Contexts:
         return bound
 
     def _scratch_of(self, nbytes: int) -> int:
-        """The address of at least so many bytes, for whoever runs next."""
+        """The address of scratch memory of at least `nbytes` bytes."""
         if self._scratch is None or self._scratch.size < nbytes:
             if self._gpu.capturing:
                 raise BackendError("the scratch memory cannot grow while a step is captured.")
             if self._scratch is not None:
-                self._scratch.close()  # in the order of the stream: who was asked before still has it
+                self._scratch.close()  # in stream order: work enqueued before still has it
             self._scratch = None
             with memory_errors(nbytes):
                 self._scratch = self._gpu.allocate(max(nbytes, 1))
         return int(self._scratch.handle)
 
     def _cache_files(self) -> tuple[Path, ...]:
-        """Beside the plans: what a GPU compiled out of them, for its architecture and driver; where that folder cannot
-        be written, among what this user keeps."""
+        """Where the kernels that a GPU compiled from the plans are kept, by architecture and driver: beside the plans,
+        or in the user's cache folder if the first cannot be written."""
         if not self._flavour.portable:
             return ()
         facts = gpu_facts(self._gpu.ordinal)

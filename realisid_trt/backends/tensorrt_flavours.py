@@ -1,7 +1,7 @@
-"""The two flavours of TensorRT: one API, and in this file all in which they and their versions differ.
+"""The two flavours of TensorRT. They share one API; this file holds all differences of flavours and versions.
 
 `tensorrt` builds a plan on the GPU that will run it, for that one architecture. `tensorrt-rtx` builds anywhere, for a
-list of architectures, and finishes on the user's GPU, where it keeps what it compiled in a runtime cache.
+list of architectures, finishes on the user's GPU, and keeps the compiled kernels in a runtime cache.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RTX_ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")  # 
 class Flavour:
     """One flavour, by the name of its backend.
 
-    package:       that is imported, and the extra that installs it.
+    package:       its Python package. `name` is also the extra that installs it.
     oldest, before: versions that its API was checked with: oldest <= version < before.
     portable:      its plans are for a list of architectures, and need no GPU to be built.
     """
@@ -53,12 +53,13 @@ class Flavour:
 
     @property
     def installed(self) -> bool:
-        """Whether the package can be found; its version is not looked at."""
+        """Whether the package can be found; its version is not checked."""
         return importlib.util.find_spec(self.package) is not None
 
     @property
     def log(self) -> Log:
-        """What the library says. It speaks to the first logger of a process only, so there is one."""
+        """The library's errors. TensorRT keeps the first logger registered in a process, so all code shares this
+        one."""
         return _log(self)
 
 
@@ -82,8 +83,8 @@ def _load(flavour: Flavour) -> Any:
     if not flavour.oldest <= found < flavour.before:
         oldest, before = (".".join(map(str, version)) for version in (flavour.oldest, flavour.before))
         raise BackendError(
-            f"{flavour.package} {module.__version__} is installed; this realisid_trt works with {oldest} up to, and "
-            f"without, {before}. {mend}"
+            f"{flavour.package} {module.__version__} is installed; this realisid_trt works with versions from {oldest} "
+            f"up to, but not including, {before}. {mend}"
         )
     return module
 
@@ -91,7 +92,7 @@ def _load(flavour: Flavour) -> Any:
 class Log:
     """The errors of one library since they were last taken.
 
-    logger: to be given to Builder, Runtime and parser.
+    logger: for Builder, Runtime and parser.
     """
 
     def __init__(self) -> None:
@@ -132,9 +133,9 @@ def _log(flavour: Flavour) -> Log:
 
 
 def set_portable(config: trt.IBuilderConfig, flavour: Flavour, architectures: Sequence[str], capturable: bool) -> None:
-    """The architectures that a portable plan is for, such as "sm_89"; none: TensorRT's own choice.
+    """Sets the architectures of a portable plan, such as "sm_89"; none: TensorRT's own choice.
 
-    capturable: it shall ask for no memory while it runs, without which it could not be captured.
+    capturable: the plan shall allocate nothing at run time; otherwise it cannot be captured.
 
     Raises BackendError for an architecture that it does not know.
     """
@@ -150,13 +151,13 @@ def set_portable(config: trt.IBuilderConfig, flavour: Flavour, architectures: Se
         capability = getattr(rtx.ComputeCapability, architecture.replace("_", "").upper(), None)
         if capability is None or not portable.set_compute_capability(capability, index):
             raise BackendError(
-                f"{flavour.name} {flavour.version} builds nothing for {architecture}. Known: "
+                f"{flavour.name} {flavour.version} does not build for {architecture}. Known: "
                 f"{', '.join(RTX_ARCHITECTURES)}. For others use --backend tensorrt, on that GPU."
             )
 
 
 def read_timing_cache(config: trt.IBuilderConfig, flavour: Flavour, file: Path) -> None:
-    """Lets the builder begin with the kernels it timed before. RTX has none, and times nothing."""
+    """Loads the kernel timings of earlier builds into the builder. Does nothing for RTX, which times no kernels."""
     if flavour.portable:
         return
     known = file.read_bytes() if file.is_file() else b""
@@ -166,7 +167,7 @@ def read_timing_cache(config: trt.IBuilderConfig, flavour: Flavour, file: Path) 
 
 
 def timing_cache(config: trt.IBuilderConfig, flavour: Flavour) -> bytes | None:
-    """What the builder has timed so far; None for RTX."""
+    """The builder's kernel timings so far; None for RTX."""
     if flavour.portable:
         return None
     cache = config.get_timing_cache()
@@ -177,8 +178,8 @@ def timing_cache(config: trt.IBuilderConfig, flavour: Flavour) -> bytes | None:
 
 
 def why_invalid(flavour: Flavour, runtime: trt.Runtime, plan: mmap) -> str | None:
-    """What RTX itself says against a plan on this GPU, by its header; None if nothing, and for `tensorrt`, which is
-    silent."""
+    """Why RTX refuses a plan on this GPU, by the plan's header; None if it accepts it. Always None for `tensorrt`,
+    which has no such check."""
     if not flavour.portable:
         return None
     if TYPE_CHECKING:
@@ -211,9 +212,9 @@ def make_context(engine: trt.ICudaEngine, flavour: Flavour, cache: RuntimeCache)
 
 
 class RuntimeCache:
-    """What RTX compiled for this GPU, kept in a file. Every engine of a process shares it; `tensorrt` has none.
+    """Kernels that RTX compiled for this GPU, kept in a file. All plans of a build share it; `tensorrt` has none.
 
-    files: where it is kept: in the first that can be written. None: in memory only.
+    files: candidates; the first that can be written is used. Empty: the cache stays in memory.
     """
 
     def __init__(self, flavour: Flavour, files: Sequence[Path]) -> None:
@@ -229,7 +230,7 @@ class RuntimeCache:
             rtx = self._flavour.module
         if self._cache is None:
             cache = settings.create_runtime_cache()
-            for file in reversed(self._files):  # the user's own first: it holds what was compiled since
+            for file in reversed(self._files):  # the user's file first: it is the newer one
                 with contextlib.suppress(OSError):  # there is none, or it cannot be read
                     self._stored = file.read_bytes()
                 if self._stored and cache.deserialize(self._stored):
@@ -239,7 +240,7 @@ class RuntimeCache:
             self._cache = cache
         settings.set_runtime_cache(self._cache)
         settings.cuda_graph_strategy = rtx.CudaGraphStrategy.DISABLED
-        # A graph must not hold the makeshift kernels that run while better ones are compiled in the background.
+        # A graph must not hold the temporary kernels that run while better ones are compiled in the background.
         specialization = rtx.DynamicShapesKernelSpecializationStrategy.EAGER
         settings.dynamic_shapes_kernel_specialization_strategy = specialization
 
@@ -260,5 +261,5 @@ class RuntimeCache:
 
 
 def can_capture(flavour: Flavour, context: trt.IExecutionContext, stream: int) -> bool:
-    """Whether RTX lets this context be captured on this stream; `tensorrt` says so only by failing."""
+    """Whether RTX lets this context be captured on this stream. Always True for `tensorrt`, which has no such check."""
     return not flavour.portable or cast("rtx.IExecutionContext", context).is_stream_capturable(stream)

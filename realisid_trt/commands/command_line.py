@@ -1,4 +1,4 @@
-"""What every command of the project does alike: run, print, report errors, end."""
+"""Shared by all commands of the project: run, print, report errors, exit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..errors import RealisIDError, RealisIDWarning, RequestError
 
 @dataclass
 class Outcome:
-    """What a command found: JSON values for scripts, lines for people, and how to end (0 done, 1 failed)."""
+    """The result of a command: JSON values for scripts, lines for people, exit status (0 done, 1 failed)."""
 
     values: dict[str, Any]
     lines: Sequence[str] = field(default_factory=list)
@@ -39,14 +39,14 @@ def run(command: Callable[[], Outcome], as_json: bool) -> int:
         say("stopped.", sys.stderr)
         return 1
     printed = not outcome.lines or say("\n".join(outcome.lines), sys.stderr if as_json else sys.stdout)
-    if as_json:  # the lines are for people who may not be there
+    if as_json:  # scripts need only the JSON: it alone decides
         printed = say(json.dumps(outcome.values), sys.stdout)
     return outcome.status if printed else outcome.status or 1
 
 
 def execute(main: Callable[[], int]) -> int:
-    """A program's `main`, so that its own output does not end it: a character that the terminal's encoding lacks is
-    written as \\u03bb, and a closed pipe or a full disk is met with at most one line. Returns the exit status."""
+    """Runs a program's `main` so that its own output cannot stop it. A character that the terminal's encoding lacks is
+    written as \\u03bb; a closed pipe or a full disk gives at most one line. Returns the exit status."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -54,7 +54,7 @@ def execute(main: Callable[[], int]) -> int:
         status = main()
     except SystemExit as exit_:  # argparse's
         status = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
-    # what --help has written, and the interpreter would write at its end
+    # flushes the text of --help, which the interpreter would write at its end
     printed = [say("", stream, end="") for stream in (sys.stdout, sys.stderr)]
     return status if all(printed) else status or 1
 
@@ -69,16 +69,16 @@ def reporter(as_json: bool) -> Callable[[str], None]:
 
 
 def say(text: str, stream: TextIO | None, end: str = "\n") -> bool:
-    """Prints at once. Returns whether it could: if not, nothing more is printed there, and a command goes on.
+    """Prints at once. Returns whether it could. After a failure the stream is silenced and the command goes on.
 
-    stream: None where the program was started without it (`>&-`), and a text is lost.
+    stream: None if the program was started without it (`>&-`); the text is lost.
     """
     if stream is None:
         return not text
     try:
         print(text, file=stream, end=end, flush=True)
         return True
-    except BrokenPipeError:  # whoever read it has read enough
+    except BrokenPipeError:  # the reader has closed the pipe
         _silence(stream)
         return True
     except OSError as error:
@@ -89,7 +89,7 @@ def say(text: str, stream: TextIO | None, end: str = "\n") -> bool:
 
 
 def _silence(stream: TextIO) -> None:
-    """What is still to be written goes nowhere: closing the stream would raise again."""
+    """Redirects the stream to the null device: otherwise closing it would raise again."""
     with suppress(OSError, ValueError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

@@ -24,7 +24,7 @@ EXPORT = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "tflite")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at. state: "ok", "missing" (something needed cannot run) or "optional" (absent, not needed)."""
+    """The result of one check. state: "ok", "missing" (needed and unusable) or "optional" (absent, not needed)."""
 
     what: str
     state: str
@@ -33,7 +33,7 @@ class Finding:
 
 
 def examine(engine: str) -> Outcome:
-    """What was found, as JSON values and as lines; status 1 if no picture could be made with the engine here."""
+    """The findings as JSON values and as lines; status 1 if the engine cannot make pictures here."""
     runs = _engine(engine)
     findings = [
         _system(),
@@ -84,11 +84,12 @@ def _python() -> Finding:
 
 
 def _backends(runs: bool) -> list[Finding]:
-    """runs: the engine does, with what there is."""
+    """runs: whether the engine runs with the installed backends."""
     findings = []
     for name, (module, package, extra) in KNOWN.items():
         mend = f"pip install 'realisid_trt[{extra}]'"
-        # The engine says which it needs; where it does not run, the one that every machine can use is missed.
+        # An engine that runs needs no other backend. For one that does not, onnxruntime counts: every machine can use
+        # it.
         absent = "missing" if name == "onnxruntime" and not runs else "optional"
         if not installed(name):
             findings.append(Finding(f"backend {name}", absent, f"{package} is not installed", mend))
@@ -121,17 +122,17 @@ def _export() -> Finding:
 
 
 def _photos() -> Finding:
-    """Formats that some Pillow, or a package, must bring."""
+    """Photo formats that need a newer Pillow or a plugin package."""
     absent = [plugin.package for plugin in PLUGINS if not can_read(plugin.format)]
     if absent:
-        detail = f"JPEG, PNG, WebP, TIFF and others are read; others not without {', '.join(absent)}"
+        detail = f"JPEG, PNG, WebP, TIFF and others are read; more formats need {', '.join(absent)}"
         return Finding("photos", "optional", detail, f"pip install {' '.join(absent)}")
     return Finding("photos", "ok", f"{', '.join(plugin.format for plugin in PLUGINS)} too")
 
 
 def _mediapipe() -> Finding:
     if importlib.util.find_spec("mediapipe") is None:
-        return Finding("mediapipe", "optional", "not installed; only for running a face_landmarker.task as it is")
+        return Finding("mediapipe", "optional", "not installed; needed only to run a face_landmarker.task unconverted")
     return Finding("mediapipe", "ok", _version("mediapipe"))
 
 

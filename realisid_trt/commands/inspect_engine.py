@@ -31,9 +31,9 @@ def inspect_engine(path: str) -> Outcome:
         lines += ["", f"CUDA kernels {kernels['key']}: {architectures}, compiled by NVRTC {kernels['nvrtc']}"]
     lines += ["", "parity: RMS error over that of the torch module in the same precision, both against float64"]
     for name, verified in values["verified"].items():
-        if "ratio" not in verified:  # a large checkpoint: its plans were compared one by one
+        if "ratio" not in verified:  # a large checkpoint: its plans were compared singly
             continue
-        lines.append(f"{name}: final latents of two persons err {verified['ratio']:.2f} times as much as torch does")
+        lines.append(f"{name}: final latents of two persons have {verified['ratio']:.2f} times torch's error")
     return Outcome({key: value for key, value in values.items() if key != "seal"}, lines)
 
 
@@ -56,12 +56,12 @@ def _build_lines(manifest: Manifest, build: Build) -> list[str]:
         )
     for name, entry in entries.items():
         if (draws := own.get(name, entry["parity"]).get("draws", 1)) > 1:
-            lines.append(f"parity: {name} was held against the worst of {draws} draws of torch's rounding errors")
+            lines.append(f"parity: {name} was compared with the worst of {draws} draws of torch's rounding errors")
     for name, reason in build.wide.items():
         lines.append(f"float32 all the same: {name} ({reason})")
     proofs = {name: entry["proof"] for name, entry in entries.items() if "proof" in entry}
     if proofs and not own:
-        lines.append("parity: of the graphs; the plans themselves were not run where they were built")
+        lines.append("parity: of the graphs; the plans were not run on the machine that built them")
     if proofs:
         lines += [*_proof_lines(build, proofs), f"built in {_total(entries, 'build_seconds'):.0f} s"]
     axes = {str(size) for n in networks.values() for p in n.inputs for size in p.shape if isinstance(size, Axis)}
@@ -69,7 +69,7 @@ def _build_lines(manifest: Manifest, build: Build) -> list[str]:
 
 
 def _proof_lines(build: Build, proofs: Mapping[str, Any]) -> list[str]:
-    """What was read back of the plans: how much of them is in the precision that was asked for."""
+    """What the plans prove, in lines: the share of them that has the requested precision."""
     asked = {name: proof for name, proof in proofs.items() if name not in build.wide}
     half, outputs = (sum(proof[key] for proof in asked.values()) for key in ("half", "outputs"))
     attentions = sum(proof["attentions"] for proof in proofs.values())

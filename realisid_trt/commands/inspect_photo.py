@@ -1,4 +1,4 @@
-"""`inspect PHOTO`: the faces of a photo with the numbers that choose them, and what is made of the chosen one."""
+"""`inspect PHOTO`: the faces of a photo with the numbers that choose them, and the inputs made from the chosen one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SHEET_PX = 512
 
 
 def inspect_photo(path: str, engine: str, face: int | None = None) -> tuple[Outcome, Image.Image]:
-    """What an engine's face models find in a photo, and a sheet that shows it. See `found_in`."""
-    photo = load_photo(path)  # a mistyped name is said before an engine that was not built
+    """The faces that an engine's models find in a photo, and a sheet that shows them. See `found_in`."""
+    photo = load_photo(path)  # first: a mistyped name is reported before a missing engine
     manifest = Manifest.read(engine)
     manifest.check_files()
     finder = FaceFinder.load(manifest.path / "faces", files=manifest.files_in("faces"))
@@ -35,9 +35,9 @@ def found_in(
     path: what messages call the photo.
     face: which one, counted from the left from 0; None takes the only or the clearly largest one.
 
-    Returns the outcome, boxes in photo px of the photo turned by `turns`, and the sheet. Where there are faces but none
-    can be taken, the sheet is the photo with their numbers, `why` says why, and the status is 1, but 0 if only a choice
-    is asked for (many_faces). Raises PhotoError where there is nothing to show.
+    Returns the outcome, boxes in photo px of the photo turned by `turns`, and the sheet. If there are faces but none
+    can be taken, the sheet is the photo with their numbers, `why` holds the reason, and the status is 1, but 0 if only
+    a choice is missing (many_faces). Raises PhotoError if no face is found.
     """
     seen = finder.see(photo)
     numbered = with_boxes(Image.fromarray(seen.photo.rgb), seen.detections.boxes.tolist(), first=0)

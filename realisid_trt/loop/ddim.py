@@ -52,7 +52,7 @@ class DDIM:
         if self.timestep_spacing == "leading":
             timesteps = (np.arange(steps) * (train // steps))[::-1] + self.steps_offset
         elif self.timestep_spacing == "trailing":
-            # 61, 103, 121 and 59 other steps divide so that arange gives one more, −1; diffusers keeps it
+            # for 61, 103, 121 and 59 other step counts arange gives one value more, −1; diffusers keeps it
             timesteps = np.round(np.arange(train, 0, -train / steps))[:steps] - 1
         else:
             timesteps = np.linspace(0, train - 1, steps).round()[::-1]
@@ -86,8 +86,8 @@ class DDIM:
 def initial_noise(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """(C, h, w) float32 standard normal in row-major order, from Philox(seed).
 
-    The same on every machine and with every NumPy so far. NumPy promises Philox's words for ever, but not the normal
-    numbers made of them (NEP 19): should it change them, a RealisIDWarning says so once.
+    The same on every machine and with every NumPy so far. NumPy guarantees Philox's words for ever, but not the normal
+    numbers made of them (NEP 19). If it changes them, a RealisIDWarning reports it once.
     """
     _check_noise()
     return _normal(seed, shape)
@@ -101,7 +101,7 @@ def _normal(seed: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
 def _check_noise() -> None:
     if sha256(_normal(0, (4096,)).tobytes()) != NOISE_SHA256:
         warnings.warn(
-            f"NumPy {np.__version__} draws other normal numbers than earlier ones: a seed gives another picture now. "
+            f"NumPy {np.__version__} draws other normal numbers than earlier ones: a seed now gives another picture. "
             "Install the NumPy that the earlier pictures were made with, or pass latents=.",
             RealisIDWarning,
             stacklevel=4,

@@ -1,8 +1,8 @@
-"""The loop: crop_upsample → branches → relocate_merge → decoder → guide_step, thirty times.
+"""The loop: crop_upsample → branches → relocate_merge → decoder → guide_step, in every step.
 
-Everything that does not change over the steps was computed before (`Batch`); everything that changes with the row plan
-is gathered once per phase: a request with a delayed ID has two. What changes with the step is read from tables by a
-step counter that lies beside the latents, so a step is the same call every time.
+Values that are constant over the steps are computed before it (`Batch`). Values that depend on the row plan are
+gathered once per phase; a request with a delayed ID has two phases. Values that depend on the step are read from tables
+by a step counter on the device, so a step is the same call every time.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ..backends import Backend, MergeRows, Tensor
 from .rows import BranchRows, RowPlan, phases
 
-# What a step runs, in order, as the backend names it.
+# The networks and kernels of a step, in order, by the backend's names.
 LOOP = (
     "crop_upsample",
     "local_branch",
@@ -74,13 +74,13 @@ def denoise(backend: Backend, batch: Batch, progress: Callable[[int, int], objec
             run_step()
             stamps.append(backend.stamp())
             if progress is not None:
-                backend.wait_for(stamps[-2])  # one step ahead at most: the backend stays busy while somebody looks on
+                backend.wait_for(stamps[-2])  # at most one step ahead: the backend stays busy during the callback
                 progress(step + 1, len(batch.plans))
     return backend.elapsed_ms(stamps)
 
 
 def _phase(backend: Backend, batch: Batch, plan: RowPlan) -> Callable[[], None]:
-    """The step of all steps with this plan, its inputs gathered row by row."""
+    """A function for every step with this plan, its inputs gathered row by row."""
     put, run, take_step = backend.put, backend.run, backend.take_step
     encoder_picture = _rows(row.picture for row in plan.encoder)
     encoder_text, decoder_text = _rows(row.text for row in plan.encoder), _rows(row.text for row in plan.decoder)
@@ -125,7 +125,7 @@ Residuals = tuple[list[Tensor], list[Tensor], MergeRows]  # local, global, and w
 
 
 def _branches(backend: Backend, batch: Batch, plan: RowPlan) -> Callable[[], Residuals]:
-    """Both branches of a step, each with the rows that it has: residuals of every person with and without the ID."""
+    """A function that runs both branches of a step: residuals of every person with and without the ID."""
     put, local_rows = backend.put, plan.local_branch.rows
     person = _rows(row.person for row in local_rows)
     rows = MergeRows(
@@ -141,11 +141,11 @@ def _branches(backend: Backend, batch: Batch, plan: RowPlan) -> Callable[[], Res
         backend, batch, "local_branch", plan.local_branch, batch.local_emb, batch.local_condition,
         lambda: backend.crop_upsample(batch.latents, *faces),
     )  # fmt: skip
-    whole = _branch(
+    global_branch = _branch(
         backend, batch, "global_branch", plan.global_branch, batch.global_emb, batch.global_condition,
         lambda: backend.take(batch.latents, picture),
     )  # fmt: skip
-    return lambda: (local(), whole(), rows)
+    return lambda: (local(), global_branch(), rows)
 
 
 def _branch(
@@ -157,7 +157,7 @@ def _branch(
     condition: Tensor,
     latents: Callable[[], Tensor],
 ) -> Callable[[], list[Tensor]]:
-    """The residuals of a branch in a step; none if it has no rows. latents: what its rows see of the pictures."""
+    """A function for a branch's residuals in a step; empty without rows. latents: gives the latents of its rows."""
     rows = branch.rows
     if not rows:
         return lambda: []

@@ -41,9 +41,9 @@ class Texts:
 
 @dataclass(frozen=True, eq=False)
 class Draft:
-    """A request, checked.
+    """A checked request.
 
-    request:   its numbers are Python's own. seed: its own, or drawn.
+    request:   with plain Python numbers. seed: the request's, or a random one.
     token_ids: of the negative prompt, None for zeros, and of the prompt.
     latents:   (num_images, C, h, w) float32 to start from, or None for noise.
     """
@@ -68,7 +68,7 @@ class Plan:
 
     @property
     def branches(self) -> tuple[str, ...]:
-        """Those that some step evaluates, of "local" and "global"."""
+        """The branches that some step evaluates, of "local" and "global"."""
         evaluated = {
             "local": any(plan.local_branch.rows for plan in self.rows),
             "global": any(plan.global_branch.rows for plan in self.rows),
@@ -77,7 +77,7 @@ class Plan:
 
 
 class Prologue:
-    """The stages before the loop. Those without a network come first and refuse what cannot be made."""
+    """The stages before the loop. Those without a network come first and refuse impossible requests."""
 
     def __init__(self, manifest: Manifest, backend: Backend, share_rows: bool) -> None:
         self._backend, self._share_rows = backend, share_rows
@@ -113,7 +113,7 @@ class Prologue:
         return self._ddim.coefficients(num_inference_steps)
 
     def draft(self, request: Request, num_inference_steps: int, grid: Grid) -> Draft:
-        """The request, checked before anybody is looked for in a photo. Raises RequestError, BoxError, ShapeError."""
+        """The request, checked before a face is searched. Raises RequestError, BoxError, ShapeError."""
         request = request.check()
         self._check_pictures(request.num_images, grid)
         for person in request.persons:
@@ -129,7 +129,7 @@ class Prologue:
             negative_prompt = ""
         negative = None if negative_prompt is None else self._prompts.encode(negative_prompt, "negative_prompt")
         draft = Draft(request, seed, (negative, self._prompts.encode(request.prompt)), latents)
-        self.plan([draft], num_inference_steps, grid)  # one that is too large by itself is nobody else's fault
+        self.plan([draft], num_inference_steps, grid)  # a request that is too large by itself fails alone
         return draft
 
     def plan(self, drafts: Sequence[Draft], num_inference_steps: int, grid: Grid) -> Plan:
@@ -245,5 +245,5 @@ class Prologue:
 
 
 def _has_id(request: Request) -> bool:
-    """Whether anything carries the ID into the picture."""
+    """Whether a branch carries the ID into the picture."""
     return bool(request.persons) and (request.local_scale != 0 or request.global_scale != 0)

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from ..backends import Backend
 from ..errors import RealisIDWarning, RequestError
 from ..manifest import Tokenizer
-from ..persons.recent import Recent
+from ..persons.recent import RecentCache
 
-BEGINNING = 10_000  # characters that are encoded at first
-SHOWN = 1000  # characters of what was cut off that a warning repeats
+BEGINNING = 10_000  # characters that are encoded first
+SHOWN = 1000  # characters of the cut text that a warning repeats
 TokenIds = tuple[tuple[int, ...], ...]  # one tuple of ids per text encoder
 
 
@@ -44,7 +44,9 @@ class Prompts:
         try:
             prompt.encode()
         except UnicodeEncodeError as error:
-            raise RequestError(f"{name} holds a character that is none ({error.reason}). Give valid text.") from None
+            raise RequestError(
+                f"{name} contains an unpaired surrogate, which is not valid text ({error.reason}). Give valid text."
+            ) from None
         ids: list[tuple[int, ...]] = []
         for encoder, bpe in self._tokenizers.items():
             encoding = _encode_beginning(bpe, prompt)
@@ -64,10 +66,10 @@ class Prompts:
 
 
 def _encode_beginning(bpe: Any, text: str) -> Any:
-    """The encoding of a text, of which no more is read than the encoder has tokens for: 2 MB would take seconds.
+    """The encoding of a text. Only as much is read as the encoder has tokens for: 2 MB would take seconds.
 
-    Tokens do not span white space, so that a beginning which ends there has the tokens that it has in the whole text.
-    A word longer than BEGINNING is cut: all but its last tokens stay what they are, and those are beyond the 77.
+    Tokens do not span white space, so a beginning that ends there has the same tokens as in the whole text. A word
+    longer than BEGINNING is cut: only its last tokens change, and those are beyond the 77.
     """
     for length in (BEGINNING, 8 * BEGINNING, 64 * BEGINNING):
         if len(text) <= length:
@@ -97,7 +99,7 @@ class TextEncoders:
 
     def __init__(self, backend: Backend, names: tuple[str, ...], pooled_dim: int) -> None:
         self._backend, self._names, self._pooled_dim = backend, names, pooled_dim
-        self._known: Recent[TextEmbedding] = Recent()
+        self._known: RecentCache[TextEmbedding] = RecentCache()
 
     def embed(self, ids: TokenIds) -> TextEmbedding:
         """The hidden states of every encoder side by side; the pooled embedding of the last one."""

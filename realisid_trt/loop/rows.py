@@ -1,8 +1,8 @@
-"""Which rows each step must evaluate, and nothing more. DESIGN.md, "Rows".
+"""The rows that each step must evaluate, and no others. DESIGN.md, "Rows".
 
 The UNet and the branches are evaluated in rows: one picture under one text, with or without the ID. Two rows with the
-same inputs are one row; a row whose coefficient in Eq. (8) is zero is none. Everything here is exact, nothing is
-approximated, and nothing here knows a tensor.
+same inputs are one row; rows whose coefficient in Eq. (8) is zero are skipped. Everything here is exact: nothing is
+approximated. This file uses no tensors.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def guidance_weights(guidance_scale: float, id_guidance_scale: float, with_id: b
 
 @dataclass(frozen=True)
 class PictureRows:
-    """What the plan must know of one picture at one step.
+    """One picture at one step, as the plan's input.
 
     texts:   index of the text of the none row, and of the text and full rows, in the batch's list of distinct texts.
     persons: index of each person in the batch's list of persons, in the order given.
@@ -89,7 +89,7 @@ class BranchRow:
 class BranchRows:
     """The rows of one branch in one step.
 
-    of: (R, N) int32. The rows whose residuals decoder row r receives, in the order of the persons, -1 behind the last;
+    of: (R, N) int32. The rows whose residuals decoder row r receives, in the order of the persons, -1 after the last;
         N is the most persons of any picture.
     """
 
@@ -99,9 +99,9 @@ class BranchRows:
 
 @dataclass(frozen=True, eq=False)
 class RowPlan:
-    """The rows of one step for a batch of pictures, and which reads which.
+    """The rows of one step for a batch of pictures, and the links between them.
 
-    local_branch, global_branch: the rows of each, and who receives their residuals.
+    local_branch, global_branch: the rows of each, and the decoder rows that receive their residuals.
     encoder_of:  (R,) int32. The encoder row that decoder row r continues.
     decoder_of:  (B, 3) int32. The decoder row of each picture's none, text and full prediction, -1 where it has none.
     weights:     (B, 3) float64. Their coefficients in Eq. (8).
@@ -162,7 +162,7 @@ def _padded(rows: Sequence[Sequence[int]], length: int) -> NDArray[np.int32]:
 
 
 class _Distinct(Generic[T]):
-    """A list in which equal items stand once; with share=False every item is new."""
+    """A list without duplicates; with share=False every item is new."""
 
     def __init__(self, share: bool) -> None:
         self.items: list[T] = []

@@ -112,8 +112,8 @@ def snap_box(box: Sequence[float], grid: Grid) -> FaceBox:
 
 
 def check_inside(box: Sequence[float], grid: Grid) -> None:
-    """Raises BoxError for a box that has nothing inside the picture: it was meant for another size. box: as `snap_box`
-    takes it."""
+    """Raises BoxError for a box entirely outside the picture: it was meant for another size. box: as `snap_box` takes
+    it."""
     x0, y0, x1, y1 = (float(value) for value in box)
     if x1 <= 0 or y1 <= 0 or x0 >= grid.width or y0 >= grid.height:
         raise BoxError(
@@ -123,7 +123,7 @@ def check_inside(box: Sequence[float], grid: Grid) -> None:
 
 
 def what_changed(box: Sequence[float], placed: FaceBox) -> tuple[str, ...]:
-    """What `snap_box` did to a box beyond squaring and snapping it, in sentences."""
+    """Notes on how `snap_box` moved or shrank a box, beyond squaring and snapping it."""
     x0, y0, x1, y1 = (float(value) for value in box)
     grid, (left, top, right, bottom) = placed.grid, placed.px
     picture = f"the picture is {grid.width}×{grid.height} px"

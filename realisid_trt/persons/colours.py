@@ -14,7 +14,7 @@ from ..errors import PhotoError
 
 ALPHA = ("RGBA", "LA", "PA", "RGBa", "La")
 SPACES = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK", "LAB": "Lab "}  # mode → the colour space of its profiles
-SAME_LEVELS = 2  # a profile that moves no colour by more is sRGB's, written by another program
+SAME_LEVELS = 2  # a profile that changes no colour by more is taken for sRGB
 
 
 def to_8_bits(picture: Image.Image, name: str) -> tuple[Image.Image, str | None]:
@@ -40,10 +40,10 @@ def to_8_bits(picture: Image.Image, name: str) -> tuple[Image.Image, str | None]
 
 
 def to_srgb(picture: Image.Image, profile: bytes | None, matte: tuple[int, int, int], name: str) -> Image.Image:
-    """What `to_8_bits` gives → RGB, a picture of its own.
+    """The picture from `to_8_bits` as a new RGB picture.
 
-    profile: the file's ICC profile, which says what its numbers mean. One that cannot be used is ignored.
-    matte:   what shines through transparent pixels.
+    profile: the file's ICC profile, which defines its numbers. An unusable profile is ignored.
+    matte:   colour behind transparent pixels.
 
     Raises PhotoError(mode).
     """
@@ -70,14 +70,14 @@ def narrowed(wide: NDArray[Any], name: str) -> tuple[NDArray[np.uint8], str | No
             "mode", f"{name}: grey values from {low} to {high}, more than 16 bits hold. Save it as 8 bits per channel."
         )
     bits = next(bits for bits in (8, 10, 12, 16) if high < 2**bits)
-    note = f"the photo's 16-bit numbers use {bits} bits at most; so read." if bits in (10, 12) else None
+    note = f"the photo's 16-bit numbers use at most {bits} bits and were read as such." if bits in (10, 12) else None
     return (wide.astype(np.uint16) >> (bits - 8)).astype(np.uint8), note
 
 
 def wide_rgb(content: bytes, picture: Image.Image) -> NDArray[np.uint16] | None:
     """(H, W, 3) of an RGB file of 16 bits whose numbers use 12 of them or fewer; else None.
 
-    Of 16 bits Pillow keeps the upper 8, and nothing of such a file.
+    Pillow keeps the upper 8 of 16 bits, which are empty in such a file.
     """
     if picture.mode != "RGB" or picture.format not in ("PNG", "TIFF") or np.asarray(picture).max() >= 2**4:
         return None

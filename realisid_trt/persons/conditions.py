@@ -1,7 +1,7 @@
-"""What the networks are shown of a person: crop → id_pixels, landmarks → pose_image, box → location_mask.
+"""The networks' inputs for a person: crop → id_pixels, landmarks → pose_image, box → location_mask.
 
-How RealisID draws its landmarks is not published, so a drawing is a named preset of the checkpoint (`pose_style`), and
-a preset is a row of data below.
+RealisID's drawing of landmarks is not published. A drawing is therefore a named preset of the checkpoint
+(`pose_style`), and each preset is a row of data below.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ def pose_image(landmarks: ArrayLike, size_px: int, style: str = "realisid-v1") -
         )
     preset = POSE_STYLES[style]
     thickness = max(1, round(preset.thickness * size_px / 512))
-    points = np.clip(points, -8, 9) * size_px  # what is that far away would overflow OpenCV's integers
+    points = np.clip(points, -8, 9) * size_px  # points farther away would overflow OpenCV's integers
     fixed = np.round(points * (1 << SUBPIXEL_BITS)).astype(np.int32)
     canvas = np.zeros((size_px, size_px, 3), np.uint8)
     for disc in preset.discs:
@@ -129,7 +129,7 @@ def pose_image(landmarks: ArrayLike, size_px: int, style: str = "realisid-v1") -
 
 
 def location_mask(box_px: tuple[int, int, int, int], height: int, width: int) -> NDArray[np.float32]:
-    """Where the person shall be: c_loc of RealisID.
+    """The mask of the person's place: c_loc of RealisID.
 
     box_px: x0, y0, x1, y1, whole px, half-open, inside the picture: the box after squaring and snapping.
 

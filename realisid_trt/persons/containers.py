@@ -1,7 +1,7 @@
-"""The bytes of a photo → a Pillow image whose pixels are not decoded yet. What other viewers show is not refused.
+"""The bytes of a photo → a Pillow image whose pixels are not decoded yet. Accepts files that other viewers show.
 
-Footgun: Pillow's limits (`Image.MAX_IMAGE_PIXELS`, `PngImagePlugin.MAX_TEXT_CHUNK`, `LOAD_TRUNCATED_IMAGES`) are of the
-whole process, which is the caller's. They stay as they are; what they would refuse for no good reason is avoided here.
+Footgun: Pillow's limits (`Image.MAX_IMAGE_PIXELS`, `PngImagePlugin.MAX_TEXT_CHUNK`, `LOAD_TRUNCATED_IMAGES`) belong to
+the whole process, which is the caller's. They stay unchanged; this file removes the harmless parts they would refuse.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from ..errors import PhotoError
 
-# Not all that Pillow knows: it gives EPS to Ghostscript, and finds pictures in containers whose headers tell no size.
+# A subset of Pillow's: it passes EPS to Ghostscript, and finds pictures in containers whose headers state no size.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM", "TGA", "HEIF", "JXL")
 
 # What Pillow's decoders raise on damaged files besides OSError (found by flipping bytes of all common formats).
@@ -40,8 +40,8 @@ READABLE = "JPEG, PNG, WebP, TIFF, BMP and GIF are; save it as one of them (8 bi
 
 PNG, JPEG, JPEG_END = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"\xff\xd9"
 PNG_TEXT = (b"tEXt", b"zTXt", b"iTXt")
-MAX_TEXT_BYTES = 2**18  # of a text when it is unpacked: Pillow refuses a file for a larger one
-MAX_CHUNKS = 100_000  # that are looked at; a picture of 100 megapixels in small pieces has some thousands
+MAX_TEXT_BYTES = 2**18  # of an unpacked text: Pillow refuses a file with a larger one
+MAX_CHUNKS = 100_000  # read at most; a picture of 100 megapixels in small pieces has some thousands
 MAX_PROFILE_BYTES = 2**24  # of a colour profile; printers' have some MB
 
 
@@ -128,10 +128,11 @@ def open_path(path: str | os.PathLike[str], name: str) -> io.BufferedReader:
 
 
 def endings(content: bytes) -> tuple[bytes, ...]:
-    """A JPEG that lacks its last bytes, ended in two ways: at once, and after a row of ones. Nothing for other files.
+    """Two completions of a JPEG that lacks its last bytes: ended at once, and after a row of ones. Empty for other
+    files.
 
-    Where both decode to the same pixels, no pixel was lost with the missing bytes. That proves nothing of progressive
-    files, whose last scans may be missing whole, nor of those with restart markers, after which a decoder begins anew.
+    If both decode to the same pixels, no pixel was lost. This does not hold for progressive files, which may lack whole
+    scans, nor for files with restart markers, after which a decoder starts again.
     """
     if not content.startswith(JPEG) or content.endswith(JPEG_END) or not _is_one_plain_scan(content):
         return ()
@@ -170,7 +171,7 @@ def _plugin_format(head: bytes) -> str | None:
 
 
 def _register(format: str) -> str:
-    """Makes Pillow know the format, with a package that is installed. What to say if it still does not; else ""."""
+    """Registers the format with Pillow, through its plugin if installed. Returns "" or the reason why it failed."""
     Image.init()
     if format in Image.OPEN:
         return ""
@@ -191,12 +192,12 @@ def _register(format: str) -> str:
 
 
 def _without_large_chunks(file: IO[bytes]) -> tuple[IO[bytes], bytes | None]:
-    """A PNG without large texts, which nobody needs here, and its colour profile if that is compressed.
+    """A PNG without its large texts, which are not needed, and its colour profile if that is compressed.
 
-    Small texts stay: XMP and "Raw profile type exif" may say how the picture lies.
+    Small texts stay: XMP and "Raw profile type exif" may state the picture's orientation.
     """
     end = file.seek(0, io.SEEK_END)
-    chunks: list[tuple[int, int]] = []  # offset and bytes of what stays
+    chunks: list[tuple[int, int]] = []  # offset and bytes of the kept chunks
     profile, dropped, offset = None, False, len(PNG)
     while offset + 12 <= end and len(chunks) < MAX_CHUNKS:
         file.seek(offset)
@@ -225,7 +226,7 @@ def _without_large_chunks(file: IO[bytes]) -> tuple[IO[bytes], bytes | None]:
 
 
 def _is_large(kind: bytes, length: int, file: IO[bytes]) -> bool:
-    """Whether Pillow might refuse a text for what it becomes when it is unpacked. file: at its content."""
+    """Whether Pillow might refuse a text for its unpacked size. file: at its content."""
     if kind == b"tEXt" or length > MAX_TEXT_BYTES:
         return length > MAX_TEXT_BYTES
     content = file.read(length)

@@ -1,4 +1,4 @@
-"""An identity: what `Engine.embed` takes from a photo, to be kept instead of it."""
+"""An identity: the result of `Engine.embed`, stored instead of the photo."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _FORMAT = "realisid-identity-1"
 
 @dataclass(frozen=True, eq=False)
 class Identity:
-    """One person, ready for generation: no photo is needed any more.
+    """One person, ready for generation without a photo.
 
     id_tokens:      (T, D) float32, p_id of the paper. Read-only.
     landmarks:      (478, 2) float64, in units of the squared face box: [0, 1] across it. Read-only.
@@ -31,9 +31,9 @@ class Identity:
     photo_size:     (height, width) of that upright original, px.
     id_encoder_key: hash of the image encoder and projection that made the tokens.
     mask_source:    what removed the background: "bisenet", "hull+person", "hull", or "own" for a crop of the caller's.
-    notes:          what was decided on the way, in sentences.
+    notes:          decisions made on the way, in sentences.
 
-    Arrays are copied. Raises RequestError for a field that cannot be meant.
+    Arrays are copied. Raises RequestError for an impossible field.
     """
 
     id_tokens: NDArray[np.float32]
@@ -66,7 +66,7 @@ class Identity:
 
     def __reduce__(self) -> Any:
         fields = (getattr(self, field.name) for field in dataclasses.fields(self))
-        return type(self), tuple(fields)  # so that what another process gets is checked, and read-only, as here
+        return type(self), tuple(fields)  # unpickled identities are checked and read-only too
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a safetensors file, whole or not at all. Raises DiskError."""
@@ -115,7 +115,7 @@ class Identity:
             ) from None
 
     def check(self, id_encoder_key: str, source: str) -> None:
-        """Raises EngineMismatch if another encoder made the tokens: they would mean another face."""
+        """Raises EngineMismatch if another encoder made the tokens: they would show another face."""
         if self.id_encoder_key != id_encoder_key:
             raise EngineMismatch(
                 f"{source} was made by another ID encoder ({self.id_encoder_key[:12]}…, this engine's is "
@@ -143,7 +143,7 @@ def _size(size: Any) -> tuple[int, int]:
 
 
 def _items(values: Any) -> list[Any]:
-    """What is in a sequence, array or tensor; nothing for anything else."""
+    """The items of a sequence, array or tensor; empty for anything else."""
     try:
         return [] if isinstance(values, (str, bytes, dict, set)) else list(values)
     except TypeError:

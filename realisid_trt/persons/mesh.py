@@ -1,4 +1,4 @@
-"""MediaPipe's face mesh: how many points there are, which is which, and what a caller's own must look like.
+"""MediaPipe's face mesh: the number and the names of its points, and the check of a caller's landmarks.
 
 Indices are MediaPipe's (Apache-2.0), as ordered paths along its FACEMESH_* edges. Left and right are the person's own;
 the right eye stands on the left of an unmirrored photo.
@@ -31,7 +31,7 @@ RIGHT_IRIS, LEFT_IRIS = (468, 469, 470, 471, 472), (473, 474, 475, 476, 477)  # 
 # fmt: on
 OUTER_EYE_CORNERS = (RIGHT_EYE[0], LEFT_EYE[0])
 
-LEAST, MOST = -1.0, 2.0  # a chin may leave the square a little; pixels leave it far
+LEAST, MOST = -1.0, 2.0  # a chin may lie a little outside the square; values in pixels lie far outside
 
 
 def checked_landmarks(landmarks: Any, what: str) -> NDArray[np.float64]:

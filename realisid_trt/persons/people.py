@@ -1,4 +1,4 @@
-"""A person asked for → ID tokens, pose image and box: the face line of the data, from photo to conditions."""
+"""A requested person → ID tokens, pose image and box: the path of a face from photo to conditions."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .identity import Identity
 from .mesh import checked_landmarks
 from .person import Person
 from .photo import LoadedPhoto, Photo, load_crop, load_photo, photo_hash
-from .recent import Recent
+from .recent import RecentCache
 
-SAME_PLACE = 0.5  # intersection over union of two boxes, from which a note says so
+SAME_PLACE = 0.5  # intersection over union of two boxes from which a note is given
 CHOOSE_POSE_WITH = (
     "pose=engine.embed(photo, face={}) (face= of a person belongs to its ID photo; on the command line, embed the pose "
     "photo with --face and give the stored identity)"
@@ -35,13 +35,13 @@ CHOOSE_POSE_WITH = (
 
 @dataclass(frozen=True, eq=False)
 class PreparedPerson:
-    """One person of one picture, as the networks want it.
+    """One person of one picture, as the networks' input.
 
     id_tokens:   (T, D) float32.
     pose_image:  (3, S, S) float32 in [0, 1], S the side of the local canvas in px.
     face_box:    where the face goes.
     mask_source: what removed the photo's background: "bisenet", "hull+person", "hull" or "own"; None without a photo.
-    notes:       what was decided about the photos, in sentences that name no photo.
+    notes:       decisions about the photos, in sentences that name no photo.
     """
 
     id_tokens: NDArray[np.float32]
@@ -53,7 +53,7 @@ class PreparedPerson:
 
 @dataclass(frozen=True, eq=False)
 class FaceCrop:
-    """A face as the ID encoder sees it, and what an Identity of it says besides its tokens.
+    """The ID encoder's input for a face, and the other fields of its Identity.
 
     id_pixels:  (3, S, S) float32, normalised.
     key:        of the identity in the cache. name: what messages call the photo.
@@ -72,7 +72,7 @@ class FaceCrop:
 
 @dataclass(frozen=True, eq=False)
 class SeenPerson:
-    """One person before the ID encoder: all that needs no network of the engine. Fields as in PreparedPerson.
+    """One person before the ID encoder: everything that needs no network of the engine. Fields as in PreparedPerson.
 
     source: what the ID tokens come from: a face that is yet to be encoded, or the tokens themselves, (T, D).
     """
@@ -86,7 +86,7 @@ class SeenPerson:
 
 @dataclass(frozen=True, eq=False)
 class _Look:
-    """A photo and what a caller says of its face, checked: what `FaceFinder.find` is asked."""
+    """A photo and the caller's choice of a face, checked: the arguments of `FaceFinder.find`."""
 
     photo: LoadedPhoto
     face: int | None
@@ -108,8 +108,8 @@ class People:
     def __init__(self, backend: Backend, finder: FaceFinder, model: Model, config: RealisIDConfig) -> None:
         self._backend, self._finder, self._model, self._config = backend, finder, model, config
         self._token_shape = (model.num_id_tokens, model.cross_attention_dim)
-        self._faces: Recent[Face] = Recent()
-        self._identities: Recent[Identity] = Recent()
+        self._faces: RecentCache[Face] = RecentCache()
+        self._identities: RecentCache[Identity] = RecentCache()
 
     def look(
         self,
@@ -120,7 +120,7 @@ class People:
         crop: Photo | None = None,
         name: str = "photo",
     ) -> FaceCrop | Identity:
-        """photo → square face box → crop, background zeroed → id_pixels; and landmarks. The identity, if it is known.
+        """photo → square face box → crop, background zeroed → id_pixels; and landmarks. The identity, if cached.
 
         face:      which face, counted from the left; None takes the only or the clearly largest one.
         box:       x0, y0, x1, y1 of the face in photo px (of the upright original), instead of detecting it.
@@ -157,7 +157,7 @@ class People:
             face_box, place_notes = self._as_in_the_photo(identity, grid, name)
         else:
             raise BoxError(
-                f"{name} has no box. With several persons everybody needs one: Person(…, box=(x0, y0, x1, y1))."
+                f"{name} has no box. With several persons each of them needs one: Person(…, box=(x0, y0, x1, y1))."
             )
         source: FaceCrop | NDArray[np.float32]
         if identity is None:
@@ -178,12 +178,12 @@ class People:
         )
 
     def see_all(self, persons: Sequence[Person], grid: Grid) -> list[SeenPerson]:
-        """Everybody of one picture, in order. Raises as `see`."""
+        """All persons of one picture, in order. Raises as `see`."""
         seen = [self.see(person, grid, len(persons) == 1, f"person {i + 1}") for i, person in enumerate(persons)]
         for i, person in enumerate(seen):
             for j, other in enumerate(seen):
                 if i != j and (common := overlap(person.face_box, other.face_box)) > SAME_PLACE:
-                    note = f"stands nearly where person {j + 1} does: {common:.0%} of both boxes is common to them."
+                    note = f"stands nearly where person {j + 1} stands: their boxes share {common:.0%} of their union."
                     seen[i] = replace(seen[i], notes=(*seen[i].notes, note))
         return seen
 
@@ -214,7 +214,7 @@ class People:
         where = f"({', '.join(map(str, face_box.px))})"
         return face_box, (
             f"the photo, scaled to cover the picture of {grid.width}×{grid.height} px, has its face at or beyond the "
-            f"border: it was put at {where}. Give box= to put it elsewhere.",
+            f"border: the face was put at {where}. Give box= to put it elsewhere.",
         )
 
     def _identity(self, person: Person, name: str) -> Identity | FaceCrop | None:
@@ -263,7 +263,7 @@ class People:
         return face.landmarks, face.notes
 
     def _look(self, photo: Photo, name: str, face: int | None = None, box: Any = None, landmarks: Any = None) -> _Look:
-        """Checked before it becomes the key of a cache."""
+        """The arguments of a search, checked before they become the key of a cache."""
         loaded = load_photo(photo, name)
         return _Look(
             loaded,
@@ -329,5 +329,5 @@ def _is_stored(source: object) -> TypeGuard[str | os.PathLike[str]]:
 
 
 def _name(source: object, otherwise: str) -> str:
-    """How to call a photo in a message: by its path, or as what it is for."""
+    """The name of a photo in messages: its path, or `otherwise`."""
     return str(source) if _is_path(source) else otherwise

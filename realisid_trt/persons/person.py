@@ -53,17 +53,17 @@ class Person:
             raise RequestError(f"Person takes at most one of pose, landmarks and pose_image; got {' and '.join(how)}.")
         if self.id_tokens is not None and (self.box is None or not how):
             raise RequestError(
-                "Person(id_tokens=…) knows no photo: give box= and one of pose=, landmarks= and pose_image= too."
+                "Person(id_tokens=…) has no photo: give box= and one of pose=, landmarks= and pose_image= too."
             )
         if self.identity is not None and not isinstance(self.identity, Identity):
             raise RequestError(
-                f"identity is {type(self.identity).__name__}, expected what Engine.embed returned. "
+                f"identity is {type(self.identity).__name__}, expected an Identity, as Engine.embed returns. "
                 "A stored identity's path goes where the photo goes: Person('alice.safetensors', …)."
             )
         if self.face is not None and self.photo is None:
             raise RequestError("face= chooses among the faces of a photo; without a photo leave it out.")
         if self.box is not None and not isinstance(self.box, str):
-            with suppress(TypeError):  # which is said when a picture is asked for
+            with suppress(TypeError):  # reported when a picture is requested
                 object.__setattr__(self, "box", tuple(map(plain_number, self.box)))
         if self.face is not None:
             if (face := whole(self.face)) is None:
@@ -73,11 +73,11 @@ class Person:
 
 @dataclass(frozen=True, eq=False)
 class PlacedPerson:
-    """What became of one person.
+    """The place of one person in the picture, and notes on the photo.
 
     box:         x0, y0, x1, y1 of the squared and snapped box in the output, px.
     mask_source: what removed the photo's background: "bisenet", "hull+person", "hull" or "own"; None without a photo.
-    notes:       what was decided about the photo, in sentences.
+    notes:       decisions about the photo, in sentences.
     """
 
     box: tuple[int, int, int, int]

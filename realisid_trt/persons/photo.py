@@ -1,10 +1,10 @@
 """A photo in any common form → an upright RGB array, or a refusal that says what to do. Pillow decodes.
 
 **Photo px**, in which faces' boxes are given and reported, are pixels of the upright original (EXIF orientation
-applied), however small the array is that the face front end works on.
+applied). They do not depend on the size of the array that the face front end works on.
 
 Footgun: never `cv2.imread`. It returns a half-grey picture for a truncated JPEG, drops transparency, and decodes a
-400 MP bomb into 1.2 GB before anybody can say no.
+400 MP bomb into 1.2 GB before any check can refuse it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MAX_PIXELS = 100_000_000  # refused from the header, before anything is decoded
 MAX_REDUCED_PIXELS = 4 * MAX_PIXELS  # of a JPEG, which is decoded at 1/2, 1/4 or 1/8: today's telephones make 200 MP
 MIN_SIDE_PX = 64
 WORKING_SIDE_PX = 2048  # a face front end gains nothing from more; larger photos are reduced to this longest side
-WHITE, BLACK = (255, 255, 255), (0, 0, 0)  # what shines through where a picture is transparent
+WHITE, BLACK = (255, 255, 255), (0, 0, 0)  # colours behind transparent pixels
 ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 
 Photo = str | os.PathLike[str] | bytes | bytearray | Image.Image | NDArray[np.generic]
@@ -37,11 +37,11 @@ Photo = str | os.PathLike[str] | bytes | bytearray | Image.Image | NDArray[np.ge
 
 @dataclass(frozen=True, eq=False)
 class LoadedPhoto:
-    """A photo as the face front end works on it.
+    """A photo as the face front end uses it.
 
     rgb:   (h, w, 3) uint8 sRGB, upright, its longest side at most 2048 px.
     size:  (H, W) of the upright original, photo px.
-    notes: what was decided when it was read, in sentences.
+    notes: decisions made while it was read, in sentences.
     """
 
     rgb: NDArray[np.uint8]
@@ -68,8 +68,8 @@ def load_photo(source: Photo, name: str | None = None) -> LoadedPhoto:
             uint8 or uint16.
     name:   what error messages call it; the path by default, else "photo".
 
-    EXIF orientation is applied, the embedded colour profile is (its pixels become sRGB), transparency is laid on white,
-    16 bits are cut to 8, any colour mode becomes RGB, and of an animation the first frame is taken.
+    EXIF orientation and the embedded colour profile are applied (pixels become sRGB), transparency is laid on white, 16
+    bits are cut to 8, any colour mode becomes RGB, and of an animation the first frame is taken.
 
     Raises PhotoError: not_found, unreadable, corrupt, too_large, too_small, mode, dtype, shape, type.
     """
@@ -150,7 +150,7 @@ def _upright(source: Photo, name: str, stack: ExitStack, reduce: bool, least_px:
 
 
 def _decoded(picture: Image.Image, file: IO[bytes] | None, name: str, reduce: bool) -> Image.Image:
-    """The picture with its pixels; also that of a JPEG which lacks its last bytes but no pixel."""
+    """The picture with its pixels; also for a JPEG that lacks its last bytes but no pixel."""
     try:
         picture.load()
         return picture
@@ -186,8 +186,8 @@ def _opened(source: object, name: str, stack: ExitStack) -> IO[bytes]:
 
 
 @contextmanager
-def _typed_errors(name: str, own: bool = False) -> Iterator[None]:
-    """Whatever a decoder raises becomes a PhotoError. own: for an image that the caller has opened."""
+def _typed_errors(name: str, opened_by_caller: bool = False) -> Iterator[None]:
+    """Turns every exception of a decoder into a PhotoError. opened_by_caller: the image is a caller's PIL image."""
     try:
         yield
     except (PhotoError, MemoryError):
@@ -199,10 +199,10 @@ def _typed_errors(name: str, own: bool = False) -> Iterator[None]:
             f"{WORKING_SIDE_PX} pixels on the longer side are enough.",
         ) from error
     except BaseException as error:
-        # a panic of JPEG XL's decoder, which is written in Rust, is no Exception
+        # a panic of JPEG XL's decoder, which is written in Rust, is not an Exception
         if not isinstance(error, DECODER_ERRORS) and type(error).__name__ != "PanicException":
             raise
-        if own:
+        if opened_by_caller:
             raise PhotoError(
                 "corrupt",
                 f"{name}: Pillow cannot read the pixels of this image ({str(error) or type(error).__name__}). Was it "
@@ -217,7 +217,7 @@ def _check_size(picture: Image.Image, size: tuple[int, int], name: str, least_px
     """picture: as it will be decoded. size: as its file has it."""
     width, height = size
     decoded, limit = picture.width * picture.height, MAX_PIXELS
-    if "progressive" in picture.info:  # all of its coefficients are held, however small it is decoded
+    if "progressive" in picture.info:  # decoding holds all coefficients, at any output size
         decoded = width * height
     elif decoded < width * height:
         decoded, limit = width * height, MAX_REDUCED_PIXELS
@@ -236,7 +236,7 @@ def _check_size(picture: Image.Image, size: tuple[int, int], name: str, least_px
 
 
 def _checked_array(array: NDArray[np.generic], name: str) -> tuple[NDArray[np.uint8], str | None]:
-    """A caller's array as uint8, and a note if its numbers were scaled by what they use."""
+    """A caller's array as uint8, and a note if its numbers were scaled by their range."""
     note = None
     if array.dtype.kind in "ui" and array.dtype.itemsize == 2 and array.size:
         array, note = narrowed(array, name)

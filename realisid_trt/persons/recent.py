@@ -1,4 +1,4 @@
-"""A cache that keeps what was used last."""
+"""A cache of the most recently used values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 Value = TypeVar("Value")
 
 
-class Recent(Generic[Value]):
+class RecentCache(Generic[Value]):
     """The most recently used `size` values, by key. Threads may share it."""
 
     def __init__(self, size: int = 64) -> None:
@@ -29,7 +29,7 @@ class Recent(Generic[Value]):
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """The value of `key`, made now if it is not remembered. What `make` raises is not remembered.
 
-        `make` runs without the lock; of threads that make the same value at once, all get the first one's.
+        `make` runs without the lock; if several threads make the same value at once, all get the first one stored.
         """
         known = self.find(key)
         if known is not None:

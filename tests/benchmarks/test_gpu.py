@@ -133,7 +133,7 @@ def test_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "s of --minutes are left, and it takes about 30 s or more" in made.left_out["long"]
     for name in ("quick", "greedy", "endless"):
         made.run(name)
-    assert re.fullmatch(r"stopped after \d+ s, when it had had its share of --minutes", made.left_out["greedy"])
+    assert re.fullmatch(r"stopped after \d+ s, when its share of --minutes was over", made.left_out["greedy"])
     assert made.parts["quick"]["status"] == 0 and made.parts["endless"]["status"] is None
     assert "when --minutes were over" in made.left_out["endless"]
     without = session(tmp_path, None)
@@ -180,7 +180,7 @@ def test_a_gpu_that_does_not_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     hung = {"result": None, "status": -signal.SIGKILL, "output": "opening the driver\nstopped after 7 s"}
     limits = list[float]()
     monkeypatch.setattr("benchmarks.gpu.run_part", lambda command, limit, environment: (limits.append(limit), hung)[1])
-    with pytest.raises(BackendError, match="did not say what it is within .* nvidia-smi .* opening the driver"):
+    with pytest.raises(BackendError, match="did not answer within .* nvidia-smi .* opening the driver"):
         session(tmp_path, 12 / 60).describe()
     assert 0 < limits[0] <= 7  # 5 of 12 are for writing and ending
 

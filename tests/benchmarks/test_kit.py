@@ -220,7 +220,7 @@ def test_weights_that_come_out_otherwise_are_refused(
     from export.miniature import weights
 
     monkeypatch.setattr(weights, "CARRY", 1.2)
-    with pytest.raises(KitError, match="unet_decoder.* another sha256 than the index says"):
+    with pytest.raises(KitError, match="unet_decoder.* another sha256 than the index states"):
         place(Kit.open(kit), "miniature", tmp_path / "engine")
     assert not (tmp_path / "engine").exists()
 

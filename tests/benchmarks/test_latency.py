@@ -91,7 +91,7 @@ def test_an_engine_by_itself_is_measured_without_torch(engine_dir: Path) -> None
         (["--runs", "0"], "--runs is 0, expected at least 1."),
         (["--steps", "0"], "--steps is 0, expected at least 1."),
         (["--threads", "0"], "--threads is 0, expected at least 1."),
-        (["--threads", "1", "--device", "cpu:2"], "--threads 1 is for --device cpu; cpu:2 says for itself."),
+        (["--threads", "1", "--device", "cpu:2"], "--threads 1 is for --device cpu; cpu:2 states its own."),
         (["--baseline", "none", "naive"], "--baseline none naive: expected some of naive, naive-shared"),
         (["--backend", "auto", "tensorrt"], "--backend auto tensorrt: expected different names, or auto or all alone."),
         (["--baseline", "naive-compiled"], "--warmup is 0, expected at least 1: else naive-compiled is compiled in a"),

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from examples.demo import ASKED, PHOTO_PX, generate
+from examples.demo import PHOTO_PX, SCENES, generate
 from examples.sheet import GAP_PX, PICTURE_PX, TITLE_PX, Line, layout, sheet
 from examples.sheet import PHOTO_PX as SMALL_PX
 from realisid_trt import Engine
@@ -29,7 +29,7 @@ def page(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> NDArray[
     command = [sys.executable, "-m", "examples.demo", "--engine", str(engine_dir), "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("30/30") >= len(ASKED)  # progress, to the last step
+    assert done.stderr.count("30/30") >= len(SCENES)  # progress, to the last step
     with Image.open(out / "demo.png") as picture:
         return np.asarray(picture)
 
@@ -41,25 +41,25 @@ def asked(number: int, caption: str, face: tuple[float, float]) -> tuple[Picture
 
 
 def test_two_people_and_three(page: NDArray[np.uint8]) -> None:
-    assert [len(asked(*one)[1]) for one in ASKED] == [2, 3]
-    assert page.shape[0] == len(ASKED) * (PICTURE_PX + TITLE_PX + GAP_PX) + GAP_PX
+    assert [len(asked(*one)[1]) for one in SCENES] == [2, 3]
+    assert page.shape[0] == len(SCENES) * (PICTURE_PX + TITLE_PX + GAP_PX) + GAP_PX
 
 
 def test_the_worlds_own_pictures_stand_at_the_right(page: NDArray[np.uint8]) -> None:
-    for line, one in enumerate(ASKED):
+    for line, one in enumerate(SCENES):
         top = GAP_PX + line * (PICTURE_PX + TITLE_PX + GAP_PX)
         shown = page[top : top + PICTURE_PX, COLUMNS[2] : COLUMNS[2] + PICTURE_PX]
         np.testing.assert_array_equal(shown, asked(*one)[0].rgb)
 
 
 def test_the_engines_pictures_are_no_single_colour(page: NDArray[np.uint8]) -> None:
-    for line in range(len(ASKED)):
+    for line in range(len(SCENES)):
         top = GAP_PX + line * (PICTURE_PX + TITLE_PX + GAP_PX)
         assert page[top : top + PICTURE_PX, COLUMNS[1] : COLUMNS[1] + PICTURE_PX].std() > 20
 
 
 def test_everybody_has_a_colour_of_their_own_on_photo_and_box(page: NDArray[np.uint8]) -> None:
-    for line, one in enumerate(ASKED):
+    for line, one in enumerate(SCENES):
         truth, photos = asked(*one)
         top = GAP_PX + line * (PICTURE_PX + TITLE_PX + GAP_PX)
         for person in range(len(photos)):
@@ -69,7 +69,7 @@ def test_everybody_has_a_colour_of_their_own_on_photo_and_box(page: NDArray[np.u
 
 
 def test_a_pose_is_drawn_inside_its_box_and_nowhere_else() -> None:
-    truth, _ = asked(*ASKED[0])
+    truth, _ = asked(*SCENES[0])
     lit = np.asarray(layout(truth, "realisid-v1")).max(axis=2) > 60
     inside = np.zeros_like(lit)
     for x0, y0, x1, y1 in np.round(truth.boxes).astype(int):
@@ -79,7 +79,7 @@ def test_a_pose_is_drawn_inside_its_box_and_nowhere_else() -> None:
 
 
 def test_long_captions_are_made_to_fit() -> None:
-    truth, photos = asked(*ASKED[1])
+    truth, photos = asked(*SCENES[1])
     made = Image.new("RGB", (128, 128), (10, 20, 30))
     long = np.asarray(sheet([Line("a person in a white shirt " * 4, photos, truth, made)], "realisid-v1"))
     gap = long[:, COLUMNS[1] - GAP_PX + 1 : COLUMNS[1] - 1]
@@ -87,7 +87,7 @@ def test_long_captions_are_made_to_fit() -> None:
 
 
 def test_the_engine_is_asked_for_the_boxes_of_the_scene(engine: Engine) -> None:
-    scene = World(grid=32).scene(11, "unseen", caption=ASKED[0][1], face=ASKED[0][2])
+    scene = World(grid=32).scene(11, "unseen", caption=SCENES[0][1], face=SCENES[0][2])
     photos = [draw(World(grid=32).reference(actor.identity), PHOTO_PX) for actor in scene.actors]
     result = generate(engine, scene, photos, seed=1)
     np.testing.assert_allclose([person.box for person in result.persons], draw(scene, 128).boxes)

@@ -131,19 +131,19 @@ def test_what_differs_only_as_a_whole(engine_dir: Path, known: dict[str, Network
         return {name: values * (1.5 if len(outputs) == 2 else 1.0) for name, values in outputs.items()}
 
     found = first_difference(file, feed, plain, fused, 1e-5)
-    assert found is not None and not found.alone and "look at how it is fused" in str(found)
+    assert found is not None and not found.alone and "check how it is fused" in str(found)
     assert found.output in [value.name for value in onnx.load(str(file)).graph.output]
 
 
 def test_the_sentence(engine_dir: Path, known: dict[str, Network]) -> None:
     file, feed = file_of(engine_dir, "text_encoder", SINGLE), feed_of(known["text_encoder"], SINGLE)
     said = explain(file, partial(on_onnxruntime, form=SINGLE), feed, 1e-5)
-    assert said == "No node differs from the graph run plainly in float32: the graph itself is not what the module is."
+    assert said == "No node differs from the unoptimised graph in float32: the graph itself differs from the module."
     node = first_with(onnx.load(str(file)).graph, "LayerNormalization", 0.5)
     said = explain(file, Tampered(scaled(node.input[1], 2.0)), feed, 1e-5)
     assert said.startswith(f"First differing node: {node.name} (LayerNormalization), whose output ")
     fused = Difference("node", "Conv", "value", 0.5, {}, alone=False)
-    assert str(fused).startswith("node (Conv), whose output value errs 5.0e-01, but not when")
+    assert str(fused).startswith("node (Conv), whose output value has an error of 5.0e-01, but not when")
 
 
 def test_the_flag_reaches_the_workers(checkpoint_dir: Path, known: dict[str, Network], tmp_path: Path) -> None:

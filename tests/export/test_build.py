@@ -192,7 +192,7 @@ def test_a_network_that_computes_something_else(own: Options, monkeypatch: pytes
     source, limits = (own.checkpoint, None, None), Limits.of_requests(1, 1, 8)
     job = workers.Job("test", "key", source, "text_encoder", OnnxForm(20, "fp32"), limits, 0)
     with pytest.raises(
-        ParityError, match=r"text_encoder \(opset20-fp32\) output hidden_states errs .* times what torch errs"
+        ParityError, match=r"text_encoder \(opset20-fp32\) output hidden_states has an error of .* times torch's in"
     ):
         workers.export_network(job, folder)
     Engine.load(own.out)
@@ -205,7 +205,7 @@ def test_an_engine_that_computes_something_else(own: Options, monkeypatch: pytes
     monkeypatch.setattr("realisid_trt.loop.prologue.guidance_weights", lambda t, i, on: (-6.5, 2.51, 4.99))
     change_weights(own.checkpoint, "text_encoder_2")
     before = manifest_of(own.out)
-    with pytest.raises(ParityError, match="the whole engine errs .* the reference in float32 errs"):
+    with pytest.raises(ParityError, match="the whole engine, .* has an error of .* the reference in float32 has"):
         build(own)
     assert manifest_of(own.out) == before
 
@@ -224,7 +224,7 @@ def test_one_network_at_a_time(own: Options, tmp_path: Path) -> None:
 def test_an_out_that_is_something_else(own: Options, tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "alice.jpg").write_text("mine")
-    with pytest.raises(BuildError, match="photos exists and is no engine directory. Choose another --out"):
+    with pytest.raises(BuildError, match="photos exists and is not an engine directory. Choose another --out"):
         build(dataclasses.replace(own, out=tmp_path / "photos"))
     assert (tmp_path / "photos" / "alice.jpg").read_text() == "mine"
     (tmp_path / "file").write_text("mine")

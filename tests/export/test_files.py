@@ -72,7 +72,9 @@ def test_what_cannot_be_removed_is_left_and_said(tmp_path: Path, monkeypatch: py
         raise OSError(39, "Directory not empty", str(path))
 
     monkeypatch.setattr(shutil, "rmtree", refuse)
-    with pytest.warns(RealisIDWarning, match="old is the new one; the one before could not be removed whole .*Remove"):
+    with pytest.warns(
+        RealisIDWarning, match="old is the new one; the one before could not be removed completely .*Remove"
+    ):
         exchange(tmp_path / "new", tmp_path / "old")
     assert (tmp_path / "old" / "file").read_text() == "new"
 

@@ -22,7 +22,7 @@ from realisid_trt.manifest import MANIFEST
         ({"backends": ("magic",)}, RequestError, "--backend magic is unknown. Known: onnxruntime"),
         ({"backends": ("tensorrt",)}, BackendError, r"pip install 'realisid_trt\[tensorrt\]'"),
         ({"optimization_level": 6}, RequestError, "--optimization-level is 6, expected 0 to 5"),
-        ({"workspace": 0.0}, RequestError, "--workspace is 0.0, expected GiB, more than none"),
+        ({"workspace": 0.0}, RequestError, "--workspace is 0.0, expected a number of GiB above 0"),
         ({"checkpoint": Path("nowhere")}, CheckpointError, "does not exist, expected a checkpoint's folder"),
         ({"face_parser": Path("nowhere.onnx")}, BuildError, "nowhere.onnx cannot be read"),
         ({"face_landmarker": Path("nowhere.task")}, BuildError, "nowhere.task cannot be read"),
@@ -60,7 +60,7 @@ def test_which_backends_are_built_for() -> None:
     for wrong, words in {
         "hopper": "--arch hopper: expected a compute capability such as sm_89",
         "9.0": "--arch sm_90: tensorrt-rtx builds for sm_80, .* For others use --backend tensorrt, on that GPU",
-        "75": "--arch sm_75: it multiplies no float32 matrices, which the VAE needs",
+        "75": "--arch sm_75: it cannot multiply float32 matrices, and the VAE needs that",
     }.items():
         with pytest.raises(RequestError, match=words):
             checked(Options(backends=("tensorrt-rtx",), architectures=(wrong,)), said.append)

@@ -68,7 +68,7 @@ def test_bfloat16_is_verified_widened(known: dict[str, Network], name: str, tmp_
     values = numpy_helper.to_array(tensor)
     tensor.CopyFrom(numpy_helper.from_array((values.astype(np.float32) * 2).astype(values.dtype), tensor.name))
     onnx.save(model, str(file))
-    with pytest.raises(ParityError, match=r"\(opset23-bf16, widened to float32\) output .* --bisect to learn"):
+    with pytest.raises(ParityError, match=r"\(opset23-bf16, widened to float32\) output .* --bisect to find"):
         verify(known[name], module, file, BF16, LIMITS)
 
 
@@ -130,7 +130,7 @@ def test_what_torch_errs_is_the_worst_of_several_draws(known: dict[str, Network]
     assert 0.3 < parity.ratio < 4 and parity.rms_torch > 1e-5 and 1 < parity.draws <= 1 + DRAWS
     assert 2 < asked <= 2 * (1 + DRAWS)  # the first draw of each of the two shapes, and those it took
     error = 1.01
-    with pytest.raises(ParityError, match=r"errs 9\.\d+e-03 .* times what torch errs"):
+    with pytest.raises(ParityError, match=r"has an error of 9\.\d+e-03 .* times torch's in"):
         verify(known["local_time"], Counted(), run, SINGLE, limits)
 
 

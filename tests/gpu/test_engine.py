@@ -198,7 +198,7 @@ def test_a_refused_capture_is_said_and_harmless(
         run(runner, *arguments)
 
     monkeypatch.setattr(type(engine.backend._runner), "run", refuse)  # type: ignore[attr-defined]
-    with pytest.warns(RealisIDWarning, match=r"was refused as a CUDA graph \(this network allocates\)"):
+    with pytest.warns(RealisIDWarning, match=r"could not be captured as a CUDA graph \(this network allocates\)"):
         found = latents(engine, 1)
     expected = latents(half, 1)
     assert np.array_equal(found.latents, expected.latents)

@@ -162,7 +162,7 @@ def test_as_many_bits_as_the_file_uses(photos: Any, bits: int) -> None:
         assert done
         read = load_photo(content.tobytes())
         np.testing.assert_array_equal(read.rgb, rgb)
-        assert read.notes == (f"the photo's 16-bit numbers use {bits} bits at most; so read.",)
+        assert read.notes == (f"the photo's 16-bit numbers use at most {bits} bits and were read as such.",)
     grey = load_photo(encoded(Image.fromarray(wide[..., 1]), "PNG"))
     np.testing.assert_array_equal(grey.rgb[..., 0], rgb[..., 1])
     array = load_photo(wide)

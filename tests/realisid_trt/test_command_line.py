@@ -96,7 +96,7 @@ def test_inspect_names_a_network_that_needed_more_than_one_draw(capsys: Any, eng
     status, printed, _ = call(capsys, "inspect", "--engine", engine_copy)
     told = [line for line in printed.splitlines() if "draws" in line]
     assert status == 0 and len(told) == 1
-    assert told[0].startswith("parity: unet_decoder was held against the worst of 9 draws")
+    assert told[0].startswith("parity: unet_decoder was compared with the worst of 9 draws")
 
 
 def test_inspect_a_photo(capsys: Any, engine_dir: Path, photos: Any, tmp_path: Path) -> None:
@@ -197,9 +197,9 @@ def test_persons_that_are_not_understood(text: str) -> None:
     [
         (["generate"], 2, "--prompt"),
         (["generate", "--prompt", "x", "--out", "o.png", "--engine", "nowhere"], 1, "no such engine directory"),
-        (["generate", "--prompt", "x", "--out", "o.psd2"], 2, "is no picture format. Use .png, .jpg or .webp"),
-        (["generate", "--prompt", "x", "--out", "o.psd"], 2, "is no picture format"),
-        (["generate", "--prompt", "a \udcff beach", "--out", "o.png"], 2, "holds a character that is none"),
+        (["generate", "--prompt", "x", "--out", "o.psd2"], 2, "is not a picture format. Use .png, .jpg or .webp"),
+        (["generate", "--prompt", "x", "--out", "o.psd"], 2, "is not a picture format"),
+        (["generate", "--prompt", "a \udcff beach", "--out", "o.png"], 2, "contains an unpaired surrogate"),
         (["generate", "--prompt", "x", "--out", "new/o.png", "--engine", "nowhere"], 1, "no such engine directory"),
         (["generate", "--prompt", "x", "--out", "o.png", "--engine", ""], 1, "holds no manifest.json"),
         (["inspect", "typo.jpg"], 1, "typo.jpg"),

@@ -261,7 +261,7 @@ def test_a_warm_up_and_an_unloading_change_nothing(engine: Engine) -> None:
 
 def test_a_closed_engine_says_so(engine_dir: Path, photos: Any) -> None:
     with Engine.load(engine_dir, device="cpu:1") as engine:
-        with pytest.raises(RequestError, match="a progress callback used the engine that calls it"):
+        with pytest.raises(RequestError, match="a progress callback called the engine that runs it"):
             engine.generate(PROMPT, num_inference_steps=1, progress=lambda step, total: engine.close())
         engine.generate(PROMPT, num_inference_steps=1)
     engine.close()  # once more does nothing
@@ -349,10 +349,10 @@ def test_threads_of_the_device(engine_dir: Path) -> None:
 
 
 def test_caches_forget_the_oldest() -> None:
-    from realisid_trt.persons.recent import Recent
+    from realisid_trt.persons.recent import RecentCache
 
     made: list[int] = []
-    recent: Recent[int] = Recent(2)
+    recent: RecentCache[int] = RecentCache(2)
     for key in (1, 2, 1, 3, 1, 2):
         recent.get(key, lambda key=key: made.append(key) or key)  # type: ignore[misc]
     assert made == [1, 2, 3, 2]

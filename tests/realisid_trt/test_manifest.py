@@ -177,7 +177,7 @@ def test_what_is_built_anew_while_it_is_loaded_is_refused(engine_copy: Path, mon
         return opened(*arguments)
 
     monkeypatch.setattr(realisid_trt.engine, "open_backend", while_another_builds)
-    with pytest.raises(EngineMismatch, match="was built anew while it was loaded. Load it again"):
+    with pytest.raises(EngineMismatch, match="was rebuilt while it was being loaded. Load it again"):
         Engine.load(engine_copy)
 
 
@@ -306,7 +306,7 @@ def test_only_what_is_opened_is_read(engine_copy: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"path": None}, "path is None, expected that of an engine directory"),
+        ({"path": None}, "path is None, expected the path of an engine directory"),
         ({"path": b"engine"}, "path is b'engine', expected"),
         ({"backend": None}, "backend is None, expected a name"),
         ({"device": 0}, "device is 0, expected cpu, cpu:N, cuda, cuda:N or None"),

@@ -101,7 +101,7 @@ def test_photos_are_looked_at_while_another_batch_is_made(engine_dir: Path, phot
             threads.append(threading.Thread(target=look))
             threads[0].start()
             assert looked.wait(60)
-            with pytest.raises(RequestError, match="the engine that calls it"):
+            with pytest.raises(RequestError, match="a progress callback called the engine that runs it"):
                 engine.embed(photos.hopper)
 
     engine.generate("x", num_inference_steps=2, output="latents", progress=progress)
@@ -144,7 +144,7 @@ def test_a_callback_is_refused_before_anything_is_looked_for(engine_dir: Path, t
 
     def progress(step: int, of: int) -> None:
         for call in (lambda: engine.embed(tmp_path / "none.jpg"), lambda: engine.generate("x", [Person("none.jpg")])):
-            with pytest.raises(RequestError, match="the engine that calls it"):
+            with pytest.raises(RequestError, match="a progress callback called the engine that runs it"):
                 call()
 
     engine.generate("x", num_inference_steps=1, output="latents", progress=progress)

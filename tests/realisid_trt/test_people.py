@@ -95,7 +95,7 @@ def test_boxes_and_size_are_those_of_the_upright_original(people: People, hopper
 def test_photo_size_is_that_of_the_turned_photo(people: People, hopper: LoadedPhoto) -> None:
     lying = embed(people, hopper.turned(1).rgb)
     assert lying.photo_size == (600, 512) and lying.box == embed(people, hopper.rgb).box
-    assert "pixels of the turned photo" in lying.notes[0]
+    assert "of the turned photo" in lying.notes[0]
 
 
 def test_what_is_remembered_names_no_photo(people: People, encoder: Encoder, photos: Any, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_the_note_on_the_background_is_that_of_the_crop(people: People, astronau
     noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3)).astype(np.uint8)
     identity = embed(people, noise, box=(64, 64, 192, 192), landmarks=embed(people, astronaut.rgb).landmarks)
     assert identity.mask_source == "hull"
-    assert "mesh hull alone" in identity.notes[0] and "person mask sees nobody" in identity.notes[0]
+    assert "mesh hull alone" in identity.notes[0] and "person mask finds no person" in identity.notes[0]
 
 
 @pytest.mark.parametrize("face", [True, [0], 1.5, "left"])
@@ -305,7 +305,7 @@ def test_a_face_at_the_end_of_a_wide_photo(people: People, hopper: LoadedPhoto) 
     wide = np.full((600, 2400, 3), 128, np.uint8)
     wide[:, :512] = hopper.rgb
     [notes] = notes_of(people, Person(wide))
-    assert any("has its face at or beyond the border: it was put at" in note for note in notes)
+    assert any("has its face at or beyond the border: the face was put at" in note for note in notes)
 
 
 def test_a_small_face_is_told_in_the_photo_s_terms(people: People, hopper: LoadedPhoto) -> None:

@@ -138,7 +138,7 @@ def test_judges_see_truth_and_galleries(untrained: Path) -> None:
 
 
 def test_what_the_judges_cannot_see_is_refused(untrained: Path, tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="know pictures of 128 px, these are of 256 px"):
+    with pytest.raises(RequestError, match="take pictures of 128 px, these are of 256 px"):
         Judges(untrained, Casting(size_px=256))
     with pytest.raises(CheckpointError, match="recogniser.safetensors is missing"):
         Judges(tmp_path, CASTING)

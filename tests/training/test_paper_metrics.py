@@ -177,7 +177,7 @@ def test_weights_that_are_something_else_are_refused(
     made, references = folders
     base = ["--pictures", str(made), "--references", str(references)]
     assert main(base) == 2 and "Give --clip, --facenet" in capsys.readouterr().err
-    assert main([*base, "--clip", str(tmp_path)]) == 1 and "is no CLIP model" in capsys.readouterr().err
+    assert main([*base, "--clip", str(tmp_path)]) == 1 and "is not a CLIP model" in capsys.readouterr().err
     assert main([*base, "--aesthetic", str(head)]) == 2 and "Give --clip" in capsys.readouterr().err
     assert main([*base, "--facenet", str(head)]) == 2 and "--face-models" in capsys.readouterr().err
     save_file({"weight": torch.zeros(2)}, tmp_path / "x.safetensors")

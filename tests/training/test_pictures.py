@@ -87,7 +87,7 @@ def test_what_is_wrong_with_a_folder_is_said(folder: Path, face_models: Path, tm
     def examples(path: Path) -> PictureFolder:
         return PictureFolder(folder=str(path), face_models=str(face_models))
 
-    with pytest.raises(RequestError, match="is no folder"):
+    with pytest.raises(RequestError, match="is not a folder"):
         len(examples(tmp_path / "nowhere"))
     (tmp_path / "empty").mkdir()
     with pytest.raises(RequestError, match="holds no pictures"):

@@ -51,7 +51,7 @@ def test_a_fraction_that_is_none_is_bad_usage(face: str, capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as ended:
         main([*SCENES, "--face", face, "1/2", "--out", "nowhere"])
     assert ended.value.code == 2
-    assert f"argument --face: {face!r} is no number, and no fraction such as 1/8" in capsys.readouterr().err
+    assert f"argument --face: {face!r} is neither a number nor a fraction such as 1/8" in capsys.readouterr().err
 
 
 def test_the_numbers_of_persons_come_in_turn(tmp_path: Path) -> None:

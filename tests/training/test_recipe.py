@@ -23,7 +23,7 @@ from training.examples import WorldFaces, WorldScenes
 from training.log import read_log
 from training.recipe import DATA, LOSSES, RECIPE, START, main, prepared
 from training.start import start_checkpoint
-from training.store import Unmade, store_of
+from training.store import OnDemandStore, store_of
 
 MINIATURE = ROOT / "checkpoints" / "miniature"
 COMPARED = (
@@ -158,7 +158,7 @@ def test_every_step_takes_what_the_one_before_it_left(tmp_path: Path, monkeypatc
 
 def test_unmade_examples_are_those_of_a_store(tmp_path: Path) -> None:
     examples = WorldScenes(pictures=3, persons=(1,), crop_px=32)
-    made, unmade = store_of(examples, tmp_path / "store"), Unmade(examples)
+    made, unmade = store_of(examples, tmp_path / "store"), OnDemandStore(examples)
     assert unmade.captions == made.captions and len(unmade) == 3 and unmade.description == made.description
     for name in made.arrays:
         assert unmade[name].shape == made[name].shape

@@ -14,7 +14,7 @@ from realisid_trt.persons.conditions import location_mask
 from training.examples import WorldScenes
 from training.residuals import DESIGNS, KEYPOINTS, Branches, crop, merged, merged_rows, placement, relocate
 from training.stages.branches import BranchesStage
-from training.store import Unmade
+from training.store import OnDemandStore
 from training.world import World, draw
 
 BOXES = [(8, 16, 40, 48), (0, 0, 128, 128), (92, 4, 128, 40), (30, 50, 49, 66)]
@@ -158,7 +158,7 @@ def test_pictures_with_different_numbers_of_persons_are_merged_each_by_itself() 
 def test_everybody_in_a_picture_is_conditioned_on_and_nobody_else(checkpoint: Checkpoint) -> None:
     people = WorldScenes(pictures=40, crop_px=checkpoint.image_size, margin=checkpoint.config.face_margin)
     accelerator = Accelerator(cpu=True, mixed_precision="no")
-    stage = BranchesStage(checkpoint, Unmade(people), accelerator, new=False, seed=0)
+    stage = BranchesStage(checkpoint, OnDemandStore(people), accelerator, new=False, seed=0)
     counts = [int(stage.store["num_persons"][index]) for index in range(40)]
     items = [stage.item(counts.index(count), np.random.default_rng(count)) for count in (1, 3, 2)]
     batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}

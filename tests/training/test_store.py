@@ -54,7 +54,7 @@ class Numbers:
 
 @pytest.fixture(autouse=True)
 def small_sittings(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "TOGETHER", 4)
+    monkeypatch.setattr(store, "RECORD_EVERY", 4)
 
 
 @pytest.fixture

@@ -270,5 +270,5 @@ def test_the_report_shows_every_table_and_what_is_certain(tmp_path: Path) -> Non
     assert page.startswith("# What was measured\n\nThese weights are lost.\n\nHow the drawn people")
     assert page.count("intervals are older") == 1 and "less that of single values" not in page
     (tmp_path / "table3-8.json").write_text("[]")
-    with pytest.raises(RequestError, match="table3-8.json is no table of this version"):
+    with pytest.raises(RequestError, match="table3-8.json is not a table of this version"):
         write_report(tmp_path)

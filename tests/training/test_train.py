@@ -125,7 +125,7 @@ def test_a_folder_that_trains_something_else_is_left_alone(
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("mine")
     assert main(command("vae", start, data, tmp_path / "full", "--steps", "2")) == 2
-    assert "is no training" in capsys.readouterr().err
+    assert "is not a training" in capsys.readouterr().err
     assert main(command("branches", start, data / "x", tmp_path / "other", "--steps", "2")) == 2
     assert "holds no examples" in capsys.readouterr().err
     faces = command("vae", start, data, tmp_path / "other", "--steps", "2")

@@ -95,13 +95,13 @@ def test_every_place_covers_the_whole_picture(place: str) -> None:
 @pytest.mark.parametrize(
     ("caption", "message"),
     [
-        ("", "ends in no place"),
-        ("a person in a red shirt", "ends in no place, expected one of: in the park"),
-        ("four people in a red shirt at night", "begins with nobody, expected one of: a person, two people"),
+        ("", "does not end with a place"),
+        ("a person in a red shirt", "does not end with a place, expected one of: in the park"),
+        ("four people in a red shirt at night", "does not begin with people, expected one of: a person, two people"),
         ("a person in a pink shirt at night", "shirt is 'pink', expected one of red"),
         ("a person in a red shirt and a black hat at night", "hat is 'black'"),
-        ("a person in a red dress at night", "are no clothes"),
-        ("two people in a red shirt and a person in a red shirt at night", "are no clothes"),
+        ("a person in a red dress at night", "does not describe clothes"),
+        ("two people in a red shirt and a person in a red shirt at night", "does not describe clothes"),
     ],
 )
 def test_captions_of_another_form_are_refused(caption: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""The paper's evaluation in miniature: what is asked for, who makes it, what the judges say, and how sure that is.
+"""The paper's evaluation in miniature: cases, contenders that make pictures, the judges' measures, and statistics.
 
 cases.py ─► contenders.py ─► measures.py ─► ../statistics.py
 """

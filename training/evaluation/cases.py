@@ -1,4 +1,4 @@
-"""What is asked for: unseen people, captions, boxes, poses and seeds; the same for every contender."""
+"""The cases of the evaluation: unseen people, captions, boxes, poses and seeds; the same for every contender."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ ELSEWHERE, SOMEBODY_ELSE = 20_000_000, 500  # added to a scene's number, and to 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One picture: who shall be where, in which pose, in what clothes and place, from which noise.
+    """One picture to make: its people, their boxes, poses and clothes, the place, and the noise.
 
     scene:      the truth: what the world itself would draw.
     picture:    the truth, drawn.
     crops:      per actor the ID crop (s, s, 3) uint8 of another photo of the person.
     seed:       of the noise, and the number of the scene.
     identities: number of every actor among the unseen.
-    face, layout: what `World.scene` was asked for.
+    face, layout: arguments of `World.scene`.
     """
 
     scene: Scene
@@ -61,18 +61,18 @@ class Casting:
         face: tuple[float, float] = REGULAR,
         layout: str = "apart",
     ) -> Case:
-        """Case `number`: poses, place and boxes hang on it alone."""
+        """Case `number`: poses, place and boxes depend on it alone."""
         scene = self._scene(number, identities, caption, face, layout)
         crops = tuple(self.crop(self.world.identity(who, "unseen"), number) for who in identities)
         return Case(scene, draw(scene, self.size_px), crops, number, identities, face, layout)
 
     def again(self, case: Case) -> Picture:
-        """The same people and words in another scene: what a fair picture of them might also be."""
+        """The same people and words in another scene: another correct picture of them."""
         scene = self._scene(case.seed + ELSEWHERE, case.identities, case.scene.caption, case.face, case.layout)
         return draw(scene, self.size_px)
 
     def somebody_else(self, case: Case) -> Picture:
-        """Other people in other poses at the same boxes: what every measure must be better than."""
+        """Other people in other poses at the same boxes: every measure must beat this."""
         others = tuple((who + SOMEBODY_ELSE) % 1000 for who in case.identities)
         poses = [self.world.pose(case.seed * len(others) + person) for person in range(len(others))]
         return draw(self._scene(case.seed, others, case.scene.caption, case.face, case.layout, poses), self.size_px)
@@ -110,7 +110,7 @@ class Casting:
         self, persons: int, count: int, face: tuple[float, float], layout: str, identities: int, first: int = 0,
         first_identity: int = 0,
     ) -> list[Case]:  # fmt: skip
-        """`count` pictures of so many people each, drawn from `identities` unseen ones. first: added to the cases'
+        """`count` pictures of `persons` people each, drawn from `identities` unseen ones. first: added to the cases'
         numbers, less than a million."""
         rng = np.random.Generator(np.random.Philox(key=[self.world_seed, 77 + persons + first]))
         return [

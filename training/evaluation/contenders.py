@@ -1,4 +1,4 @@
-"""Who makes the pictures: an engine, with everything it can be told; or nobody, for the truth and its ceiling."""
+"""The makers of pictures: an engine with any options, or the world itself for the truth and its ceiling."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Contender(Protocol):
 
 
 class Truth:
-    """The world's own pictures; with a VAE, encoded and decoded: what a perfect denoiser would leave."""
+    """The world's own pictures; with a VAE, encoded and decoded: the result of a perfect denoiser."""
 
     def __init__(self, checkpoint: Checkpoint | None = None) -> None:
         self.vae: Any = None if checkpoint is None else checkpoint.load_vae()
@@ -59,9 +59,9 @@ class SomebodyElse:
 
 
 def load_engine(path: Path, backend: str, device: str | None, changes: Mapping[str, Any]) -> Engine:
-    """The engine, with other keys of realisid_config.json: those that no network knows of, only the runtime.
+    """The engine with other values of realisid_config.json's keys that no network depends on, only the runtime.
 
-    Users change them in the checkpoint and build again, which finds every network as it was. backend, device: as of
+    Users change them in the checkpoint and build again, which reuses every network. backend, device: as of
     `Engine.load`.
     """
     manifest = Manifest.read(path)
@@ -72,7 +72,7 @@ def load_engine(path: Path, backend: str, device: str | None, changes: Mapping[s
 
 
 class EngineContender:
-    """An engine, asked as a user asks it. options: of every Request; steps: None takes the engine's."""
+    """An engine, called as a user calls it. options: of every Request; steps: None takes the engine's."""
 
     def __init__(
         self, engine: Engine, steps: int | None = None, batch: int = 4, options: Mapping[str, Any] | None = None
@@ -98,6 +98,6 @@ class EngineContender:
         return Request(prompt=case.scene.caption, persons=persons, seed=case.seed, **self.options)
 
     def _identity(self, crop: Rgb) -> Identity:
-        """Of an ID crop; box and landmarks of the photo are not used, since every request says where and how."""
+        """The identity of an ID crop. Box and landmarks of the photo are not used: every request gives its own."""
         side = float(crop.shape[0])
         return self.engine.embed(crop, box=(0, 0, side, side), landmarks=np.full((478, 2), 0.5), crop=crop)

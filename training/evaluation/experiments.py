@@ -1,4 +1,4 @@
-"""The paper's tables in small: which cases, which rows, and what is compared with what."""
+"""The paper's tables in small: their cases, their rows and their comparisons."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Row:
 class Experiment:
     """A table: cases, rows by name, and the row that the others are compared with, pair by pair.
 
-    alike: all rows shall draw the same pictures, so it is told by how much they do not.
+    alike: all rows should give the same pictures; the table reports their differences.
     """
 
     title: str
@@ -54,7 +54,7 @@ def _table(size: str) -> Callable[[Casting, int], list[Case]]:
 
 
 def _others(casting: Casting, pictures: int) -> list[Case]:
-    """Regular and small faces, of 40 people of whom no other table tells: to choose by."""
+    """Regular and small faces, of 40 people that no other table shows: for choosing settings."""
     half = pictures // 2
     return [
         case
@@ -64,7 +64,7 @@ def _others(casting: Casting, pictures: int) -> list[Case]:
 
 
 def _at(cells: int) -> Callable[[Casting, int], list[Case]]:
-    """One person each, faces of exactly so many cells."""
+    """One person each, faces of exactly `cells` cells."""
     side = cells / 32
     return lambda casting, pictures: casting.groups(1, pictures, (side, side), "apart", PEOPLE)
 
@@ -72,7 +72,7 @@ def _at(cells: int) -> Callable[[Casting, int], list[Case]]:
 def _groups(
     persons: int, layout: str = "apart", first: int = 0, first_identity: int = 0
 ) -> Callable[[Casting, int], list[Case]]:
-    """Faces of 6 cells whatever the number of people, so that the rows differ in that alone."""
+    """Faces of 6 cells for any number of people, so that the rows differ in that number alone."""
     return lambda casting, pictures: casting.groups(
         persons, pictures, (6 / 32, 6 / 32), layout, PEOPLE, first, first_identity
     )
@@ -116,7 +116,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         )
         for persons, layout in ((1, "apart"), (2, "apart"), (3, "apart"), (2, "overlap"), (3, "overlap"))
     },
-    # the figures of the above had a say in the training: the same of other people
+    # the figures of the above influenced the training: the same with other people
     **{
         f"persons-{persons}-others": Experiment(
             f"{persons} person{'s' * (persons > 1)}, apart, faces of 6 cells, forty other people",

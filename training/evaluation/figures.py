@@ -1,4 +1,4 @@
-"""What a table is made of, of every person in every picture: NAME.npz beside NAME.json."""
+"""The figures behind a table, of every person in every picture: NAME.npz beside NAME.json."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .measures import MEASURES, Judgement
 class Figures:
     """people, pictures: (N,) of every value: number of the person, seed of the picture, as of `Judgement`.
 
-    values: row → measure → (N,) float32, NaN where it says nothing.
+    values: row → measure → (N,) float32, NaN where there is none.
     """
 
     people: NDArray[np.int64]
@@ -33,7 +33,7 @@ class Figures:
 
 
 def write_figures(path: Path, judged: Mapping[str, Judgement]) -> None:
-    """Of rows that are all of the same persons in the same pictures. The same figures make the same bytes."""
+    """Writes the figures of rows with the same persons in the same pictures. The same figures make the same bytes."""
     first = next(iter(judged.values()))
     values = [[row.values[measure] for measure in MEASURES] for row in judged.values()]
     with whole_or_not(path) as partial, partial.open("wb") as file:
@@ -44,7 +44,7 @@ def write_figures(path: Path, judged: Mapping[str, Judgement]) -> None:
 
 
 def read_figures(path: Path) -> Figures:
-    """Raises RequestError for a file that is missing or damaged."""
+    """The figures of a table. Raises RequestError for a file that is missing or damaged."""
     try:
         with np.load(path) as file:
             values = {

@@ -1,4 +1,4 @@
-"""What the judges say of pictures, one number per picture (or per person) and measure."""
+"""The judges' measures of pictures, one number per picture (or per person) and measure."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BATCH = 64
 GALLERY_CAPTION = "a person in a white shirt in a studio"
 NEAR_COLOR = 0.15  # a colour is the right one within this distance per channel, of 0..1
 NUM_SIBLINGS = 3
-FOUND_IOU = 0.3  # from here on a face that was found is the one that was asked for
+FOUND_IOU = 0.3  # from here on a found face is the requested one
 MEASURES = (
     "similarity", "rank1", "sibling", "neighbour", "iou", "found", "number", "landmarks", "mouth", "brow", "harmony",
     "neck", "shirt", "drawn", "drawn_similarity", "drawn_rank1", "drawn_harmony", "place", "text",
@@ -43,28 +43,28 @@ class Judgement:
     """Measures of N persons in pictures (one row each), in the order of the cases and, inside them, from the left.
 
     people: (N,) number of the person asked for; pictures: (N,) seed of the picture they are in.
-    values: measure → (N,), NaN where it says nothing. What is of a picture as a whole stands at its first person alone.
+    values: measure → (N,), NaN where there is none. A value of a whole picture stands at its first person only.
 
-    Who, in a crop of the box that was asked for, so that nobody is recognised elsewhere:
+    Identity, in a crop of the requested box only:
       similarity: cosine of the recogniser's embedding to the person's own gallery.
       rank1:      1 if none of eight random people's galleries is nearer (none of them is in the picture).
       sibling:    1 if none of three siblings' galleries is: people of the same skin, hair and beard.
       neighbour:  1 if none of the others in the picture is.
-    Where:
-      iou:        of the box asked for with the face found there, 0 if there is none; no face counts for two boxes.
-      found:      1 where that is at least 0.3. number: 1 if as many faces are found as were asked for.
-    In which pose, in a crop of the face found, NaN where none was; errors over the face's side:
+    Location:
+      iou:        of the requested box with the face found there, 0 if there is none; no face counts for two boxes.
+      found:      1 where that is at least 0.3. number: 1 if as many faces are found as were requested.
+    Pose, in a crop of the face found, NaN where none was; errors over the face's side:
       landmarks:  mean distance of the points. mouth, brow: error of its opening, and of their height over the eyes.
-    In which picture:
-      neck, shirt: 1 where the median colour of what the truth shows as neck or shirt right under the face is right.
-                  A neck has the colour of the face, so a face that hangs too low passes for one.
+    Appearance and text:
+      neck, shirt: 1 where the median colour of the truth's neck or shirt right under the face is right.
+                  A neck has the colour of the face, so a face that is drawn too low passes for a neck.
       harmony:    the mean of both, of those that are seen.
       drawn:      1 where a face was drawn for the person, anywhere: of all faces found the one that overlaps the box
                   most, or else lies nearest to it; no face counts for two.
       drawn_similarity, drawn_rank1, drawn_harmony: the same as above of that face, and of what is under it; NaN where
-                  there is none. They say what a person who stands elsewhere looks like.
-      place, text: 1 where the attribute classifier sees the place; and the place, the number of people and every colour
-                  of shirts and hats that the caption names, no matter who wears which.
+                  there is none. They measure a person who stands elsewhere.
+      place, text: 1 where the attribute classifier finds the place; and the place, the number of people and every
+                  colour of shirts and hats that the caption names, independent of their wearers.
     features: (pictures, 128) of that classifier.
     """
 
@@ -78,17 +78,17 @@ class Judgement:
 
     @property
     def cast(self) -> Floats:
-        """(pictures, persons): who is in each picture. In the pictures of an experiment there are equally many."""
+        """(pictures, persons): the people of each picture. All pictures of an experiment have equally many."""
         return self.people.reshape(len(np.unique(self.pictures)), -1)
 
 
 class Judges:
-    """The four judges, and galleries of the people they know by sight."""
+    """The four judges, and galleries of the people that they recognise."""
 
     def __init__(self, folder: Path, casting: Casting, device: torch.device | None = None) -> None:
         """Raises CheckpointError for weights that are missing, RequestError for pictures of another size."""
         if casting.size_px != SIZE_PX:
-            raise RequestError(f"the judges know pictures of {SIZE_PX} px, these are of {casting.size_px} px.")
+            raise RequestError(f"the judges take pictures of {SIZE_PX} px, these are of {casting.size_px} px.")
         self.casting, self.device = casting, device or torch.device("cpu")
         judges = {name: load_judge(name, folder).to(self.device) for name in ("recogniser", "face-points", "attributes",
                                                                              "detector")}  # fmt: skip
@@ -137,7 +137,7 @@ class Judges:
         return self._attributes(pictures)[1]
 
     def _look_at(self, values: dict[str, Floats], faces: Sequence[tuple[int, Case, int, Rgb]]) -> None:
-        """Who the faces are that were drawn for a person, and in which pose, if they are where they should be."""
+        """Measures the identity of faces drawn for a person, and the pose of those that are at the requested place."""
         if not faces:
             return
         crops = np.stack([crop for *_, crop in faces])
@@ -212,7 +212,7 @@ class Judges:
 
 
 def match(asked: Floats, found: Sequence[tuple[float, ...]]) -> list[tuple[float, tuple[float, ...] | None]]:
-    """For every box asked for, the face found that overlaps it most, or else lies nearest, behind its overlap.
+    """For every requested box, the overlap and the box of the found face that overlaps it most, or else lies nearest.
 
     Each face goes to one box; (0, None) where none is left.
     """
@@ -258,10 +258,11 @@ def brow_height(points: Floats) -> float:
 
 
 def right_color(case: Case, person: int, rgb: Rgb, part: str, face: Sequence[float] | None = None) -> float:
-    """Whether what the truth shows as `part` in the window under the face has its colour; NaN where there is none.
+    """Whether the truth's `part` in the window under the face has its colour; NaN where the part is not visible there.
 
-    The window is as wide as the face square and as high: body posture and gesture, which nobody asked for, lie outside.
-    face: (x0, y0, x1, y1) px, where the face is; the truth is moved and scaled to it. None: where it was asked for.
+    The window is as wide as the face square and as high: body posture and gesture, which no request states, lie
+    outside.
+    face: (x0, y0, x1, y1) px, where the face is; the truth is moved and scaled to it. None: in the requested box.
     """
     x0, y0, x1, y1 = case.picture.boxes[person]
     window = np.zeros(rgb.shape[:2], bool)

@@ -74,7 +74,7 @@ kept."""
 
 
 def write_report(folder: Path) -> None:
-    """README.md and the plots, of all tables in the folder; first what its about.md says of it, if there is one.
+    """README.md and the plots, of all tables in the folder; first the text of its about.md, if there is one.
 
     Raises RequestError for a file that is not a table.
     """
@@ -122,7 +122,7 @@ def _read(path: Path) -> Table:
         made_of(table)
         return dict(table, rows=table["rows"])
     except (ValueError, KeyError, TypeError) as error:
-        raise RequestError(f"{path} is no table of this version ({error}). Take it out of {path.parent}.") from error
+        raise RequestError(f"{path} is not a table of this version ({error}). Take it out of {path.parent}.") from error
 
 
 def made_of(table: Table) -> str:
@@ -142,7 +142,7 @@ def made_of(table: Table) -> str:
 
 
 def markdown(table: Table) -> list[str]:
-    """A table's means. What stands in brackets is half the width of the interval."""
+    """A table's means. In brackets: half the width of the interval."""
     lines = [f"**{table['title']}**, {table['pictures']} pictures", ""]
     lines += ["| | " + " | ".join([*(title for title, _, _ in COLUMNS), "Fréchet"]) + " |"]
     lines += ["|" + "---|" * (len(COLUMNS) + 2)]
@@ -175,7 +175,7 @@ def sure(table: Table, row: str, measure: str) -> bool:
 
 
 def _differences(table: Table) -> list[str]:
-    """The paired differences, with their whole intervals; in bold where they are surely some."""
+    """The paired differences, with their whole intervals; in bold where they are surely not zero."""
     rows = differences_of(table)
     if not rows:
         return []
@@ -183,12 +183,12 @@ def _differences(table: Table) -> list[str]:
 
 
 def people_of(table: Table) -> int:
-    """How many people it is of: tables that do not say so are older."""
+    """The number of people behind a table; older tables do not state it."""
     return int(table.get("people", PEOPLE))
 
 
 def _grid(keys: Sequence[str], rows: Mapping[str, Mapping[str, Any]], people: int | None) -> list[str]:
-    """people: of whom the rows' differences are, which are bold where they are surely some; None: no differences."""
+    """people: the number of people behind differences, which are bold if surely not zero; None: no differences."""
     cells = _cells(keys, rows)
     lines = ["| | " + " | ".join(keys) + " |", "|" + "---|" * (len(keys) + 1)]
     for name, row in rows.items():

@@ -1,4 +1,4 @@
-"""Pictures in plain torch: of the designs that no engine runs, and of the full model to hold an engine's against."""
+"""Pictures in plain torch: of the designs that no engine runs, and of the full model, to compare an engine's with."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Sampler:
     def of_run(cls, checkpoint: Checkpoint, weights: Path, **options: Any) -> Sampler:
         """The design whose weights a training of another stage than "branches" left: weights/NAME.safetensors."""
         if not weights.is_file() or weights.stem not in DESIGNS:
-            raise CheckpointError(f"{weights} is missing, or no design: expected {', '.join(DESIGNS)}.safetensors.")
+            raise CheckpointError(f"{weights} is missing, or not a design: expected {', '.join(DESIGNS)}.safetensors.")
         branches = DESIGNS[weights.stem](checkpoint, new=True, seed=0)
         both = nn.ModuleDict({"branches": branches, "id_projection": fresh(checkpoint, "id_projection", 0)})
         try:

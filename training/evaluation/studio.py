@@ -1,4 +1,4 @@
-"""Where the pictures of a table are made, each once: what decides a picture names the file that keeps it."""
+"""Makes the pictures of a table, each once. A hash of everything that determines a picture names the file it is in."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .experiments import Row
 from .sampler import Sampler, ddim_of
 
 Rgb = NDArray[np.uint8]
-SHARD = 100  # pictures of a file: what a run that is stopped loses at most
+SHARD = 100  # pictures of a file: a stopped run loses at most these
 NO_DESIGN = ("engine", "truth", "ceiling", "floor", "torch")
 MAY_DIFFER = {"stage", "save_steps", "accumulate", "written"}  # of two trainings that are compared
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "torch", "diffusers", "transformers", "numpy")
@@ -39,7 +39,7 @@ PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "torch
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What the command was told. runs: where the trainings are; cache: pictures already made."""
+    """The command's arguments. runs: where the trainings are; cache: pictures already made."""
 
     engine: Path
     checkpoint: Checkpoint
@@ -54,11 +54,11 @@ class Asked:
 class Studio:
     """Makes and keeps pictures.
 
-    made: how all of them come about, as JSON values: sampler, backend, device, precision, training, versions.
+    made: how all of them are made, as JSON values: sampler, backend, device, precision, training, versions.
     """
 
     def __init__(self, asked: Asked, casting: Casting) -> None:
-        """Raises RequestError if the engine is not the checkpoint's, and what `Engine.load` does."""
+        """Raises RequestError if the engine is not the checkpoint's, and the errors of `Engine.load`."""
         self.asked, self.casting, self.checkpoint = asked, casting, asked.checkpoint
         _check_same(asked.engine, self.checkpoint)
         with load_engine(asked.engine, asked.backend, asked.device, {}) as engine:
@@ -82,7 +82,7 @@ class Studio:
         }
 
     def cannot(self, row: Row) -> str:
-        """Why nobody can make a row's pictures here, or nobody should; empty if all is well."""
+        """Why a row's pictures cannot or should not be made here; empty if they can."""
         if row.device is not None and not self.on_gpu:
             return "no GPU runs the engine, so this is what it does anyway"
         if row.maker in NO_DESIGN:
@@ -120,7 +120,7 @@ class Studio:
         return np.concatenate([one for one in made if one is not None])
 
     def _decides(self, row: Row) -> dict[str, Any]:
-        """All that a row's pictures hang on beside the cases."""
+        """Everything besides the cases that a row's pictures depend on."""
         said: dict[str, Any] = {"maker": row.maker, "options": dict(row.options)}
         if row.maker in ("truth", "floor"):
             return said
@@ -210,7 +210,7 @@ def _code(maker: str) -> str:
 
 
 def _digest(case: Case) -> str:
-    """Of all that a picture hangs on, and of the truth that it is compared with."""
+    """The hash of everything that a picture depends on, and of the truth that it is compared with."""
     arrays = (case.picture.rgb, case.picture.landmarks, case.picture.boxes, *case.crops)
     said = f"{case.seed} {case.identities} {case.scene.caption}".encode()
     return sha256(said + b"".join(np.ascontiguousarray(array).tobytes() for array in arrays))

@@ -1,4 +1,4 @@
-"""What the judges said of every row → a table: means, differences and ratios, each with its 95 % interval."""
+"""The judges' measures of every row → a table: means, differences and ratios, each with its 95 % interval."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..statistics import METHOD, Estimate, estimate, frechet, kernel_difference,
 from .experiments import CEILING, FULL, TRUTH, Experiment
 from .measures import MEASURES, Floats, Judgement
 
-SHARES = ("rank1", "similarity")  # whose share of the truth's and of the ceiling's is told too
-Judged = Mapping[str, Judgement]  # row → what was said of it
+SHARES = ("rank1", "similarity")  # also listed as a share of the truth's and of the ceiling's
+Judged = Mapping[str, Judgement]  # row → its measures
 
 
 def table(experiment: Experiment, rows: Judged, pictures: int, others: Floats) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def table(experiment: Experiment, rows: Judged, pictures: int, others: Floats) -
     ceiling", "frechet", "minus …"}}}.
 
     others: (M, D) features of true renders of the same captions, people and sizes in other scenes. An estimate is
-    [mean, low, high], or None where no case tells anything.
+    [mean, low, high], or None where no case has a value.
     """
     base, told = rows.get(experiment.against), {}
     for name, row in rows.items():
@@ -51,7 +51,7 @@ def levels(pictures: Mapping[str, NDArray[np.uint8]], against: str) -> dict[str,
 
 
 def between(judged: Mapping[str, Judged]) -> dict[str, dict[str, Any]]:
-    """What is told by two experiments together, of those that are there: name → its table."""
+    """The tables that combine two experiments, of those that were made: name → table."""
     told = {}
     for name, (of, one, other) in BETWEEN.items():
         if one in judged and other in judged:
@@ -60,7 +60,7 @@ def between(judged: Mapping[str, Judged]) -> dict[str, dict[str, Any]]:
 
 
 def _sure(rows: Judged) -> dict[str, Any]:
-    """What the intervals of a table come of."""
+    """The number of people and the method of a table's intervals."""
     return {"people": len(np.unique(next(iter(rows.values())).people)), "intervals": METHOD}
 
 
@@ -79,7 +79,7 @@ def growth(large: Judged, small: Judged) -> dict[str, Any]:
 
 
 def kept(one: Judged, three: Judged) -> dict[str, Any]:
-    """What is left with three persons of the identity with one: of the full model's, and of the ceiling's own.
+    """The share of the identity with one person that is left with three: of the full model, and of the ceiling.
 
     {row: {measure: [ratio, low, high]}}. Faces are of one size; the people are the same forty, in other scenes.
     """
@@ -94,6 +94,6 @@ BETWEEN = {
 
 
 def listed(found: Estimate) -> list[float] | None:
-    """[mean, low, high], None if they are no numbers."""
+    """[mean, low, high], None if they are not finite."""
     values = (found.mean, found.low, found.high)
     return None if not np.isfinite(values).all() else [round(value, 5) for value in values]

@@ -1,9 +1,9 @@
-"""The judges: small nets that look at pictures of the world and say who is there, where, with which face, in what.
+"""The judges: small nets that measure identity, location, pose and attributes in pictures of the world.
 
-They are convolutional nets of their own, trained on true renders alone, with seeds of their own: what they say of a
-generated picture is no echo of what made it. The recogniser was frozen before the branches were trained, and shares
-neither weights nor architecture nor seed nor people with the identity encoder. None of them saw the people of the
-evaluation.
+They are separate convolutional nets, trained on true renders only, with their own seeds, so their measures of a
+generated picture do not depend on its maker. The recogniser was frozen before the branches were trained, and shares
+neither weights nor architecture nor seed nor people with the identity encoder. None of them was trained on the people
+of the evaluation.
 """
 
 from .nets import JUDGES, Attributes, Detector, FacePoints, Recogniser, load_judge

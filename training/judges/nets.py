@@ -15,8 +15,8 @@ from realisid_trt.persons.conditions import POSE_STYLES
 from ..world import FACTORS, HATS, PLACES, SHIRTS
 from ..world.words import MOST_PERSONS
 
-SIZE_PX = 128  # side of the pictures that Attributes and Detector look at
-FACE_PX = 48  # side of the crops that Recogniser and FacePoints look at
+SIZE_PX = 128  # side of the pictures that Attributes and Detector take
+FACE_PX = 48  # side of the crops that Recogniser and FacePoints take
 FACE_MARGIN = 1.25  # side of a crop over the side of the face square
 STRIDE = 4  # px per cell of the Detector's map
 # The landmarks that a pose drawing shows, in order, each once.
@@ -42,9 +42,9 @@ def _trunk(widths: tuple[int, ...]) -> nn.Sequential:
 
 
 class Recogniser(nn.Module):
-    """Who it is: crops of FACE_PX → embeddings (B, 96) and factors (B, 27).
+    """Identity: crops of FACE_PX → embeddings (B, 96) and factors (B, 27).
 
-    The cosine of two embeddings says how alike two faces are.
+    The cosine of two embeddings measures how similar two faces are.
     """
 
     def __init__(self) -> None:
@@ -72,10 +72,10 @@ class FacePoints(nn.Module):
 
 
 class Attributes(nn.Module):
-    """What a caption says: pictures → logits by name, and the features (B, 128) of the Fréchet distance.
+    """The attributes of a caption: pictures → logits by name, and the features (B, 128) of the Fréchet distance.
 
-    place (B, 8) and persons (B, 3) are one of many; shirts (B, 8) and hats (B, 4) say for each colour whether somebody
-    wears it.
+    place (B, 8) and persons (B, 3) are one of many; shirts (B, 8) and hats (B, 4) state for each colour whether a
+    person wears it.
     """
 
     def __init__(self) -> None:
@@ -95,7 +95,7 @@ class Detector(nn.Module):
     """Where faces are: pictures → (B, 5, S/4, S/4): a logit "the centre of a face lies here", and its square's edges.
 
     Channels 1 to 4: left, top, right, bottom distance of the edges from the cell's centre, in cells, as softplus of
-    what the net says.
+    the net's outputs.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What can be trained, each in its own file: which parts of a checkpoint, from which examples, by which loss."""
+"""The trainings, each in its own file: the parts of a checkpoint, the examples and the loss."""
 
 from .branches import (
     BoxedStage,

@@ -20,13 +20,13 @@ from ..diffusion import Diffusion, mean_square, plain_attention_on
 from ..fresh import fresh
 from ..latents import latents_of
 from ..residuals import Boxed, Branches, FiveKeypoints, GlobalOnly, LocalOnly, Uncropped, inside, merged_rows
-from ..store import Store, Unmade
+from ..store import OnDemandStore, Store
 from ..text import AbsentPrompt, encode_text, time_ids, token_ids
 from .stage import Item, Stage
 
 DROP_ID, DROP_TEXT, DROP_BOTH = 0.05, 0.05, 0.05  # the paper's
 FACE_WEIGHT = 1.0  # λ of Eq. (7)
-EACH = "each."  # before the names of what a batch holds of every person: (B, P, …), zeros after the last
+EACH = "each."  # prefix of a batch's entries for every person: (B, P, …), zeros after the last
 
 
 class BranchesStage(Stage):
@@ -38,7 +38,7 @@ class BranchesStage(Stage):
     both in 5 %; pose and location never.
 
     New branches begin as copies of the UNet's encoder with zero convolutions, as ControlNet does. Rate, batch and
-    weight decay are the paper's. What differs from it: AdamW with β₂ = 0.99, gradients clipped at 1, a warm-up and a
+    weight decay are the paper's. Differences from it: AdamW with β₂ = 0.99, gradients clipped at 1, a warm-up and a
     decay of the rate, averaged weights (loop.py); and under v-prediction the loss is of v.
     """
 
@@ -66,7 +66,7 @@ class BranchesStage(Stage):
         plain_attention_on(accelerator.device, *self.frozen, *self.branches.children())
 
     def trained(self) -> dict[str, nn.Module]:
-        if self.design is not Branches:  # no RealisID checkpoint, but what `training.evaluate` can run
+        if self.design is not Branches:  # not a RealisID checkpoint, but `training.evaluate` can run it
             return {self.design.name: nn.ModuleDict({"branches": self.branches, "id_projection": self.id_projection})}
         return {**dict(self.branches.named_children()), "id_projection": self.id_projection}
 
@@ -86,7 +86,7 @@ class BranchesStage(Stage):
         }
 
     def _person(self, index: int, person: int) -> Item:
-        """What is asked for of one person of a picture; "face" (1, h, w): 1 in the box, at latent size."""
+        """The inputs for one person of a picture; "face" (1, h, w): 1 in the box, at latent size."""
         c = self.checkpoint
         square = self.store["boxes"][index, person].tolist()
         box = snap_box(square, self.grid)
@@ -195,10 +195,10 @@ def _check(store: Store, checkpoint: Checkpoint, grid: Grid) -> None:
     if persons > 1 and c.config.overlap != "sum":
         raise RequestError(
             f"{store.path}: pictures of up to {persons} persons, whose residuals a training sums where they meet, but "
-            f"the checkpoint's overlap is {c.config.overlap!r}. Say sum in its realisid_config.json, or make examples "
+            f"the checkpoint's overlap is {c.config.overlap!r}. Set sum in its realisid_config.json, or make examples "
             "of one person (--persons 1)."
         )
-    if isinstance(store, Unmade):  # it would have to be made for that
+    if isinstance(store, OnDemandStore):  # the check would make all of it
         return
     boxes = np.asarray(store["boxes"])
     there = np.arange(boxes.shape[1])[None] < np.asarray(store["num_persons"])[:, None]

@@ -1,4 +1,4 @@
-"""The identity encoder: an image encoder whose tokens say who somebody is, whatever the pose, the light and the hat."""
+"""The identity encoder: an image encoder whose tokens identify a person, independent of pose, light and hat."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class IDEncoderStage(Stage):
     L = InfoNCE of the image embeddings (two views of a person belong together, everybody else in the batch does not)
         + 4·mean (W·mean_tokens h − factors)²,   h = hidden_states[-2], the tokens that the ID projection reads
 
-    W, which only training knows, is dropped in the end.
+    W is used in training only, and dropped at the end.
     """
 
     name = "id-encoder"

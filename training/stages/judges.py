@@ -23,7 +23,7 @@ JITTER = 0.06  # of a face square, over its side: boxes that were found are not 
 
 
 class JudgeStage(Stage):
-    """One judge; no part of a checkpoint, so it is written beside it."""
+    """One judge. It is not part of a checkpoint, so it is written beside it."""
 
     learning_rate = 1e-3
     batch_size = 64
@@ -38,7 +38,7 @@ class JudgeStage(Stage):
         return {self.name: self.judge}
 
     def _picture(self, index: int, rng: np.random.Generator) -> Tensor:
-        """Picture number `index`, often a little blurred: what comes out of a VAE is."""
+        """Picture number `index`, often a little blurred, as a VAE's output is."""
         rgb = np.ascontiguousarray(self.store["rgb"][index])
         if rng.random() < 0.5:
             import cv2
@@ -117,7 +117,7 @@ class AttributesStage(JudgeStage):
 
 
 class DetectorStage(JudgeStage):
-    """A focal cross entropy of the centres, and 1 − IoU of the boxes that the cells about a centre tell."""
+    """A focal cross entropy of the centres, and 1 − IoU of the boxes that the cells about a centre predict."""
 
     name = "detector"
     whole_batch = False

@@ -1,4 +1,4 @@
-"""What a stage of training is."""
+"""The interface of a training stage."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ CHECKPOINTING = ("enable_gradient_checkpointing", "activation_checkpointing_enab
 class Stage(nn.Module):
     """Parts of a checkpoint that learn, how an example is prepared for them, and their loss.
 
-    Its parameters are exactly those that are trained; what is frozen is kept outside of `nn.Module`'s sight, in
-    `self.frozen`, so that neither a state nor a gradient knows of it.
+    Its parameters are exactly those that are trained. Frozen networks are in the list `self.frozen`, which `nn.Module`
+    does not register, so neither a state nor a gradient includes them.
 
-    A loss is a function of the parameters and the batch alone: all chance (noise, timesteps, drops, crops) is drawn by
-    `item` from the generator of its place in the row of examples. So a run that was killed goes on as if nothing had
-    happened. Where the loss is a mean over examples, two processes with half the batch each see what one would; a
-    contrast compares those of one process alone.
+    A loss is a function of the parameters and the batch alone: all random values (noise, timesteps, drops, crops) are
+    drawn by `item` from the generator of its place in the sequence of examples. So a killed run continues exactly. If
+    the loss is a mean over examples, two processes with half of a batch each compute the same as one; a contrast
+    compares the examples of one process only.
     """
 
     name: ClassVar[str]
@@ -62,7 +62,7 @@ class Stage(nn.Module):
         raise NotImplementedError
 
     def validation_losses(self, batch: Item) -> dict[str, Tensor]:
-        """What `training.validate` tells: those of `forward`, and more that is too much for every step."""
+        """The losses that `training.validate` reports: those of `forward`, and more that would slow every step down."""
         return self.forward(batch)
 
     def save_memory(self) -> None:

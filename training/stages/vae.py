@@ -23,7 +23,8 @@ PICTURES_FOR_WHITENING = 2048
 
 
 class VAEStage(Stage):
-    """L1 of pixels and of their differences, and a little KL, on crops: the decoder is a convolution, size is free.
+    """L1 of pixels and of their differences, and a little KL, on crops: the decoder is a convolution, so any size
+    works.
 
     L = mean w·|x̂ − x| + 0.5·mean w·|∇x̂ − ∇x| + 1e-4·KL,   x̂ = D(z), z ~ N(μ, σ) = E(x)
 
@@ -98,7 +99,7 @@ class VAEStage(Stage):
 
 
 class VAEFacesStage(VAEStage):
-    """The same, with an eye for faces: eyes are few pixels, and what an even L1 cannot tell it leaves out."""
+    """The same with more weight on faces: eyes are few pixels, and an even L1 loses their details."""
 
     name = "vae-faces"
     whole_batch = False  # the weights' mean is over one process's part

@@ -4,8 +4,8 @@
     scene = world.scene(17, persons=2)              # who stands where, and what the caption says
     picture = draw(scene, 256)                      # rgb, parts, owners, boxes, landmarks
     photo = draw(world.reference(scene.actors[0].identity), 256)
-    id_crop(photo, 0, 64)                           # what the ID encoder is shown
-    picture.pose_image(0, 256)                      # what the local branch is shown, drawn by the runtime
+    id_crop(photo, 0, 64)                           # the input of the ID encoder
+    picture.pose_image(0, 256)                      # the input of the local branch, drawn by the runtime
 
 No file, no network, no torch: NumPy and OpenCV. Read sampling.py for what varies, scenes.py for how it is drawn,
 heads.py for where a landmark is.

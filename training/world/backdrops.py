@@ -1,4 +1,4 @@
-"""Where a scene takes place: eight flat landscapes, painted in a few colours, none twice alike.
+"""The places of scenes: eight flat landscapes, painted in a few colours, each varied by numbers.
 
 A backdrop is a function of a canvas and twelve numbers in [0, 1]; it paints labels from 1 on and returns their colours.
 """

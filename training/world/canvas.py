@@ -17,7 +17,7 @@ Mask = NDArray[np.uint8]
 Outline = NDArray[np.float64]  # (k, 2) fractions of the picture's side
 Fixed = NDArray[np.int32]  # (k, 2) in OpenCV's fixed point
 SUBPIXEL_BITS = 6  # of OpenCV's drawing functions
-FAR = 4.0  # what is further outside the picture would overflow OpenCV's integers
+FAR = 4.0  # points further outside the picture would overflow OpenCV's integers
 
 
 class Canvas:

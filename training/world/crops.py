@@ -1,4 +1,4 @@
-"""What a network is shown of a person of this world: the ID crop, made as the runtime makes it."""
+"""The ID crop of a person of this world, made as the runtime makes it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ def id_crop(picture: Picture, person: int, size_px: int, margin: float = 1.5, ke
     person:  number of the actor, from the left.
     size_px: side of the crop.
     margin:  side of the crop over the side of the face square: `face_margin` of a checkpoint.
-    keep:    "head": what is seen of face, hair, ears, glasses and hat (for `Engine.embed(…, crop=…)`); "hull": what
-             the runtime keeps of a photo with given landmarks and no face parser: `hull_mask`.
+    keep:    "head": the visible face, hair, ears, glasses and hat (for `Engine.embed(…, crop=…)`); "hull": the part
+             that the runtime keeps of a photo with given landmarks and no face parser, `hull_mask`.
 
     Returns (size_px, size_px, 3) uint8. Raises RequestError.
     """

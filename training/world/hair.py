@@ -35,7 +35,7 @@ def _curls(figure: Figure, extra: float | Floats, turns: Floats) -> Floats:
 
 
 def back_hair(figure: Figure, style: str, hat: bool) -> None:
-    """What hangs behind head and neck."""
+    """The hair behind head and neck."""
     turns = np.arange(48) / 48
     extra = _volume(figure, style)
     if style == "bun" and not hat:

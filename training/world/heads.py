@@ -1,8 +1,8 @@
 """The geometry of heads: identity and pose → every point of a face, in three dimensions and in its face box.
 
 Head units: the face is 1 high from forehead to chin, its centre is the origin, x points right in the picture, y down,
-z to the viewer. A head turns as a rigid body and is seen from far away. What a runtime's face detector and landmark
-net give of a photo is defined here: the **face square** is the bounding box of the turned face outline, squared on its
+z to the viewer. A head turns as a rigid body and is seen from far away. The results of a runtime's face detector and
+landmark net are defined here: the **face square** is the bounding box of the turned face outline, squared on its
 longer edge about its centre, and landmarks are in [0, 1] of that square. (On real photos MTCNN's box, squared, and the
 outline of MediaPipe's mesh agree to a few per cent.)
 """

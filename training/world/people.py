@@ -1,4 +1,4 @@
-"""Who somebody is and what their face does: identity factors and poses, as numbers with names."""
+"""Identities and poses: factors of a person and of a face's movement, as numbers with names."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Identity:
 
     @cached_property
     def traits(self) -> dict[str, str]:
-        """What can be said of the person in words: hair style and colour, eyes, beard, glasses."""
+        """The person's traits in words: hair style and colour, eyes, beard, glasses."""
         style = HAIR_STYLES[self._choice("hair_style", len(HAIR_STYLES))[0]]
         beard = 0 if style in LONG_STYLES else int(np.searchsorted((0.45, 0.6, 0.75), self["beard"], side="right"))
         return {
@@ -132,7 +132,7 @@ POSE = tuple(POSE_LIMITS)
 
 @dataclass(frozen=True)
 class Pose:
-    """Where a head turns, and its expression. All zero: frontal, neutral, looking at the viewer.
+    """The turn of a head, and its expression. All zero: frontal, neutral, looking at the viewer.
 
     yaw, pitch, roll: rad: towards the right of the picture, up, clockwise as seen.
     mouth:  0 closed … 1 wide open.

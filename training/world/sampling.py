@@ -75,10 +75,10 @@ class World:
 
         persons:    1 to 3; None: 55, 30 and 15 of 100 scenes.
         face:       least and greatest side of a face square over the picture's: log-uniform between them, on the grid.
-                    What is too large for so many heads side by side is cut down.
+                    A size too large for that many heads side by side is reduced.
         layout:     "apart": no face touches another's square; "overlap": neighbours' squares overlap by a tenth to
                     three tenths (the nearer head hides part of the other).
-        caption:    what it shall say, see words.describe.
+        caption:    of the scene, see words.describe.
         identities: from left to right; None: of the split, all different.
         poses:      from left to right.
 
@@ -134,7 +134,7 @@ class World:
         identities: Sequence[Identity] | None,
         poses: Sequence[Pose] | None,
     ) -> int:
-        """What the arguments agree on, or a draw."""
+        """The number that the arguments agree on, or a draw."""
         if persons is not None and (not is_whole(persons) or not 1 <= persons <= MOST_PERSONS):
             raise RequestError(f"persons is {persons!r}, expected a whole number from 1 to {MOST_PERSONS}.")
         said = {

@@ -1,4 +1,4 @@
-"""Scenes: who stands where, and the picture of it. `draw` is the line of the data.
+"""Scenes of people, and their pictures. `draw` is the path of the data.
 
 scene ─► backdrop, then persons from far to near ─► labels, 4 × 4 per pixel ─► colours ─► picture, parts, landmarks
 """
@@ -120,7 +120,7 @@ class Picture:
 
     rgb:       (S, S, 3) uint8.
     parts:     (S, S) uint8, what each pixel's centre shows: index into PARTS, 0 the background.
-    owners:    (S, S) uint8, whose it is: 0 nobody's, k + 1 actor k's.
+    owners:    (S, S) uint8, its owner: 0 for none, k + 1 for actor k.
     boxes:     (n, 4) float64, the face squares: x0, y0, x1, y1 in px, half-open.
     landmarks: (n, 478, 2) float64 in [0, 1] of the face squares, as `pose_image` takes them.
     colors:    (n, inks, 3) uint8, the exact colour of every ink (in the order of inks.INKS) of every person.
@@ -155,7 +155,7 @@ class Picture:
 
 
 def draw(scene: Scene, size_px: int = 256) -> Picture:
-    """The picture of a scene: the same scene, the same bytes, whatever else is drawn.
+    """The picture of a scene: the same scene, the same bytes, independent of other drawings.
 
     size_px: side of the picture. Raises ShapeError outside 16 … 2048.
     """
@@ -165,7 +165,7 @@ def draw(scene: Scene, size_px: int = 256) -> Picture:
     backdrop = paint_backdrop(canvas, scene.place, np.array(scene.variations))
     palette[: len(backdrop)] = backdrop
     landmarks = []
-    # who stands lower in the picture stands nearer, so no shoulder comes before a lower face
+    # a person lower in the picture stands nearer, so no shoulder covers a lower face
     for person in sorted(range(len(scene.actors)), key=lambda k: (sum(scene.actors[k].square[1:]), k)):
         actor, first = scene.actors[person], MOST_LABELS + 1 + person * len(INKS)
         heads = Heads(actor.identity.factors[None], actor.pose.values[None])

@@ -1,4 +1,4 @@
-"""What a picture shows, as words and as labels: a caption ↔ a description, exactly, both ways.
+"""The content of a picture, as words and as labels: a caption ↔ a description, exactly, both ways.
 
 a person in a red shirt and a blue hat in the park
 two people in a green shirt at the beach                                 all dressed alike
@@ -33,7 +33,7 @@ VOCABULARY = tuple(sorted({*" ".join([*NUMBERS, *PLACES.values(), *SHIRTS, *HATS
 
 @dataclass(frozen=True)
 class Description:
-    """What a caption says of a picture, and the labels of an attribute classifier.
+    """The content of a caption, and the labels of an attribute classifier.
 
     shirts: one name of SHIRTS per person, from left to right.
     hats:   one name of HATS or None per person.
@@ -89,7 +89,7 @@ class Description:
 
     @classmethod
     def from_labels(cls, place: int, shirts: tuple[int, ...], hats: tuple[int, ...]) -> Description:
-        """What `labels` came from. Raises RequestError for a number that is no class."""
+        """The description with these labels. Raises RequestError for a number that is not a class."""
         for what, numbers, known in (
             ("place", (place,), PLACES),
             ("shirts", shirts, SHIRTS),
@@ -103,14 +103,17 @@ class Description:
 
 
 def describe(caption: str) -> Description:
-    """What a caption says: the inverse of `Description.caption`. Raises RequestError for a caption of another form."""
+    """The description of a caption: the inverse of `Description.caption`. Raises RequestError for a caption of another
+    form."""
     place = next((place for place, phrase in PLACES.items() if caption.endswith(" " + phrase)), None)
     if place is None:
-        raise RequestError(f"caption {caption!r} ends in no place, expected one of: {', '.join(PLACES.values())}.")
+        raise RequestError(
+            f"caption {caption!r} does not end with a place, expected one of: {', '.join(PLACES.values())}."
+        )
     people = caption.removesuffix(" " + PLACES[place])
     number = next((number for number, word in enumerate(NUMBERS, 1) if people.startswith(word + " ")), None)
     if number is None:
-        raise RequestError(f"caption {caption!r} begins with nobody, expected one of: {', '.join(NUMBERS)}.")
+        raise RequestError(f"caption {caption!r} does not begin with people, expected one of: {', '.join(NUMBERS)}.")
     one = NUMBERS[0] + " "
     worn = people.removeprefix(NUMBERS[number - 1] + " ")
     clothes = [_clothes(each, caption) for each in (worn.split(" and " + one) if number == 1 else [worn] * number)]
@@ -123,7 +126,9 @@ def _clothes(words: str, caption: str) -> tuple[str, str | None]:
             return shirt, None
         case ["in", "a" | "an", shirt, "shirt", "and", "a" | "an", hat, "hat"]:
             return shirt, hat
-    raise RequestError(f"caption {caption!r}: {words!r} are no clothes, expected as in: in a red shirt and a blue hat.")
+    raise RequestError(
+        f"caption {caption!r}: {words!r} does not describe clothes, expected as in: in a red shirt and a blue hat."
+    )
 
 
 def _a(word: str) -> str:

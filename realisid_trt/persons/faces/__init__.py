@@ -1,9 +1,9 @@
-"""RGB → face: its box, its landmarks, its crop with the background zeroed. Read this for what is decided and refused.
+"""RGB → face: its box, its landmarks, its crop with the background zeroed. This file accepts or refuses faces.
 
 photo ─► mtcnn.py: boxes ─► choice.py: one of them ─► landmarks.py: 478 points ─► Face ─► mask.py ─► crop
 
-Everything a caller gives or gets is in **photo px**, pixels of the upright original; the nets work on an array of at
-most 2048 px (photo.py), and only this file and choice.py know both.
+Everything a caller gives or gets is in **photo px**, pixels of the upright original. The nets work on an array of at
+most 2048 px (photo.py); only this file and choice.py use both units.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ from .squares import Box, Points, apply, as_box, crop_square, grown, squared
 
 __all__ = ["Face", "FaceFinder", "Seen"]
 
-LAST_RESORT_FACE_PX = 20  # looked for only to say "too small" instead of "no face"
-# MTCNN takes some portraits upside down for upright ones (measured: 0.9991, the same photo upright 0.99999). A face
-# above this score is believed; below it the photo is tried in all four positions, and the best score wins. An upright
-# face is left for one that is turned only if that has half the doubt, 1 - score.
+LAST_RESORT_FACE_PX = 20  # searched only to report "too small" instead of "no face"
+# MTCNN mistakes some upside-down portraits for upright ones (measured: 0.9991, the same photo upright 0.99999). A face
+# above SURE_SCORE is accepted. Below it the photo is tried in all four positions, and the best score wins. A turned
+# face replaces an upright one only if it has half the doubt, 1 - score.
 SURE_SCORE, LESS_DOUBT = 0.9995, 2
-# Two positions that agree so far on where a face's top is see the same face; the one with less tilt is taken, if it is
-# less by more than five points tell.
+# Two positions whose faces point the same way within SAME_FACE_DEG see the same face. The one with less tilt is taken
+# if the difference is more than LEAST_GAIN_DEG: a tilt from five points is not more exact.
 SAME_FACE_DEG, LEAST_GAIN_DEG = 25, 10
-BORDER, GREY = 4, (128, 128, 128)  # of the photo's longer side over a border that is tried where no face was found
+BORDER, GREY = 4, (128, 128, 128)  # the photo's longer side over the border that is added where no face was found
 EYE_OUTSIDE = 0.06  # of the width of a face that the border cuts; a third cut off: 0.03, half of it: 0.11 and more
 LEAST_BELIEVED = 0.5  # score of the landmark net; photographs of faces have 0.99 and more, other things under 0.1
-PASSES_WITH_EYES, PASSES_FROM_BOX = 2, 3  # looks of the landmark net; without the eyes' tilt it needs one more
-LEAST_FACE = 0.25  # a mask that keeps less of the mesh hull than this has not seen the face
+PASSES_WITH_EYES, PASSES_FROM_BOX = 2, 3  # passes of the landmark net; without the eyes' tilt it needs one more
+LEAST_FACE = 0.25  # a mask that keeps less of the mesh hull than this has missed the face
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +52,12 @@ class Face:
 
     box:       x0, y0, x1, y1 float, photo px, as detected or given; may leave the photo.
     landmarks: (478, 2) float64 in units of `square`: 0..1 across it; may leave it. Read-only.
-    num_found: faces found in the photo; 0 when the box was given and nobody looked.
-    score:     how sure the landmark net is that it sees a face, in [0, 1]; None where landmarks were given, or the net
-               does not say.
+    num_found: faces found in the photo; 0 when the box was given: nothing was detected.
+    score:     the landmark net's confidence that this is a face, in [0, 1]; None for given landmarks, or a net without
+               a score.
     turns:     quarter turns counter-clockwise, `numpy.rot90(photo, turns)`, after which the face is most upright.
                Photo px of this face are those of the *turned* photo; `FaceFinder.crop` turns it by itself.
-    notes:     sentences for people: what was decided.
+    notes:     decisions, in sentences.
     """
 
     box: Box
@@ -99,7 +99,7 @@ class FaceFinder:
 
         face_landmarker: MediaPipe's face_landmarker.task, run by the mediapipe package instead of the folder's net.
         files:           names of the folder's files that may be opened, from the engine's manifest; they decide which
-                         landmark model and whether a parser is used. None: whatever lies there.
+                         landmark model and whether a parser is used. None: every file there.
 
         Raises EngineDamaged for a missing, unlisted or unreadable file, BackendError when mediapipe is asked for and
         absent, RequestError for a wrong argument.
@@ -125,7 +125,7 @@ class FaceFinder:
 
     @property
     def model_id(self) -> str:
-        """Names the models: two finders of one id give the same answers."""
+        """An id of the models: two finders with the same id give the same results."""
         nets = [*self.detector.nets, self.person_mask.net, *([self.parser.net] if self.parser else [])]
         digest = sha256(" ".join(net.sha256 for net in nets).encode())
         return f"mtcnn+{self.landmark_model.model_id}+{digest[:12]}"
@@ -202,8 +202,8 @@ class FaceFinder:
                 points, score = self.landmark_model.scored(photo.rgb, roi, num_passes)
             if score is not None and score < LEAST_BELIEVED:
                 notes.append(
-                    f"the landmark net sees no face in this {'box' if box is not None else 'detection'} (score "
-                    f"{score:.2f}): of a drawn face that is to be expected; of a photograph, look at the box."
+                    f"the landmark net finds no face in this {'box' if box is not None else 'detection'} (score "
+                    f"{score:.2f}). That is normal for a drawn face; for a photograph, check the box."
                 )
             x0, y0, x1, _ = squared(chosen) / photo.scale
             given = np.asarray((points - (x0, y0)) / (x1 - x0), np.float64)
@@ -217,8 +217,8 @@ class FaceFinder:
         size:   side of the crop, px.
         margin: side of the crop over the side of `face.square`.
 
-        Returns the crop (size, size, 3) uint8, zero where there is no face or no photo, and what told face from
-        background: "bisenet", "hull+person", or "hull" alone where the person net does not see a person (drawings).
+        Returns the crop (size, size, 3) uint8, zero where there is no face or no photo, and the source of its mask:
+        "bisenet", "hull+person", or "hull" alone where the person net does not find a person (drawings).
         """
         if size < 1 or not (np.isfinite(margin) and margin > 0):
             raise RequestError(f"size is {size}, margin {margin}; expected a size of at least 1 px and a margin > 0.")
@@ -238,20 +238,20 @@ class FaceFinder:
         return np.round(crop * mask[..., None]).astype(np.uint8), source
 
     def notes_on(self, mask_source: str) -> tuple[str, ...]:
-        """What people should know of a crop, by what `crop` says told its face from its background."""
+        """Notes on a crop, by the source of its mask that `crop` returned."""
         how = {
             "hull+person": "mesh hull and person mask (no hair, no ears)",
-            "hull": "the mesh hull alone (no hair, no ears; the person mask sees nobody)",
+            "hull": "the mesh hull alone (no hair, no ears; the person mask finds no person)",
         }
         if mask_source not in how:
             return ()
-        why = "BiSeNet's parsing sees no face here" if self.parser else "for BiSeNet's parsing build with --face-parser"
+        why = "BiSeNet finds no face here" if self.parser else "for BiSeNet's parsing build with --face-parser"
         return (f"background removed by {how[mask_source]}; {why}.",)
 
     def _detect_within_border(self, photo: LoadedPhoto) -> Detections:
-        """Faces that fill the photo or are cut by its border, which the detector finds with something around them.
+        """Faces that fill the photo or are cut by its border. The detector finds them when a border is added.
 
-        Both eyes must be in the photo: the detector completes half a face too, of which nobody is known.
+        Both eyes must be in the photo: the detector also completes half faces, which identify no one.
         """
         height, width = photo.rgb.shape[:2]
         border = max(height, width) // BORDER
@@ -274,7 +274,7 @@ def _score(seen: Seen) -> float:
 
 
 def _tilt(seen: Seen) -> float:
-    """Of the surest face, from its eyes to the corners of its mouth: degrees counter-clockwise of upright."""
+    """The tilt of the surest face, from its eyes to the corners of its mouth: degrees counter-clockwise of upright."""
     points = seen.detections.points[0]
     right, down = points[3:5].mean(axis=0) - points[:2].mean(axis=0)
     return float(np.degrees(np.arctan2(right, down)))
@@ -286,5 +286,5 @@ def _same_way_up(one: Seen, other: Seen) -> bool:
 
 
 def _agrees(mask: NDArray[np.float32], hull: NDArray[np.float32]) -> bool:
-    """Whether a mask keeps a fair share of the mesh: a net keeps almost nothing of what it does not know."""
+    """Whether a mask keeps a fair share of the mesh: a net keeps almost nothing of an unfamiliar picture."""
     return float((mask * hull).sum()) >= LEAST_FACE * float(hull.sum())

@@ -1,7 +1,7 @@
-"""Which face of a photo is meant, and the sentences for every case where that cannot be said.
+"""The choice of one face in a photo, and the error texts for photos where the choice is not clear.
 
-All boxes here are in photo px, those of the upright original: `scale` says how many of them a pixel of the working
-array is, because a face is too small when too few working pixels are left of it.
+All boxes here are in photo px, pixels of the upright original. `scale` is photo px per pixel of the working array: a
+face is too small when it has too few working pixels.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from ..photo import LoadedPhoto
 from .mtcnn import Detections, suppress
 from .squares import Box, as_box
 
-MIN_FACE_PX = 64  # of the working array; a smaller face has no identity to speak of
+MIN_FACE_PX = 64  # of the working array; a smaller face shows too little identity
 CLEARLY_LARGER = 2.0  # times the area of the next face: then it is the one that was meant
 LEAST_INSIDE = 0.5  # of the box; a face cut off further is a guess of the detector
-MOST_SHARED = 0.5  # of the smaller box; blur and beards earn a face a second box, people's cheeks share less
+MOST_SHARED = 0.5  # of the smaller box; blur and beards cause a second box; boxes of two people share less
 LARGEST_BOX = 100.0  # side of a caller's box over the longer side of the photo
 CHOOSE_WITH = "face={}"  # how a caller says which face is meant
 
@@ -61,7 +61,7 @@ def choose(seen: Seen, which: int | None, name: str, choose_with: str = CHOOSE_W
     choose_with: how errors tell the caller to choose, with {} for the number.
 
     Returns the number, and notes. Raises PhotoError: no_face, face_index, many_faces, face_too_small; RequestError
-    when `which` is no whole number.
+    when `which` is not a whole number.
     """
     which = checked_face(which, name)
     boxes = seen.boxes
@@ -69,7 +69,7 @@ def choose(seen: Seen, which: int | None, name: str, choose_with: str = CHOOSE_W
     if count == 0:
         raise PhotoError(
             "no_face",
-            f"{name}: no face was found, upright or turned. Use a photo in which the whole face is seen and at least "
+            f"{name}: no face was found, upright or turned. Use a photo that shows the whole face, at least "
             f"{MIN_FACE_PX} pixels wide; for a drawn character give its box=(x0, y0, x1, y1).",
         )
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -98,15 +98,15 @@ def choose(seen: Seen, which: int | None, name: str, choose_with: str = CHOOSE_W
             notes.append(f"{count} faces; the clearly largest was taken, face={index} from the left.")
     if seen.turns:
         notes.append(
-            f"the face is upright in the photo turned by {seen.turns * 90}° to the left; so used, and its box is in "
-            "pixels of the turned photo."
+            f"the photo was turned by {seen.turns * 90}° to the left, where the face is upright; its box is in pixels "
+            "of the turned photo."
         )
     _check_side(float(sides[index].max()), seen.photo.scale, f"{name}: the face")
     return index, notes
 
 
 def checked_face(which: object, name: str) -> int | None:
-    """The number of a face, of whatever kind, as Python's own; or None. Raises RequestError for anything else."""
+    """The number of a face as a Python int, or None. Raises RequestError for anything else."""
     number = whole(which)
     if which is not None and number is None:
         raise RequestError(f"{name}: face is {which!r}, expected a whole number, counted from the left from 0.")

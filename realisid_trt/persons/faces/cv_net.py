@@ -1,4 +1,4 @@
-"""One small ONNX graph on OpenCV's dnn module: what the face front end runs on, so that it needs no other runtime."""
+"""One small ONNX graph on OpenCV's dnn module. The face front end therefore needs no other runtime."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Floats = NDArray[np.float32]
 
 
 def rebuild(folder: Path) -> str:
-    """The command that mends `folder`, the faces/ folder of an engine."""
+    """The command that rebuilds `folder`, the faces/ folder of an engine."""
     return manifest.rebuild(folder.parent)
 
 

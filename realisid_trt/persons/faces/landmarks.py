@@ -1,9 +1,9 @@
-"""Face landmarks: a photo and a rough place → 478 points, of the lids and lips too, so that expression survives.
+"""Face landmarks: a photo and a rough place → 478 points, including lids and lips, which carry the expression.
 
 Two models with one interface: MediaPipe's attention mesh (landmarks_body.onnx + landmarks_heads.onnx, 192 px) and the
 net inside its face_landmarker.task (landmarks_v2.onnx, 256 px). landmarks.json, written beside them by the build, holds
-what is a constant of the model and not of this code. A third one, `mediapipe_tasks`, runs the mediapipe package itself.
-The plain 468-point mesh is not among them: it draws closed eyes open.
+the constants of the model. A third one, `mediapipe_tasks`, runs the mediapipe package itself. The plain 468-point mesh
+is not offered: it draws closed eyes open.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Roi:
 
 
 class LandmarkModel(Protocol):
-    """Anything that finds landmarks."""
+    """A model that finds landmarks."""
 
     @property
     def model_id(self) -> str: ...
@@ -55,13 +55,13 @@ class LandmarkModel(Protocol):
         """The landmarks of the face in a region of a picture.
 
         rgb:        (H, W, 3) uint8.
-        num_passes: looks; from the second on at the region that the answer before implies.
+        num_passes: runs of the net; each after the first uses the region around the previous landmarks.
 
         Returns (478, 2) in pixels of `rgb`; points may lie outside of it.
         """
 
     def scored(self, rgb: NDArray[np.uint8], roi: Roi, num_passes: int = 2) -> tuple[Points, float | None]:
-        """The same, and how sure the model is that it sees a face, in [0, 1]; None where it does not say."""
+        """The landmarks, and the model's confidence that this is a face, in [0, 1]; None if it gives none."""
 
 
 def roi_from_points(box: NDArray[np.float64], points: Points) -> Roi:
@@ -82,7 +82,7 @@ def roi_from_box(box: NDArray[np.float64]) -> Roi:
 
 
 def roi_from_landmarks(landmarks: Points) -> Roi:
-    """The region of the next look: MediaPipe's FaceLandmarkLandmarksToRoi. landmarks: (478, 2) px.
+    """The region of the next pass: MediaPipe's FaceLandmarkLandmarksToRoi. landmarks: (478, 2) px.
 
     1.5 × the longer edge of the points' extent along the picture's axes, then turned with the eyes.
     """
@@ -93,7 +93,7 @@ def roi_from_landmarks(landmarks: Points) -> Roi:
 
 
 class Mesh(LandmarkModel):
-    """A net of the faces/ folder that finds landmarks in an upright crop, looked through once or several times."""
+    """A net of the faces/ folder that finds landmarks in an upright crop, in one or several passes."""
 
     size: int  # side of the crop, px
 
@@ -137,10 +137,10 @@ class MeshV2(Mesh):
 
 
 class AttentionMesh(Mesh):
-    """MediaPipe's face mesh with attention: a body finds 468 points, three heads look again at lips and eyes.
+    """MediaPipe's face mesh with attention: a body finds 468 points, three heads refine lips and eyes.
 
-    Between body and heads stand two custom operators of the TFLite file, a third behind the heads; they are a few lines
-    of NumPy here: `_region_affine`, `_sample` and `apply`. For the same region of a photo the landmarks equal
+    The TFLite file has two custom operators between body and heads and a third after the heads. They are a few lines of
+    NumPy here: `_region_affine`, `_sample` and `apply`. For the same region of a photo the landmarks equal
     MediaPipe 0.10.21's to 0.03 px.
     """
 
@@ -228,7 +228,7 @@ def _sample(features: Floats, affine: Affine, size: int) -> Floats:
 
 
 def _net_input(rgb: NDArray[np.uint8], to_crop: Affine, size: int) -> Floats:
-    """The crop as the nets want it: (1, 3, size, size), 0..1; the picture's edge repeats outside of it.
+    """The crop as the nets' input: (1, 3, size, size), 0..1; the picture's edge repeats outside of it.
 
     Sampled at 32nds of a pixel, as OpenCV 4 and with it MediaPipe do. OpenCV 5's warpAffine samples exactly, and the
     nets answer that with landmarks up to 0.1 px away (0.4 px in a badly placed region).
@@ -243,7 +243,7 @@ def _net_input(rgb: NDArray[np.uint8], to_crop: Affine, size: int) -> Floats:
 
 
 def _score(output: Mapping[str, Floats]) -> float | None:
-    """The sigmoid of the net's face flag; None of a net that was converted without it."""
+    """The sigmoid of the net's face flag; None for a net that was converted without it."""
     if "face_flag" not in output:
         return None
     return float(1 / (1 + np.exp(-np.clip(float(output["face_flag"].reshape(())), -60, 60))))

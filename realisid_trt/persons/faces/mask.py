@@ -1,7 +1,7 @@
-"""Which pixels of a crop are face: BiSeNet's classes when the user has that net, else mesh hull ∧ person.
+"""The mask of the face in a crop: BiSeNet's classes if the user has that net, else mesh hull ∧ person.
 
-The hull alone drags a wedge of background along in a profile, the person mask alone the whole head and the neighbours;
-their product is clean in both. Against BiSeNet it lacks hair, and keeps a hand before the face.
+In a profile the hull alone includes a wedge of background; the person mask alone includes the whole head and the
+neighbours. Their product avoids both. Compared with BiSeNet it lacks hair, and keeps a hand in front of the face.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class PersonMask:
         self.net = CvNet(folder / self.FILE)
 
     def __call__(self, rgb: NDArray[np.uint8], square: Sequence[float], to_crop: Affine, size: int) -> Floats:
-        """Which pixels of a crop are people.
+        """The mask of the people in a crop.
 
         rgb:     (H, W, 3) uint8.
         square:  of the face, in pixels of `rgb`.
@@ -67,7 +67,7 @@ class PersonMask:
         """
         wide, to_wide = crop_square(rgb, grown(square, PERSON_CONTEXT), PERSON_SIZE, repeat_edge=True)
         person = self.net(_planes(wide))["person"].reshape(PERSON_SIZE, PERSON_SIZE)
-        # The net hesitates over a wide band at the outline; stretching its middle gives an edge of a few pixels.
+        # The net is uncertain in a wide band at the outline; stretching its middle gives an edge of a few pixels.
         return np.asarray(np.clip(_carry(person, to_wide, to_crop, size) * 1.6 - 0.3, 0, 1), np.float32)
 
 

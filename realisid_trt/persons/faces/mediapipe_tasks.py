@@ -1,7 +1,7 @@
 """Landmarks by the `mediapipe` package's own FaceLandmarker, for users who have it and its face_landmarker.task.
 
-The only file that knows that package, and it is imported when asked for only. The region still comes from MTCNN:
-MediaPipe's own detector misses small and grouped faces that MTCNN finds, so it is shown one face at a time.
+Only this file imports that package, and only on request. The region still comes from MTCNN: MediaPipe's own detector
+misses small and grouped faces that MTCNN finds, so it gets one face at a time.
 (An "Exception ignored in FaceLandmarker.__del__" when Python exits is mediapipe's own and harmless.)
 """
 
@@ -61,13 +61,13 @@ class TasksLandmarks(LandmarkModel):
         return self._id
 
     def scored(self, rgb: NDArray[np.uint8], roi: Roi, num_passes: int = 2) -> tuple[Points, float | None]:
-        """What it is not sure of, it does not find."""
+        """The landmarks without a score: MediaPipe reports only faces that it is sure of."""
         return self(rgb, roi, num_passes), None
 
     def __call__(self, rgb: NDArray[np.uint8], roi: Roi, num_passes: int = 2) -> Points:
-        """As the other models; MediaPipe looks for the face in the crop itself, so num_passes says nothing here.
+        """As the other models; MediaPipe looks for the face in the crop itself, so num_passes has no effect.
 
-        Raises PhotoError(no_landmarks) when it does not find the face that it is shown.
+        Raises PhotoError(no_landmarks) when it finds no face in the crop.
         """
         for frame in FRAMES:
             half = roi.side_px * frame / 2

@@ -1,6 +1,6 @@
 """MTCNN: RGB → face boxes, scores and five points (Zhang et al. 2016), with facenet-pytorch's weights and rounding.
 
-Three nets in a row: P looks at 12×12 px windows of every scale, R (24×24) and O (48×48) look again at what is left.
+Three nets in a row: P looks at 12×12 px windows of every scale, R (24×24) and O (48×48) re-examine the candidates.
 RealisID's photos were boxed by MTCNN, so ours must be too: boxes equal facenet-pytorch 2.6.0's to 0.0002 px.
 """
 
@@ -40,7 +40,7 @@ class Detections:
         return len(self.boxes)
 
     def take(self, order: Ints) -> Detections:
-        """Some of them, in the order of their indices."""
+        """The detections at these indices, in this order."""
         return Detections(self.boxes[order], self.scores[order], self.points[order])
 
 
@@ -183,7 +183,7 @@ def _moved(boxes: NDArray[np.float64], offsets: NDArray[np.floating], *, border:
 
 
 def _patches(rgb: NDArray[np.uint8], boxes: NDArray[np.float64], size: int) -> tuple[NDArray[np.float64], Floats]:
-    """The picture under each box, pooled to size × size; empty boxes are dropped. They count from 1, as Matlab's do.
+    """The picture under each box, pooled to size × size; empty boxes are dropped. Boxes count from 1, as in Matlab.
 
     Returns boxes (m, 4) and patches (m, size, size, 3) float32 from 0 to 255.
     """

@@ -38,7 +38,7 @@ def grown(square: Sequence[float], scale: float) -> Box:
 def crop_square(
     rgb: NDArray[np.uint8], square: Sequence[float], size: int, *, repeat_edge: bool = False
 ) -> tuple[NDArray[np.uint8], Affine]:
-    """A square of a picture, resized, and the way there.
+    """A square of a picture, resized, and the map to it.
 
     rgb:    (H, W, 3) uint8.
     square: x0, y0, x1, y1 in pixels of `rgb`; may leave it, where the crop is zero (or repeats its edge).
@@ -65,5 +65,5 @@ def apply(affine: Affine, points: NDArray[np.floating]) -> Points:
 
 
 def inverse(affine: Affine) -> Affine:
-    """The way back."""
+    """The inverse map."""
     return np.asarray(cv2.invertAffineTransform(affine), np.float64)

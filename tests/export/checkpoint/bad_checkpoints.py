@@ -256,8 +256,8 @@ BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "eta": (scheduler(eta=0.5), ("eta is 0.5, expected 0", "Remove the key")),
     "zero SNR": (scheduler(rescale_betas_zero_snr=True), ("rescale_betas_zero_snr with prediction_type epsilon",)),
-    "schedule": (scheduler(beta_schedule="cosine"), ("makes no DDIM scheduler",)),
-    "betas": (scheduler(beta_end=float("nan")), ("makes no DDIM scheduler: its alphas_cumprod leave 0..1",)),
+    "schedule": (scheduler(beta_schedule="cosine"), ("is not a config of a DDIM scheduler",)),
+    "betas": (scheduler(beta_end=float("nan")), ("a config of a DDIM scheduler: its alphas_cumprod leave 0..1",)),
     "spacing": (
         scheduler(timestep_spacing="karras"),
         ("timestep_spacing is 'karras', expected leading or trailing or linspace",),
@@ -311,7 +311,7 @@ BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "offset": (scheduler(steps_offset=None), ("steps_offset is None, expected a whole number from 0 to 999",)),
     "too many steps": (
         scheduler(num_train_timesteps=20),
-        ("num_inference_steps is 30, the scheduler's num_train_timesteps is 20. Correct whichever is wrong",),
+        ("num_inference_steps is 30, the scheduler's num_train_timesteps is 20. Correct the wrong one",),
     ),
     "no mean": (
         lambda p: edit(p / "feature_extractor" / "preprocessor_config.json", image_mean=...),

@@ -83,7 +83,7 @@ def test_what_may_not_be_read_is_named(what: str, made: dict[str, Path]) -> None
             Checkpoint.open(folder)
         (folder / what).chmod(mode)
     assert str(caught.value).startswith(f"{folder / what}")
-    assert "cannot be read (Permission denied). Take the right to read it (chmod -R u+rX" in str(caught.value)
+    assert "cannot be read (Permission denied). Get the right to read it (chmod -R u+rX" in str(caught.value)
 
 
 def test_weights_that_vanish_after_opening_are_named(copy: Callable[..., Path]) -> None:

@@ -85,7 +85,7 @@ def test_a_box_without_a_face_is_told(finder: FaceFinder, astronaut: LoadedPhoto
     photo, box = (astronaut, (300, 330, 430, 460)) if kind == "suit" else (nothing(kind), (100, 100, 300, 300))
     face = finder.find(photo, box=box)  # drawn faces, which look like nothing to the net, must stay possible
     assert face.score is not None and face.score < 0.5
-    assert any("the landmark net sees no face in this box (score 0." in note for note in face.notes)
+    assert any("the landmark net finds no face in this box (score 0." in note for note in face.notes)
 
 
 def test_given_landmarks_are_believed(finder: FaceFinder, astronaut: LoadedPhoto) -> None:

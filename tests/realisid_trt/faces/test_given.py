@@ -32,7 +32,7 @@ def test_given_box_needs_no_detector(finder: FaceFinder, hopper: LoadedPhoto) ->
     drawn = finder.find(drawing, box=(60, 60, 240, 240))
     crop, source = finder.crop(drawing, drawn, 128)
     assert source == "hull"  # the person net sees nobody, and must not leave a black picture
-    assert "the person mask sees nobody" in finder.notes_on(source)[0]
+    assert "the person mask finds no person" in finder.notes_on(source)[0]
     assert (crop.sum(axis=2) > 0).mean() > 0.5
 
 

@@ -145,7 +145,7 @@ def test_parser_that_sees_no_face_gives_way_and_the_note_says_so(
     finder = FaceFinder.load(folder)
     assert finder.crop(hopper, finder.find(hopper), 128)[1] == source
     notes = finder.notes_on(source)
-    assert (notes == ()) if source == "bisenet" else "BiSeNet's parsing sees no face here" in notes[0]
+    assert (notes == ()) if source == "bisenet" else "BiSeNet finds no face here" in notes[0]
 
 
 def test_notes_name_what_the_crop_is_made_with(finder: FaceFinder) -> None:
