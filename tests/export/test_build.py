@@ -139,7 +139,7 @@ def test_killed_at_any_moment(own: Options) -> None:
         if process.returncode == 0:  # it had less to make than it was waited for
             finished.append(manifest_of(own.out)["files"])
             change()  # the next one has work again
-        resumed |= any(f"{stand} of 13 networks stand" in printed for stand in (11, 12))
+        resumed |= any(f"{stand} of 13 networks are kept" in printed for stand in (11, 12))
         manifest = Manifest.read(own.out)
         manifest.check_files()
         seen.append(manifest.values["files"])

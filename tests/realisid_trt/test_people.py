@@ -296,7 +296,7 @@ def test_two_in_one_place_are_told(people: People, photos: Any) -> None:
     """README's boxes for 1024 px, both shrunk to the whole of a picture of 128."""
     both = [Person(photos.hopper, box=(0, 0, 120, 120)), Person(photos.astronaut, box=(10, 0, 128, 118))]
     for index, notes in enumerate(notes_of(people, *both)):
-        assert any(note.startswith(f"stands nearly where person {2 - index} does: ") for note in notes)
+        assert any(note.startswith(f"stands nearly where person {2 - index} stands: ") for note in notes)
     apart = [Person(photos.hopper, box=(0, 0, 60, 60)), Person(photos.astronaut, box=(60, 0, 120, 60))]
     assert not any("stands nearly" in note for notes in notes_of(people, *apart) for note in notes)
 

@@ -159,7 +159,10 @@ BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "heads": (
         config("text_encoder", num_attention_heads=5),
-        ("text_encoder/config.json makes no CLIPTextModel: ", "not a multiple of the number of attention heads"),
+        (
+            "text_encoder/config.json is not a config of CLIPTextModel: ",
+            "not a multiple of the number of attention heads",
+        ),
     ),
     "VAE factor": (
         lambda p: edit(p / "vae" / "config.json", block_out_channels=[8, 16, 16, 32]),
