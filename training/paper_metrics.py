@@ -204,7 +204,7 @@ def _measured(given: argparse.Namespace) -> Outcome:
         values[name] = {"values": [float(n) if ok else None for n, ok in zip(numbers, usable, strict=True)]}
         if usable.any():
             mean = estimate(Sample(numbers, who, np.arange(len(numbers))))
-            values[name] |= {"mean": mean.mean, "interval95": [mean.low, mean.high]}
+            values[name] |= {"mean": mean.mean, "interval95": [mean.low, mean.high] if np.isfinite(mean.low) else None}
             lines.append(f"{name:10} {mean}" + (f", {missing} of {len(numbers)} without a face" if missing else ""))
         else:
             lines.append(f"{name:10} no face in any of {len(numbers)} pictures")

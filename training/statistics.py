@@ -65,12 +65,14 @@ def ratio(above: Sample, below: Sample) -> Estimate:
     return _interval(found, influence, people, pictures)
 
 
-def surely(values: Sequence[float], groups: int, cells: int) -> bool:
+def surely(values: Sequence[float | None], groups: int, cells: int) -> bool:
     """Whether zero lies outside of [mean, low, high], a 95 % interval of `groups` groups widened for a table's `cells`.
 
     All of them together then hold the truth with 95 % (Bonferroni).
     """
     mean, low, high = values
+    if mean is None or low is None or high is None:
+        return False
     factor = _quantile(groups, cells) / _quantile(groups)
     return mean + (low - mean) * factor > 0 or mean + (high - mean) * factor < 0
 

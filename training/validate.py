@@ -194,7 +194,7 @@ def _by_face(store: Store, count: int) -> dict[str, Chosen]:
     return {name: (least >= low) & (least < high) for name, (low, high) in FACES.items()}
 
 
-def _estimates(found: Losses, chosen: Chosen) -> dict[str, list[float] | None]:
+def _estimates(found: Losses, chosen: Chosen) -> dict[str, list[float | None] | None]:
     """Means with their 95 % intervals, over examples."""
     names = chosen.nonzero()[0]
     return {key: listed(estimate(Sample(values[chosen], names, names))) for key, values in found.items()}
@@ -207,12 +207,16 @@ def _lines(values: Mapping[str, Any]) -> list[str]:
         lines += ["", f"{run_name}: {told['stage']}, {told['steps']} steps{seen}"]
         for title, groups in (("", told["losses"]), (", minus the first", told.get("minus the first", {}))):
             for group, means in groups.items():
-                said = ", ".join(
-                    f"{key} {'' if value is None else f'{value[0]:.5f} [{value[1]:.5f}, {value[2]:.5f}]'}"
-                    for key, value in means.items()
-                )
+                said = ", ".join(f"{key} {_said(value)}" for key, value in means.items())
                 lines.append(f"  {group} ({values['groups'][group]}){title}: {said}")
     return lines
+
+
+def _said(value: Sequence[float] | None) -> str:
+    if value is None:
+        return ""
+    mean, low, high = value
+    return f"{mean:.5f}" if low is None else f"{mean:.5f} [{low:.5f}, {high:.5f}]"
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -123,7 +123,8 @@ def test_judges_see_truth_and_galleries(untrained: Path) -> None:
     told = judges.judge(cases, np.stack([case.picture.rgb for case in cases]))
     assert set(told.values) == set(MEASURES) and all(column.shape == (3,) for column in told.values.values())
     assert told.features.shape == (2, 128) and told.people.tolist() == [0, 1, 2] and told.pictures.tolist() == [1, 2, 2]
-    assert told.first_people.tolist() == [0, 1]
+    two = dataclasses.replace(told, people=told.people[1:], pictures=told.pictures[1:])
+    assert two.cast.tolist() == [[1, 2]]
     assert (np.abs(told.values["similarity"]) <= 1 + 1e-6).all() and set(told.values["rank1"]) <= {0.0, 1.0}
     assert np.isfinite(told.values["text"]).tolist() == [True, True, False]
     assert np.isfinite(told.values["neighbour"]).tolist() == [False, True, True]

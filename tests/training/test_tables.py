@@ -99,6 +99,7 @@ def test_surely_is_of_all_cells_of_a_table_together() -> None:
     """Of 36 cells an interval of 40 people is 3.42 / 2.02 = 1.69 times as wide: t(39) at 0.9993 and at 0.975."""
     assert surely([0.05, 0.01, 0.09], 40, 1) and not surely([0.05, 0.01, 0.09], 40, 36)
     assert surely([-0.10, -0.155, -0.045], 40, 36) and not surely([-0.10, -0.160, -0.040], 40, 36)
+    assert not surely([0.05, None, None], 40, 1)  # of one picture nothing is sure
     assert surely([0.02, 0.01, 0.09], 40, 4)  # older ones are not symmetrical: each side is widened
     rng, false = np.random.default_rng(5), 0
     for _ in range(TRIALS):

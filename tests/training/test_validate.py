@@ -118,7 +118,8 @@ def test_all_are_given_the_same_noise(runs: Path, capsys: pytest.CaptureFixture[
     values = told(capsys, runs, "long", "copy", data="seen")
     copied = values["runs"][str(runs / "copy")]
     assert copied["seen"] is True
-    assert {tuple(value) for means in copied["minus the first"].values() for value in means.values()} == {(0, 0, 0)}
+    differences = {tuple(value) for means in copied["minus the first"].values() for value in means.values()}
+    assert differences <= {(0, 0, 0), (0, None, None)} and (0, 0, 0) in differences  # None: of one example alone
     file, where = tmp_path / "made" / "losses.json", ["--run", str(runs / "long"), "--data", str(runs / "seen")]
     assert main([*where, "--cpu", "--draws", "2", "--out", str(file)]) == 0
     words = capsys.readouterr().out

@@ -204,13 +204,15 @@ def _cell(values: Sequence[float] | None) -> str:
     if values is None:
         return ""
     mean, low, high = values
-    return f"{mean:.3f} (±{(high - low) / 2:.3f})"
+    return f"{mean:.3f}" if low is None else f"{mean:.3f} (±{(high - low) / 2:.3f})"
 
 
 def _interval(values: Sequence[float] | None, people: int | None, cells: int) -> str:
     if values is None:
         return ""
     mean, low, high = values
+    if low is None:
+        return f"{mean:.3f}"
     if people is None:
         return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
     words = f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]"
@@ -281,7 +283,7 @@ def _draw_panels(path: Path, panels: Sequence[tuple[str, list[str], Curves]]) ->
     figure, axes = pyplot.subplots(1, len(panels), figsize=(4.2 * len(panels), 3.4), squeeze=False)
     for axis, (title, places, curves) in zip(axes[0], panels, strict=True):
         for number, (name, values) in enumerate(curves.items()):
-            known = [(x, value) for x, value in enumerate(values) if value is not None]
+            known = [(x, value) for x, value in enumerate(values) if value is not None and value[1] is not None]
             x = [place + 0.06 * (number - len(curves) / 2) for place, _ in known]
             mean, low, high = zip(*(value for _, value in known), strict=True) if known else ((), (), ())
             errors = [[m - a for m, a in zip(mean, low, strict=True)], [b - m for m, b in zip(mean, high, strict=True)]]

@@ -21,7 +21,7 @@ def table(experiment: Experiment, rows: Judged, pictures: int, others: Floats) -
     ceiling", "frechet", "minus …"}}}.
 
     others: (M, D) features of true renders of the same captions, people and sizes in other scenes. An estimate is
-    [mean, low, high], or None where no case has a value.
+    as `listed` gives it.
     """
     base, told = rows.get(experiment.against), {}
     for name, row in rows.items():
@@ -93,7 +93,8 @@ BETWEEN = {
 }
 
 
-def listed(found: Estimate) -> list[float] | None:
-    """[mean, low, high], None if they are not finite."""
-    values = (found.mean, found.low, found.high)
-    return None if not np.isfinite(values).all() else [round(value, 5) for value in values]
+def listed(found: Estimate) -> list[float | None] | None:
+    """[mean, low, high]; of a single case [mean, None, None]; None where no case has a value."""
+    if not np.isfinite(found.mean):
+        return None
+    return [round(value, 5) if np.isfinite(value) else None for value in (found.mean, found.low, found.high)]
