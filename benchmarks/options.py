@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from realisid_trt.commands.flags import flags_of
 from realisid_trt.errors import RequestError
 from realisid_trt.request import MAX_PERSONS
 
@@ -120,47 +121,42 @@ examples:
       --baseline naive naive-compiled --memory --runs 20
   python -m benchmarks.latency --engine engines/NAME --baseline none --photo alice.jpg""",
     )
-    default: dict[str, Any] = {field.name: field.default for field in fields(Options)}
     shown = "default %(default)s"
-    line.add_argument("--engine", type=Path, required=True, metavar="DIR", help="engine directory")
-    line.add_argument("--checkpoint", type=Path, metavar="DIR", help="the folder it was built from, if that has moved")
-    line.add_argument("--base-model", metavar="DIR|ID", help="where its UNet, VAE and text encoders are, if moved too")
-    line.add_argument("--variant", help="of its weight files, such as fp16 (default: as it was built)")
-    line.add_argument(
-        "--baseline",
-        nargs="+",
-        choices=(*BASELINES, "none"),
-        default=list(default["baseline"]),
-        help=shown,
-    )
-    line.add_argument("--persons", nargs="+", type=int, default=list(default["persons"]), metavar="N", help=shown)
-    line.add_argument("--steps", type=int, help="denoising steps (default: the engine's)")
-    line.add_argument("--height", type=int, metavar="PX", help="of the picture (default: the model's)")
-    line.add_argument("--width", type=int, metavar="PX", help="of the picture (default: the model's)")
-    line.add_argument("--runs", type=int, default=default["runs"], help=f"measured rounds, {shown}")
-    line.add_argument("--warmup", type=int, default=default["warmup"], help=f"short rounds before them, {shown}")
-    line.add_argument("--threads", type=int, help="of engine and baselines (default: every core)")
-    line.add_argument(
-        "--backend",
-        nargs="+",
-        action="extend",
-        metavar="NAME",
-        help="one or several, each a contender; all: every one that can be opened here (default auto)",
-    )
-    line.add_argument("--device", default=default["device"], help=shown)
-    line.add_argument("--cuda-graph", action="store_true", help="on a GPU, capture a step and replay it")
-    line.add_argument(
-        "--memory-format",
-        choices=("auto", "contiguous", "channels_last"),
-        default=default["memory_format"],
-        help="of the baselines; auto tries both and takes the faster",
-    )
-    line.add_argument("--compiler", default=default["compiler"], help=f"torch.compile's, of naive-compiled, {shown}")
-    line.add_argument("--memory", action="store_true", help="measure memory too, each contender in its own process")
-    line.add_argument("--seed", type=int, default=default["seed"], help=shown)
-    line.add_argument("--prompt", default=default["prompt"], help=shown)
-    line.add_argument("--photo", type=Path, metavar="FILE", help="measure the face front end on this photo too")
-    line.add_argument("--out", type=Path, metavar="FILE", help="store the JSON object")
-    line.add_argument("--plot", type=Path, metavar="FILE", help="draw steps and stages (.png, .svg, .pdf)")
+    words = {
+        "engine": "engine directory",
+        "checkpoint": "the folder it was built from, if that has moved",
+        "base_model": "where its UNet, VAE and text encoders are, if moved too",
+        "variant": "of its weight files, such as fp16 (default: as it was built)",
+        "baseline": shown,
+        "persons": shown,
+        "steps": "denoising steps (default: the engine's)",
+        "height": "of the picture (default: the model's)",
+        "width": "of the picture (default: the model's)",
+        "runs": f"measured rounds, {shown}",
+        "warmup": f"short rounds before them, {shown}",
+        "threads": "of engine and baselines (default: every core)",
+        "backend": "one or several, each a contender; all: every one that can be opened here (default auto)",
+        "device": shown,
+        "cuda_graph": "on a GPU, capture a step and replay it",
+        "memory_format": "of the baselines; auto tries both and takes the faster",
+        "compiler": f"torch.compile's, of naive-compiled, {shown}",
+        "memory": "measure memory too, each contender in its own process",
+        "seed": shown,
+        "prompt": shown,
+        "photo": "measure the face front end on this photo too",
+        "out": "store the JSON object",
+        "plot": "draw steps and stages (.png, .svg, .pdf)",
+    }
+    flags = flags_of(
+        Options, words,
+        engine={"metavar": "DIR"}, checkpoint={"metavar": "DIR"}, base_model={"metavar": "DIR|ID"},
+        baseline={"choices": (*BASELINES, "none"), "default": list(Options.baseline)},
+        persons={"metavar": "N", "default": list(Options.persons)}, height={"metavar": "PX"}, width={"metavar": "PX"},
+        backend={"action": "extend", "metavar": "NAME", "default": None},
+        memory_format={"choices": ("auto", "contiguous", "channels_last")},
+        photo={"metavar": "FILE"}, out={"metavar": "FILE"}, plot={"metavar": "FILE"},
+    )  # fmt: skip
+    for flag, arguments in flags:
+        line.add_argument(flag, **arguments)
     line.add_argument("--json", action="store_true", help="the last line of stdout is one JSON object")
     return line

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from realisid_trt.backends.gpu_facts import gpu_facts
 from realisid_trt.backends.tensorrt_flavours import FLAVOURS, RTX_ARCHITECTURES
+from realisid_trt.commands.flags import flags_of
 from realisid_trt.errors import BackendError, RequestError
 
 from .forms import BACKENDS, Target, targets_of
@@ -161,33 +162,45 @@ Give the same command again to continue a build that was stopped.""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--checkpoint", type=Path, metavar="DIR", help="checkpoint folder; without it: the miniature")
-    add("--out", type=Path, metavar="DIR", help="engine directory (default: engines/<checkpoint's name>)")
-    add("--base-model", metavar="DIR|ID", help="source of unet, vae and text encoders, if not the checkpoint's")
-    add("--variant", help="of the weight files, such as fp16")
+    words = {
+        "checkpoint": "checkpoint folder; without it: the miniature",
+        "out": "engine directory (default: engines/<checkpoint's name>)",
+        "base_model": "source of unet, vae and text encoders, if not the checkpoint's",
+        "variant": "of the weight files, such as fp16",
+    }
+    for flag, arguments in flags_of(
+        Options, words, checkpoint={"metavar": "DIR"}, out={"metavar": "DIR"}, base_model={"metavar": "DIR|ID"}
+    ):
+        add(flag, **arguments)
     precision = parser.add_mutually_exclusive_group()
-    for name, words in (("fp16", "half precision"), ("bf16", "bfloat16")):
+    for name, meaning in (("fp16", "half precision"), ("bf16", "bfloat16")):
         precision.add_argument(
-            f"--{name}", dest="precision", action="store_const", const=name, help=f"{words} on GPU backends"
+            f"--{name}", dest="precision", action="store_const", const=name, help=f"{meaning} on GPU backends"
         )
-    add(
-        "--backend",
-        action="append",
-        dest="backends",
-        metavar="NAME",
-        help=f"{', '.join(BACKENDS)}; may be repeated (default: onnxruntime and every TensorRT flavour installed)",
-    )
-    add("--arch", nargs="+", dest="architectures", metavar="SM", help="of tensorrt-rtx plans (default: all from sm_80)")
-    add("--gpu-only", action="store_true", help="build nothing for a CPU: saves half of the disk space")
-    add("--only", nargs="+", metavar="NETWORK", help="build these networks only")
-    add("--batch", type=int, help="pictures of one batch that the engine must hold (default: 4)")
-    add("--persons", type=int, help="persons of each picture that it must hold (default: 8)")
-    add("--resolution", type=int, metavar="PX", help="longest side of a picture (default: twice the model's own)")
-    add("--workspace", type=float, metavar="GIB", help="memory for one layer of a plan (default: all that the GPU has)")
-    add("--optimization-level", type=int, metavar="N", help="of TensorRT's builder, 0 (quick to build) to 5")
-    add("--jobs", type=int, help="networks exported at a time (default: 2 for small checkpoints, else 1)")
-    add("--bisect", action="store_true", help="name the first node that differs if a network fails its comparison")
-    add("--face-landmarker", type=Path, metavar="FILE", help="MediaPipe's face_landmarker.task")
-    add("--face-parser", type=Path, metavar="FILE", help="BiSeNet face parsing, as ONNX")
+    words = {
+        "backends": f"{', '.join(BACKENDS)}; may be repeated (default: onnxruntime and every TensorRT flavour "
+        "installed)",
+        "architectures": "of tensorrt-rtx plans (default: all from sm_80)",
+        "gpu_only": "build nothing for a CPU: saves half of the disk space",
+        "only": "build these networks only",
+        "batch": "pictures of one batch that the engine must hold (default: %(default)s)",
+        "persons": "persons of each picture that it must hold (default: %(default)s)",
+        "resolution": "longest side of a picture (default: twice the model's own)",
+        "workspace": "memory for one layer of a plan (default: all that the GPU has)",
+        "optimization_level": "of TensorRT's builder, 0 (quick to build) to 5",
+        "jobs": "networks exported at a time (default: 2 for small checkpoints, else 1)",
+        "bisect": "name the first node that differs if a network fails its comparison",
+        "face_landmarker": "MediaPipe's face_landmarker.task",
+        "face_parser": "BiSeNet face parsing, as ONNX",
+    }
+    flags = flags_of(
+        Options, words,
+        backends={"flag": "--backend", "action": "append", "nargs": None, "default": None, "metavar": "NAME"},
+        architectures={"flag": "--arch", "metavar": "SM"}, only={"metavar": "NETWORK"}, resolution={"metavar": "PX"},
+        workspace={"metavar": "GIB"}, optimization_level={"metavar": "N"}, face_landmarker={"metavar": "FILE"},
+        face_parser={"metavar": "FILE"},
+    )  # fmt: skip
+    for flag, arguments in flags:
+        add(flag, **arguments)
     add("--json", action="store_true", help="the last line of stdout is one JSON object")
     return parser

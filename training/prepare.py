@@ -10,10 +10,11 @@ import dataclasses
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, get_type_hints
+from typing import Any
 
 from export.checkpoint import Checkpoint
 from realisid_trt.commands.command_line import Outcome, execute, run
+from realisid_trt.commands.flags import flags_of
 
 from .examples import WorldFaces, WorldScenes
 from .pictures import PictureFolder, others_of
@@ -25,6 +26,19 @@ HELP = {
     "faces": "pairs of siblings of the world, in several views each",
     "pictures": "a folder of your own photos with captions",
 }
+
+
+def number(text: str) -> float:
+    """A number or a fraction, such as 1/8."""
+    above, _, below = text.partition("/")
+    try:
+        return float(above) / float(below or 1)
+    except (ValueError, ZeroDivisionError):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor a fraction such as 1/8") from None
+
+
+SHOWN = "default %(default)s"
+RANGE = {"type": number, "metavar": ("LEAST", "GREATEST"), "help": None}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,17 +99,14 @@ def _parser() -> argparse.ArgumentParser:
     for kind, cls in KINDS.items():
         one = kinds.add_parser(kind, help=HELP[kind], description=cls.__doc__,
                                formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-        types = get_type_hints(cls)
-        for field in dataclasses.fields(cls):
-            flag = "--" + field.name.replace("_", "-")
-            if field.default is dataclasses.MISSING:
-                one.add_argument(flag, type=types[field.name], required=True)
-            elif types[field.name] == tuple[int, ...]:
-                one.add_argument(flag, type=int, nargs="+", default=field.default, help="default: none")
-            elif isinstance(field.default, tuple):
-                one.add_argument(flag, type=_number, nargs=2, default=field.default, metavar=("LEAST", "GREATEST"))
-            else:
-                one.add_argument(flag, type=types[field.name], default=field.default, help="default %(default)s")
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        words = {
+            name: "default: none" if field.default == () else "" if field.default is dataclasses.MISSING else SHOWN
+            for name, field in fields.items()
+        }
+        ranges = {name: RANGE for name, field in fields.items() if isinstance(field.default, tuple) and field.default}
+        for flag, arguments in flags_of(cls, words, **ranges):
+            one.add_argument(flag, **arguments)
         if kind == "pictures":
             one.add_argument(
                 "--checkpoint", metavar="CKPT", help="to be trained: sets --size-px, --crop-px and --margin"
@@ -105,15 +116,6 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--out", required=True, metavar="DIR", help="folder to make")
         one.add_argument("--json", action="store_true", help="the last line of stdout is one JSON object")
     return parser
-
-
-def _number(text: str) -> float:
-    """A number or a fraction, such as 1/8."""
-    above, _, below = text.partition("/")
-    try:
-        return float(above) / float(below or 1)
-    except (ValueError, ZeroDivisionError):
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a number nor a fraction such as 1/8") from None
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from accelerate import PartialState
 
 from export.checkpoint import Checkpoint
 from realisid_trt.commands.command_line import Outcome, execute, run
+from realisid_trt.commands.flags import flags_of
 from realisid_trt.errors import RequestError
 
 from .loop import Course, Run, claimed
@@ -121,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
   accelerate launch -m training.train branches --checkpoint CKPT --data data --out runs/mine --steps 20000
   ACCELERATE_USE_CPU=1 torchrun --nproc_per_node 2 -m training.train text-to-image … --cpu""",
     )
-    default, add = Course(), parser.add_argument
+    add = parser.add_argument
     add("stage", choices=STAGES, help="stage to train")
     add("--checkpoint", required=True, metavar="CKPT", help="checkpoint to begin with")
     add("--base-model", metavar="MODEL", help="folder or hub id for what the checkpoint lacks")
@@ -129,18 +130,22 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", required=True, metavar="DIR", help="examples, as training.prepare makes them")
     add("--out", required=True, metavar="DIR", help="the run: state, log, loss curve, checkpoint")
     add("--new", action="store_true", help="begin with new weights in the parts that are trained")
-    add("--steps", type=int, default=default.steps, help="in all (default %(default)s)")
-    add("--batch-size", type=int, help="of all processes together (default: the stage's)")
-    add("--learning-rate", type=float, help="default: the stage's")
-    add("--accumulate", type=int, default=default.accumulate, metavar="N", help="work through a batch in N parts")
+    shown = "default %(default)s"
+    words = {
+        "steps": f"in all ({shown})",
+        "batch_size": "of all processes together (default: the stage's)",
+        "learning_rate": "default: the stage's",
+        "accumulate": "work through a batch in N parts",
+        "warmup_steps": shown,
+        "decay": f"last share of the steps, with a falling learning rate ({shown})",
+        "ema": f"decay of the averaged weights, 0: none ({shown})",
+        "save_steps": shown,
+        "seed": shown,
+        "precision": shown,
+    }
+    for flag, arguments in flags_of(Course, words, accumulate={"metavar": "N"}, precision={"choices": ("bf16", "no")}):
+        add(flag, **arguments)
     add("--checkpointing", action="store_true", help="compute activations twice instead of keeping them")
-    add("--warmup-steps", type=int, default=default.warmup_steps, help="default %(default)s")
-    add("--decay", type=float, default=default.decay, help="last share of the steps, with a falling learning rate "
-        "(default %(default)s)")  # fmt: skip
-    add("--ema", type=float, default=default.ema, help="decay of the averaged weights, 0: none (default %(default)s)")
-    add("--save-steps", type=int, default=default.save_steps, help="default %(default)s")
-    add("--seed", type=int, default=default.seed, help="default %(default)s")
-    add("--precision", choices=("bf16", "no"), default=default.precision, help="default %(default)s")
     add("--no-further", action="store_true", help="only write the checkpoint of the state that was saved last")
     add("--half", action="store_true", help="write the trained parts in half precision")
     add("--cpu", action="store_true", help="on the CPU, even where there is a GPU")
