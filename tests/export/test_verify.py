@@ -100,7 +100,7 @@ def test_a_runner_is_asked_within_its_limits(known: dict[str, Network]) -> None:
     error = 1.0
     assert verify(known["local_time"], module, run, SINGLE, limits).ratio == 1 and asked == [(1,), (2,)]
     error = 1.001
-    with pytest.raises(ParityError, match="local_time .* errs 1.00e-03 .* the plan does not: try another"):
+    with pytest.raises(ParityError, match="local_time .* has an error of 1.00e-03 .* the plan does not: try another"):
         verify(known["local_time"], module, run, SINGLE, limits)
 
 

@@ -75,5 +75,5 @@ def test_another_result_is_no_time(bench: GpuBench) -> None:
     fused = bench.fused(inputs, SMALL)
     bench.compare("guide_step", fused, inputs)
     inputs.before *= 1 + 1e-5  # the latents that it should have started from
-    with pytest.raises(ParityError, match=r"guide_step errs \S+ against float64, torch's operations"):
+    with pytest.raises(ParityError, match=r"guide_step has an error of \S+ against float64, torch's operations"):
         bench.compare("guide_step", lambda: [inputs.latents], inputs)

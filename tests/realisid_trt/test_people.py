@@ -247,7 +247,7 @@ def test_pose_photo_with_several_faces_says_how_to_choose(
 
 def test_what_was_decided_about_the_pose_photo_is_said(people: People, photos: Any, astronaut: LoadedPhoto) -> None:
     prepared = prepare(people, Person(photos.hopper, pose=astronaut.turned(1).rgb))
-    assert [note.startswith("pose photo: the face is upright") for note in prepared.notes] == [False, True]
+    assert [note.startswith("pose photo: the photo was turned by ") for note in prepared.notes] == [False, True]
 
 
 def test_poses_that_are_none(people: People, photos: Any) -> None:
