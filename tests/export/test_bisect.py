@@ -172,5 +172,7 @@ def test_the_build_s_error_has_it(checkpoint_dir: Path, tmp_path: Path, monkeypa
 
     monkeypatch.setattr(gate, "_on_cpu", miscomputed)
     monkeypatch.setattr(workers, "on_onnxruntime", lambda marked, feed, form: wrong(marked, feed))
-    with pytest.raises(ParityError, match=r"local_condition .* has an error of .* First differing node: \w+ \(Conv\), whose"):
+    with pytest.raises(
+        ParityError, match=r"local_condition .* has an error of .* First differing node: \w+ \(Conv\), whose"
+    ):
         workers.export_network(job, tmp_path)

@@ -131,7 +131,9 @@ def test_a_gpu_that_is_full(plans: Engine, monkeypatch: pytest.MonkeyPatch) -> N
     latents(plans, 1)
     with monkeypatch.context() as patched:
         patched.setattr(contexts._gpu, "allocate", full)
-        with pytest.raises(BackendError, match=r"could not be allocated \(CUDA_ERROR_OUT_OF_MEMORY\).* Make fewer or smaller pictures"):
+        with pytest.raises(
+            BackendError, match=r"could not be allocated \(CUDA_ERROR_OUT_OF_MEMORY\).* Make fewer or smaller pictures"
+        ):
             contexts._scratch_of(contexts._scratch.size + 1)
     assert latents(plans, 1).latents.size
 
