@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 # The largest difference of the final latents of two contenders that do the same work, relative RMS.
 # float32: half of its digits. float16: each of the two may lie 1e-2 from float32 (2⁻¹¹ per rounding, grown 8.57-fold by
 # Eq. (8), over the steps; plain torch's error is up to 7e-3 on the miniatures), so twice that between them. bfloat16
-# rounds
-# eight times as coarsely. Another prompt, or a person too few, makes 0.3 or more; another ID makes 0.05 to 0.1, which
-# bfloat16 cannot distinguish.
+# rounds eight times as coarsely. Another prompt, or a person too few, makes 0.3 or more; another ID makes 0.05 to 0.1,
+# which bfloat16 cannot distinguish.
 SAME = {"float32": 2.0**-11.5, "float16": 2 * 1e-2, "bfloat16": 2 * 8 * 1e-2}
 
 

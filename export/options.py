@@ -1,4 +1,4 @@
-"""What a build can be asked for: the options, what is refused, and the command line."""
+"""The options of a build, their checks, and the command line."""
 
 from __future__ import annotations
 

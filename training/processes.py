@@ -91,7 +91,7 @@ def wait_for_all() -> None:
 
 @functools.cache
 def _patient() -> distributed.ProcessGroup | None:
-    """All processes again, over sockets: those close at once when a process ends."""
+    """A second group of all processes, over sockets. These close when a process ends, so the others notice at once."""
     group: distributed.ProcessGroup | None = distributed.new_group(backend="gloo", timeout=WAIT_FOR_ONE)
     return group
 

@@ -1,1 +1,1 @@
-"""The mechanics of a build: what must be made, by which process, and what stands from an earlier one."""
+"""The mechanics of a build: the jobs, the processes that do them, and the parts that an earlier build left."""

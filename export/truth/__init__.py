@@ -1,1 +1,1 @@
-"""What judges a build: RealisID from the equations, and how far each network, plan and engine is from it."""
+"""The judges of a build: RealisID from the equations, and the distance of each network, plan and engine from it."""

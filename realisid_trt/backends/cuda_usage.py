@@ -1,4 +1,4 @@
-"""What networks and kernels took on a GPU, by its own clock."""
+"""The milliseconds of networks and kernels on a GPU, by its own clock."""
 
 from __future__ import annotations
 

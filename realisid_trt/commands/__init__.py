@@ -1,1 +1,1 @@
-"""What draws and prints: the commands of `python -m realisid_trt`, and what all commands do alike."""
+"""The commands of `python -m realisid_trt`: they draw and print. Beside them, the parts that all commands share."""

@@ -1,4 +1,4 @@
-"""A person of a picture: what a caller says of it, and what became of it."""
+"""A person of a picture: as the caller asks for it, and as it was placed."""
 
 from __future__ import annotations
 

@@ -94,16 +94,21 @@ def test_given_landmarks_are_believed(finder: FaceFinder, astronaut: LoadedPhoto
     assert face.score is None and face.notes == ()
 
 
+def tilted(photo: LoadedPhoto, angle: float, scale: float) -> tuple[LoadedPhoto, Any]:
+    """The photo turned by so many degrees counter-clockwise about its middle, and the map of its points."""
+    height, width = photo.rgb.shape[:2]
+    turn = cv2.getRotationMatrix2D((width / 2, height / 2), angle, scale)
+    rgb = cv2.warpAffine(photo.rgb, turn, (width, height), borderMode=cv2.BORDER_REPLICATE)
+    return load_photo(np.asarray(rgb, np.uint8)), turn
+
+
 @pytest.mark.parametrize("angle", [-40, -30, -15, 15, 30, 40])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_tilted_face_stays_as_it_is(
     finder: FaceFinder, pictures: dict[str, LoadedPhoto], name: str, angle: int
 ) -> None:
-    rgb = pictures[name].rgb
-    height, width = rgb.shape[:2]
-    turn = cv2.getRotationMatrix2D((width / 2, height / 2), angle, 0.8)
-    tilted = cv2.warpAffine(rgb, turn, (width, height), borderMode=cv2.BORDER_REPLICATE)
-    face = finder.find(load_photo(np.asarray(tilted, np.uint8)))
+    photo, turn = tilted(pictures[name], angle, 0.8)
+    face = finder.find(photo)
     assert face.turns == 0
     corners = np.array(finder.find(pictures[name]).box).reshape(2, 2).mean(axis=0)
     centre = np.array(face.box).reshape(2, 2).mean(axis=0)
@@ -118,11 +123,8 @@ def test_the_quarter_turn_that_leaves_the_least_tilt_wins(
     finder: FaceFinder, pictures: dict[str, LoadedPhoto], name: str, angle: int
 ) -> None:
     """Also where the detector is surer of the face in another position: of the last two."""
-    rgb = pictures[name].rgb
-    height, width = rgb.shape[:2]
-    turn = cv2.getRotationMatrix2D((width / 2, height / 2), angle, 0.7)
-    tilted = cv2.warpAffine(rgb, turn, (width, height), borderMode=cv2.BORDER_REPLICATE)
-    assert finder.find(load_photo(np.asarray(tilted, np.uint8))).turns == -round(angle / 90) % 4
+    photo, _ = tilted(pictures[name], angle, 0.7)
+    assert finder.find(photo).turns == -round(angle / 90) % 4
 
 
 @pytest.mark.parametrize("turns", [1, 2, 3])
