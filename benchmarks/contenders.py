@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], object]
 # The networks of a step: the engine's, and the baselines'.
-LOOP = (
+LOOP_PARTS = (
     "local_branch", "global_branch", "unet_encoder", "unet_decoder",
     "controlnet_local", "controlnet_global", "unet",
 )  # fmt: skip
@@ -50,7 +50,7 @@ class Contender:
             progress(done, total)
 
         result, total_ms, cores = timed(lambda: self.generate(prompt, progress=note, **arguments))
-        steps = differences(snapshots, LOOP)
+        steps = differences(snapshots, LOOP_PARTS)
         return Run(total_ms, result.timings, result.step_ms, result.rows, steps, result.latents, cores)
 
 

@@ -38,7 +38,7 @@ from .torch_device import Clock, ClockedUsage
 
 Progress = Callable[[int, int], object]
 FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-LOOP = ("crop", "controlnet_local", "controlnet_global", "merge", "unet", "guidance")  # the parts of a step
+LOOP_PARTS = ("crop", "controlnet_local", "controlnet_global", "merge", "unet", "guidance")  # the parts of a step
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +164,7 @@ class NaivePipeline:
                 decoded = self.vae.decode(from_latents(noisy_latents, self.vae.config), return_dict=False)[0]
                 image = (decoded[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1).contiguous().cpu().numpy()
         final, step_ms = noisy_latents.contiguous().cpu().numpy(), tuple(self.clock.elapsed_ms(stamps))
-        timings = watch.ms | {f"denoise.{name}": self.usage.ms[name] for name in LOOP if name in self.usage.ms}
+        timings = watch.ms | {f"denoise.{name}": self.usage.ms[name] for name in LOOP_PARTS if name in self.usage.ms}
         return NaiveResult(final, image, timings, step_ms, dict(self.usage.rows))
 
     def encode_prompt(self, prompt: str | None) -> tuple[Tensor, Tensor | None]:

@@ -6,7 +6,7 @@ accelerate launch --num_processes 8 -m benchmarks.training --checkpoint CKPT --b
 The real stage, optimizer and average, on drawn people at the checkpoint's own size; nothing is written.
 
 --json: {"schema", "command", "date", "commit", "versions", "hardware", "processes", "device", "side_px", "parameters"
-(trained ones), "course", "checkpointing", "step_s" (spread, without the first two steps), "examples_per_s" (of all
+(trained ones), "options", "checkpointing", "step_s" (spread, without the first two steps), "examples_per_s" (of all
 processes, at the median), "peak_bytes" (of this process on its GPU; null on a CPU), "losses"}.
 """
 
@@ -26,9 +26,9 @@ from export.checkpoint import Checkpoint
 from realisid_trt.commands.command_line import Outcome, execute, run
 from realisid_trt.errors import RequestError
 from training.examples import WorldScenes
-from training.loop import Course, Learner, average_of
-from training.places import batches
+from training.loop import Learner, TrainingOptions, average_of
 from training.processes import accelerator_of
+from training.sequence import batches
 from training.stages.branches import BranchesStage
 from training.store import OnDemandStore
 from training.train import memory_errors
@@ -45,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return run(lambda: _outcome(**given), as_json)
 
 
-def _outcome(checkpoint: str, checkpointing: bool, cpu: bool, **course: Any) -> Outcome:
-    asked = Course(**course).of(BranchesStage)
+def _outcome(checkpoint: str, checkpointing: bool, cpu: bool, **options: Any) -> Outcome:
+    asked = TrainingOptions(**options).of(BranchesStage)
     if asked.steps <= WARMUP:
         raise RequestError(f"--steps is {asked.steps}, expected more than the {WARMUP} that are not counted.")
     with memory_errors(asked, BranchesStage, checkpointing):
@@ -56,26 +56,26 @@ def _outcome(checkpoint: str, checkpointing: bool, cpu: bool, **course: Any) -> 
     return Outcome(values, [f"{said}: {values['step_s']['p50']:.2f} s{peak}"])
 
 
-def measure(checkpoint: Checkpoint, course: Course, checkpointing: bool, cpu: bool) -> dict[str, Any]:
-    """See the module. course: with batch size and learning rate, see `Course.of`."""
-    c, accelerator = checkpoint, accelerator_of(course.precision, cpu)
-    course.check_shared(accelerator.num_processes)
-    assert course.batch_size is not None
+def measure(checkpoint: Checkpoint, options: TrainingOptions, checkpointing: bool, cpu: bool) -> dict[str, Any]:
+    """See the module. options: with batch size and learning rate, see `TrainingOptions.of`."""
+    c, accelerator = checkpoint, accelerator_of(options.precision, cpu)
+    options.check_shared(accelerator.num_processes)
+    assert options.batch_size is not None
     on_gpu = accelerator.device.type == "cuda"
     side = c.sample_size * c.vae_scale_factor
     people = WorldScenes(
-        pictures=2 * course.batch_size, persons=(1,), size_px=side, grid_px=c.config.box_snap or c.vae_scale_factor,
+        pictures=2 * options.batch_size, persons=(1,), size_px=side, grid_px=c.config.box_snap or c.vae_scale_factor,
         crop_px=c.image_size, margin=c.config.face_margin,
     )  # fmt: skip
-    stage = BranchesStage(c, OnDemandStore(people), accelerator, new=False, seed=course.seed)
+    stage = BranchesStage(c, OnDemandStore(people), accelerator, new=False, seed=options.seed)
     if checkpointing:
         stage.save_memory()
-    learner = Learner(accelerator, stage, course)
+    learner = Learner(accelerator, stage, options)
     ema = average_of(learner)
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     rows = batches(
-        stage, course.seed, 0, course.steps, course.batch_size, accelerator.process_index, accelerator.num_processes
+        stage, options.seed, 0, options.steps, options.batch_size, accelerator.process_index, accelerator.num_processes
     )
     seconds, losses = [], []
     for number, batch in enumerate(rows):  # preparing a batch is not timed: a training's workers do it meanwhile
@@ -98,10 +98,10 @@ def measure(checkpoint: Checkpoint, course: Course, checkpointing: bool, cpu: bo
         "device": str(accelerator.device),
         "side_px": side,
         "parameters": learner.size,
-        "course": asdict(course),
+        "options": asdict(options),
         "checkpointing": checkpointing,
         "step_s": steps,
-        "examples_per_s": course.batch_size / steps["p50"],
+        "examples_per_s": options.batch_size / steps["p50"],
         "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else None,
         "losses": [loss if math.isfinite(loss) else str(loss) for loss in losses],
     }
@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m benchmarks.training",
         description="Time a step of training both branches at a checkpoint's full size, and its memory.",
     )
-    default, add = Course(), parser.add_argument
+    default, add = TrainingOptions(), parser.add_argument
     add("--checkpoint", required=True, metavar="CKPT", help="checkpoint to train")
     add("--steps", type=int, default=8, help=f"the first {WARMUP} are not counted (default %(default)s)")
     add("--batch-size", type=int, default=4, help="of all processes together (default %(default)s)")

@@ -32,7 +32,7 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Tap:
+class Port:
     """An input or output of a network. dtype None: the precision of the network."""
 
     name: str
@@ -51,8 +51,8 @@ class Network:
 
     name: str
     components: tuple[str, ...]
-    inputs: tuple[Tap, ...]
-    outputs: tuple[Tap, ...]
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
     module: Callable[[torch.dtype], nn.Module]
     only: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
@@ -87,22 +87,22 @@ def networks(checkpoint: Checkpoint) -> dict[str, Network]:
     skip_names = [f"skip_{i}" for i in range(len(c.residuals) - 1)] + ["skip_mid"]
     residual_names = [name.replace("skip", "residual") for name in skip_names]
 
-    def maps(names: list[str], on_canvas: bool) -> tuple[Tap, ...]:
+    def maps(names: list[str], on_canvas: bool) -> tuple[Port, ...]:
         return tuple(
-            Tap(name, (ROWS, channels, *((canvas >> level,) * 2 if on_canvas else _at(level, coarsest))))
+            Port(name, (ROWS, channels, *((canvas >> level,) * 2 if on_canvas else _at(level, coarsest))))
             for name, (channels, level) in zip(names, c.residuals, strict=True)
         )
 
-    emb = Tap("emb", (ROWS, c.emb_dim))
-    prompt_embeds = Tap("prompt_embeds", (ROWS, c.max_length, c.cross_attention_dim))
-    id_tokens = Tap("id_tokens", (ROWS, c.num_id_tokens, c.cross_attention_dim))
-    latents = Tap("latents", (ROWS, c.latent_channels, height, width))
-    canvas_latents = Tap("latents", (ROWS, c.latent_channels, canvas, canvas))
+    emb = Port("emb", (ROWS, c.emb_dim))
+    prompt_embeds = Port("prompt_embeds", (ROWS, c.max_length, c.cross_attention_dim))
+    id_tokens = Port("id_tokens", (ROWS, c.num_id_tokens, c.cross_attention_dim))
+    latents = Port("latents", (ROWS, c.latent_channels, height, width))
+    canvas_latents = Port("latents", (ROWS, c.latent_channels, canvas, canvas))
     timesteps = Size("timesteps")
-    time_inputs = (Tap("timestep", (timesteps,), torch.float32),)
+    time_inputs = (Port("timestep", (timesteps,), torch.float32),)
     if c.has_added_conditions:
-        time_inputs += (Tap("pooled", (timesteps, c.pooled_dim)), Tap("time_ids", (timesteps, 6), torch.float32))
-    time_outputs = (Tap("emb", (timesteps, c.emb_dim)),)
+        time_inputs += (Port("pooled", (timesteps, c.pooled_dim)), Port("time_ids", (timesteps, 6), torch.float32))
+    time_outputs = (Port("emb", (timesteps, c.emb_dim)),)
 
     found: list[Network] = []
     for name in c.text_encoder_names:
@@ -111,8 +111,8 @@ def networks(checkpoint: Checkpoint) -> dict[str, Network]:
             Network(
                 name,
                 (name,),
-                (Tap("input_ids", (ROWS, c.max_length), torch.int64),),
-                (Tap("hidden_states", (ROWS, c.max_length, hidden)), Tap("pooled", (ROWS, pooled))),
+                (Port("input_ids", (ROWS, c.max_length), torch.int64),),
+                (Port("hidden_states", (ROWS, c.max_length, hidden)), Port("pooled", (ROWS, pooled))),
                 lambda dtype, name=name: TextEncoder(c.load_text_encoder(name, dtype), c.has_added_conditions),
             )
         )
@@ -120,24 +120,24 @@ def networks(checkpoint: Checkpoint) -> dict[str, Network]:
         Network(
             "id_encoder",
             ("image_encoder", "id_projection"),
-            (Tap("id_pixels", (ROWS, 3, c.image_size, c.image_size)),),
+            (Port("id_pixels", (ROWS, 3, c.image_size, c.image_size)),),
             (id_tokens,),
             lambda dtype: IdEncoder(c.load_image_encoder(dtype), c.load_id_projection(dtype)),
         )
     )
     conditions = {
         "local": (
-            Tap("pose_image", (ROWS, 3, canvas * c.vae_scale_factor, canvas * c.vae_scale_factor)),
+            Port("pose_image", (ROWS, 3, canvas * c.vae_scale_factor, canvas * c.vae_scale_factor)),
             (canvas, canvas),
         ),
         "global": (
-            Tap("location_mask", (ROWS, 1, *(Size(s.unit, s.factor * c.vae_scale_factor) for s in (height, width)))),
+            Port("location_mask", (ROWS, 1, *(Size(s.unit, s.factor * c.vae_scale_factor) for s in (height, width)))),
             (height, width),
         ),
     }
     for branch in BRANCHES:
         source, size = conditions[branch]
-        condition = Tap("condition", (ROWS, c.residuals[0][0], *size))
+        condition = Port("condition", (ROWS, c.residuals[0][0], *size))
         component = (f"controlnet_{branch}",)
         load = _loader(c.load_controlnet, branch)
         found += [
@@ -167,7 +167,7 @@ def networks(checkpoint: Checkpoint) -> dict[str, Network]:
             "unet_decoder",
             ("unet",),
             (*skips, emb, prompt_embeds),
-            (Tap("noise_pred", latents.shape),),
+            (Port("noise_pred", latents.shape),),
             _wrap(UNetDecoder, c.load_unet),
             without=NOT_IN_DECODER,
         ),
@@ -175,7 +175,7 @@ def networks(checkpoint: Checkpoint) -> dict[str, Network]:
             "vae_decoder",
             ("vae",),
             (latents,),
-            (Tap("image", (ROWS, 3, *(Size(s.unit, s.factor * c.vae_scale_factor) for s in (height, width)))),),
+            (Port("image", (ROWS, 3, *(Size(s.unit, s.factor * c.vae_scale_factor) for s in (height, width)))),),
             _wrap(VaeDecoder, c.load_vae),
             only=IN_VAE_DECODER,
         ),
@@ -318,9 +318,9 @@ class UNetDecoder(nn.Module):
         unet = self.unet
         for block in unet.up_blocks:
             count = len(block.resnets)
-            own, skips = tuple(skips[-count:]), skips[:-count]
+            block_skips, skips = tuple(skips[-count:]), skips[:-count]
             text = {"encoder_hidden_states": prompt_embeds} if getattr(block, "has_cross_attention", False) else {}
-            hidden = block(hidden_states=hidden, temb=emb, res_hidden_states_tuple=own, **text)
+            hidden = block(hidden_states=hidden, temb=emb, res_hidden_states_tuple=block_skips, **text)
         if unet.conv_norm_out is not None:
             hidden = unet.conv_act(unet.conv_norm_out(hidden))
         return unet.conv_out(hidden)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from realisid_trt.loop.rows import PictureRows, plan_rows
 
 from .forms import Limits
-from .networks import Size, Tap
+from .networks import Port, Size
 
 ALL_ROWS = (1 - 7.5, 7.5 - 5.0, 5.0)  # guidance weights, none of them zero
 MOST_STEPS = 1000
@@ -31,12 +31,12 @@ class Profile:
         rows, timesteps, side = ((self.least[unit], self.most[unit]) for unit in ("rows", "timesteps", "height"))
         return Limits(rows=rows, timesteps=timesteps, side=side)
 
-    def shapes(self, tap: Tap) -> tuple[list[int], list[int], list[int]] | None:
+    def shapes(self, port: Port) -> tuple[list[int], list[int], list[int]] | None:
         """Least, best and most of one input; None if its shape is constant."""
-        if not any(isinstance(size, Size) for size in tap.shape):
+        if not any(isinstance(size, Size) for size in port.shape):
             return None
         least, best, most = (
-            [units[size.unit] * size.factor if isinstance(size, Size) else size for size in tap.shape]
+            [units[size.unit] * size.factor if isinstance(size, Size) else size for size in port.shape]
             for units in (self.least, self.best, self.most)
         )
         return least, best, most

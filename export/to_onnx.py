@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from realisid_trt.errors import BuildError
 
 from .forms import Limits, OnnxForm
-from .networks import Network, Size, Tap
+from .networks import Network, Port, Size
 
 # diffusers' Upsample2D makes a batch of 64 rows or more contiguous, which changes no value. If more rows were declared,
 # torch.export would detect that and trace the network a second time. The graph takes any number of rows.
@@ -24,40 +24,40 @@ TRACED_ROWS = 63
 EMBED_BELOW_BYTES = 2**30  # larger weights go beside the graph: a protobuf ends at 2 GiB
 
 
-def port(tap: Tap, form: OnnxForm, limits: Limits) -> dict[str, object]:
+def port_entry(port: Port, form: OnnxForm, limits: Limits) -> dict[str, object]:
     """The manifest's entry for an input or output."""
     shape: list[object] = []
-    for size in tap.shape:
+    for size in port.shape:
         if isinstance(size, Size):
             least, most = (bound * size.factor for bound in limits.of(size.unit))
             shape.append({"axis": size.unit, "min": least, "max": most, "multiple": size.factor})
         else:
             shape.append(size)
-    return {"name": tap.name, "dtype": str(tap.dtype or form.dtype).removeprefix("torch."), "shape": shape}
+    return {"name": port.name, "dtype": str(port.dtype or form.dtype).removeprefix("torch."), "shape": shape}
 
 
-def example(taps: tuple[Tap, ...], units: Mapping[str, int], dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, ...]:
+def example(ports: tuple[Port, ...], units: Mapping[str, int], dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, ...]:
     """Random inputs of sensible size, drawn in float64 so that every precision gets the same numbers.
 
     units: the size of each unit: {"rows": 2, "timesteps": 3, "height": 3, "width": 2}.
     """
     generator = torch.Generator().manual_seed(seed)
     inputs = []
-    for tap in taps:
-        shape = [units[size.unit] * size.factor if isinstance(size, Size) else size for size in tap.shape]
-        if tap.name == "input_ids":
+    for port in ports:
+        shape = [units[size.unit] * size.factor if isinstance(size, Size) else size for size in port.shape]
+        if port.name == "input_ids":
             inputs.append(torch.randint(0, 256, shape, generator=generator))
             continue
         values = torch.randn(shape, generator=generator, dtype=torch.float64)
-        if tap.name == "timestep":
+        if port.name == "timestep":
             values = (values.abs() * 300).clamp(0, 999).floor()
-        elif tap.name == "time_ids":
+        elif port.name == "time_ids":
             values = (values.abs() * 512).floor()
-        elif tap.name == "location_mask":
+        elif port.name == "location_mask":
             values = (values > 0).double()
-        elif tap.name == "pose_image":
+        elif port.name == "pose_image":
             values = values.clamp(0, 1)
-        inputs.append(values.to(tap.dtype or dtype))
+        inputs.append(values.to(port.dtype or dtype))
     return tuple(inputs)
 
 
@@ -66,7 +66,7 @@ def to_onnx(network: Network, module: nn.Module, form: OnnxForm, limits: Limits,
     least, most = limits.side
     units = {"rows": 2, "timesteps": 2, "height": min(least + 1, most), "width": min(least + 2, most)}
     inputs = example(network.inputs, units, form.dtype)
-    specs = tuple(_dynamic(tap, limits) for tap in network.inputs)
+    specs = tuple(_dynamic(port, limits) for port in network.inputs)
     weights_bytes = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     external = weights_bytes >= EMBED_BELOW_BYTES
     variadic = module.forward.__code__.co_flags & 0x04  # *inputs: torch.export wants their specs as one tuple
@@ -76,8 +76,8 @@ def to_onnx(network: Network, module: nn.Module, form: OnnxForm, limits: Limits,
                 module,
                 inputs,
                 dynamo=True,
-                input_names=[tap.name for tap in network.inputs],
-                output_names=[tap.name for tap in network.outputs],
+                input_names=[port.name for port in network.inputs],
+                output_names=[port.name for port in network.outputs],
                 dynamic_shapes=(specs,) if variadic else specs,
                 opset_version=form.opset,
                 external_data=external,
@@ -96,9 +96,9 @@ def to_onnx(network: Network, module: nn.Module, form: OnnxForm, limits: Limits,
 _DIMS: dict[tuple[str, int, int], torch.export.Dim] = {}
 
 
-def _dynamic(tap: Tap, limits: Limits) -> dict[int, object]:
+def _dynamic(port: Port, limits: Limits) -> dict[int, object]:
     dims: dict[int, object] = {}
-    for axis, size in enumerate(tap.shape):
+    for axis, size in enumerate(port.shape):
         if isinstance(size, Size):
             least, most = limits.of(size.unit)
             if size.unit == "rows":

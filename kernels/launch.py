@@ -22,7 +22,7 @@ BLOCK = 256  # threads
 LARGEST_SIDE = 1024  # cells; common.cuh, bilinear_taps
 OVERLAPS = ("sum", "average", "priority")
 LEVEL = np.dtype(
-    [(name, "<u8") for name in ("skips", "local", "whole", "out")]
+    [(name, "<u8") for name in ("skips", "local", "global", "out")]
     + [(name, "<i4") for name in ("first_block", "size", "height", "width", "local_height", "local_width", "box_level",
                                   "unused")]
 )  # fmt: skip

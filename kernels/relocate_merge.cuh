@@ -4,7 +4,7 @@
 
 // One skip of the UNet and what is merged into it. Addresses are those of the networks' own buffers.
 struct Level {
-  const void *skips, *local, *whole;  // (E, C, H, W), (P, C, h, w), (Q, C, H, W); not read where a branch has no rows
+  const void *skips, *local, *global;  // (E, C, H, W), (P, C, h, w), (Q, C, H, W); not read where a branch has no rows
   void* out;                          // (R, C, H, W)
   int first_block;                    // of the grid: where this level begins
   int size;                           // C·H·W
@@ -15,7 +15,7 @@ struct Level {
 };
 
 struct Scales {
-  float local, whole;
+  float local, global;
 };
 
 // The rows of both branches and their destinations: R decoder rows, at most N persons each, boxes of P local rows in L
@@ -32,7 +32,7 @@ struct Rows {
 enum Overlap { SUM, AVERAGE, PRIORITY };
 
 __device__ inline bool same_injection(const Rows& rows, int a, int b) {
-  if (rows.scales[a].local != rows.scales[b].local || rows.scales[a].whole != rows.scales[b].whole) return false;
+  if (rows.scales[a].local != rows.scales[b].local || rows.scales[a].global != rows.scales[b].global) return false;
   for (int p = 0; p < rows.persons; p++) {
     int i = a * rows.persons + p, j = b * rows.persons + p;
     if (rows.local_of[i] != rows.local_of[j] || rows.global_of[i] != rows.global_of[j]) return false;
@@ -81,14 +81,14 @@ __device__ inline void inject(const Level& level, const Rows& rows, int overlap,
   int count = 0;
   for (; count < rows.persons && global_of[count] >= 0; count++) {
     long long first = (long long)global_of[count] * level.size + start;
-    Vector<T, V> whole = *(const Vector<T, V>*)((const T*)level.whole + first);
-    for (int v = 0; v < V; v++) sum[v] += widen(whole.of[v]);
+    Vector<T, V> residual = *(const Vector<T, V>*)((const T*)level.global + first);
+    for (int v = 0; v < V; v++) sum[v] += widen(residual.of[v]);
   }
   Scales scale = rows.scales[r];
-  float whole_share = count ? scale.whole / (float)count : 0.0f;
+  float global_share = count ? scale.global / (float)count : 0.0f;
   for (int v = 0; v < V; v++) {
     if (overlap == AVERAGE && covered[v] > 1) placed[v] /= covered[v];
-    injected[v] = scale.local * placed[v] + whole_share * sum[v];
+    injected[v] = scale.local * placed[v] + global_share * sum[v];
   }
 }
 
@@ -99,7 +99,7 @@ __device__ inline void relocate_merge(const Level* levels, int num_levels, Rows 
   int index = 0;
   for (int l = 1; l < num_levels; l++) index += (int)blockIdx.x >= levels[l].first_block;
   Level level = levels[index];
-  assume_global(level.skips), assume_global(level.local), assume_global(level.whole), assume_global(level.out);
+  assume_global(level.skips), assume_global(level.local), assume_global(level.global), assume_global(level.out);
   int start = ((blockIdx.x - level.first_block) * blockDim.x + threadIdx.x) * V;
   if (start >= level.size) return;
   float injected[V];

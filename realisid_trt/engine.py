@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .backends import Backend, open_backend
 from .checks import check_finite
 from .errors import BackendError, EngineMismatch, RealisIDError, RequestError
-from .loop.denoise import LOOP, Batch, denoise
+from .loop.denoise import LOOP_NETWORKS, Batch, denoise
 from .loop.picture import decode, to_pil
 from .loop.prologue import Draft, Prologue
 from .manifest import Manifest
@@ -125,7 +125,7 @@ class Engine:
             if self._closed:
                 return
             with self.backend.turn():
-                self.backend.unload([name for name in self.manifest.values["networks"] if name not in LOOP])
+                self.backend.unload([name for name in self.manifest.values["networks"] if name not in LOOP_NETWORKS])
 
     def __reduce__(self) -> Any:
         raise RequestError(
@@ -251,7 +251,7 @@ class Engine:
             with watch("text"):
                 embedded = prologue.embed_texts(plan.texts)
             # Frees prompt and photo buffers first: cache hits must not shift the loop's addresses, which graphs replay.
-            self.backend.rewind()
+            self.backend.release_tensors()
             with watch("time"):
                 time_tables = prologue.time_tables(len(coefficients), grid, embedded, plan.branches)
             with watch("conditions"):
@@ -303,7 +303,7 @@ class Engine:
             if self._closed:
                 raise BackendError(CLOSED)
             with self.backend.turn():
-                self.backend.begin()
+                self.backend.start_request()
                 yield
 
     def _outside(self, progress: Progress) -> Progress:
@@ -346,7 +346,7 @@ class Engine:
         for stage, ms in watch.ms.items():
             timings[stage] = ms
             if stage == "denoise":
-                timings |= {f"denoise.{name}": usage.ms[name] for name in LOOP if name in usage.ms}
+                timings |= {f"denoise.{name}": usage.ms[name] for name in LOOP_NETWORKS if name in usage.ms}
         return timings
 
 

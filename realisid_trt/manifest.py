@@ -193,15 +193,15 @@ class Manifest:
     def read(cls, path: str | os.PathLike[str]) -> Manifest:
         """The manifest of an engine directory: format and seal verified, files not yet."""
         folder = find_engine(Path(os.path.abspath(path)))
-        again = rebuild(path)
+        advice = rebuild(path)
         try:
             values = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise EngineDamaged(f"{folder / MANIFEST} cannot be read as JSON ({error}). {again}") from None
+            raise EngineDamaged(f"{folder / MANIFEST} cannot be read as JSON ({error}). {advice}") from None
         if not isinstance(values, dict) or values.get("format") != FORMAT:
             found = values.get("format") if isinstance(values, dict) else type(values).__name__
             raise EngineMismatch(
-                f"{folder} has engine format {found!r}; this realisid_trt reads format {FORMAT}. {again}"
+                f"{folder} has engine format {found!r}; this realisid_trt reads format {FORMAT}. {advice}"
             )
         computed, sealed = seal(values), values.get("seal")
         if not isinstance(sealed, dict):
@@ -212,10 +212,10 @@ class Manifest:
             raise EngineDamaged(
                 f"{folder / MANIFEST} was edited after the build: {', '.join(edited[:5])}"
                 f"{f' and {len(edited) - 5} more' if len(edited) > 5 else ''} no longer match its seal. "
-                f"An engine is what was built and verified; to change it, change the checkpoint. {again}"
+                f"An engine is what was built and verified; to change it, change the checkpoint. {advice}"
             )
         if problem := _wrong_names(values):
-            raise EngineDamaged(f"{folder / MANIFEST}: {problem}. {again}")
+            raise EngineDamaged(f"{folder / MANIFEST}: {problem}. {advice}")
         return cls(folder, values)
 
     @cached_property
@@ -292,7 +292,7 @@ class Manifest:
 
         Raises EngineDamaged.
         """
-        again = rebuild(self.path)
+        advice = rebuild(self.path)
         files = self.values["files"]
         with VerifiedFiles() as verified:
             for name in files if names is None else names:
@@ -301,13 +301,13 @@ class Manifest:
                     size = file.stat().st_size
                     digest = verified.sha256(file) if size == listed["bytes"] else None
                 except OSError as error:
-                    raise EngineDamaged(f"{file} is missing or unreadable ({error.strerror}). {again}") from None
+                    raise EngineDamaged(f"{file} is missing or unreadable ({error.strerror}). {advice}") from None
                 if size != listed["bytes"]:
-                    raise EngineDamaged(f"{file} is {size} bytes; the build wrote {listed['bytes']}. {again}")
+                    raise EngineDamaged(f"{file} is {size} bytes; the build wrote {listed['bytes']}. {advice}")
                 if digest != listed["sha256"]:
                     raise EngineDamaged(
                         f"{file} was altered after the build: its sha256 is {str(digest)[:12]}…, the manifest "
-                        f"says {listed['sha256'][:12]}…. {again}"
+                        f"says {listed['sha256'][:12]}…. {advice}"
                     )
 
     def check_again(self, network: Network) -> None:

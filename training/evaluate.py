@@ -22,8 +22,8 @@ from .evaluation.cases import Casting
 from .evaluation.experiments import EXPERIMENTS
 from .evaluation.figures import write_figures
 from .evaluation.measures import Judges
+from .evaluation.picture_cache import EvaluationOptions, PictureCache
 from .evaluation.report import markdown, write_report
-from .evaluation.studio import Asked, Studio
 from .evaluation.tables import BETWEEN, Judged, between, levels, table
 
 JUDGES_FOLDER = Path(__file__).parent / "judges" / "weights"
@@ -46,35 +46,35 @@ def _evaluate(given: argparse.Namespace) -> Outcome:
         size_px=c.sample_size * c.vae_scale_factor, grid_px=c.config.box_snap or c.vae_scale_factor,
         crop_px=c.image_size, margin=c.config.face_margin,
     )  # fmt: skip
-    asked = Asked(
+    options = EvaluationOptions(
         engine=Path(given.engine), checkpoint=c, backend=given.backend, device=given.device, steps=given.steps,
         batch=given.batch, runs=Path(given.runs), cache=Path(given.cache),
     )  # fmt: skip
-    studio = Studio(asked, casting)
-    judges = Judges(Path(given.judges), casting, studio.torch_device)
-    plan = _plan(studio, given.experiment, reporter(given.json))
+    picture_cache = PictureCache(options, casting)
+    judges = Judges(Path(given.judges), casting, picture_cache.torch_device)
+    plan = _plan(picture_cache, given.experiment, reporter(given.json))
     judged, tables = dict[str, Judged](), dict[str, Any]()
     for name, left_out in plan.items():
         experiment = EXPERIMENTS[name]
         cases = experiment.cases(casting, given.pictures * experiment.times)
         pictures = {
-            title: studio.pictures(cases, row, f"{name}: {title}")
+            title: picture_cache.pictures(cases, row, f"{name}: {title}")
             for title, row in experiment.rows.items()
             if title not in left_out
         }
         judged[name] = {title: judges.judge(cases, made) for title, made in pictures.items()}
-        others = judges.features(np.stack([casting.again(case).rgb for case in cases]))
+        others = judges.features(np.stack([casting.retake(case).rgb for case in cases]))
         tables[name] = table(experiment, judged[name], len(cases), others) | {"left_out": left_out}
         if experiment.alike:
             tables[name]["levels"] = levels(pictures, experiment.against)
-        _write(out, name, tables[name] | {"made": studio.made})
+        _write(out, name, tables[name] | {"made": picture_cache.made})
         with disk_errors(out):
             write_figures(out / f"{name}.npz", judged[name])
     found = between(judged)
     for name in BETWEEN:  # a file of earlier tables does not belong to these
         if name in found:
             tables[name] = found[name]
-            _write(out, name, found[name] | {"made": studio.made})
+            _write(out, name, found[name] | {"made": picture_cache.made})
         elif any(part in judged for part in BETWEEN[name][1:]):
             (out / f"{name}.json").unlink(missing_ok=True)
     with disk_errors(out):
@@ -83,11 +83,11 @@ def _evaluate(given: argparse.Namespace) -> Outcome:
     return Outcome({"tables": tables}, [*lines, "", f"{out / 'README.md'}: all of it, with plots"])
 
 
-def _plan(studio: Studio, names: Sequence[str] | None, report: Any) -> dict[str, dict[str, str]]:
+def _plan(picture_cache: PictureCache, names: Sequence[str] | None, report: Any) -> dict[str, dict[str, str]]:
     """Experiment → its rows that cannot be made here, with the reason."""
     plan = {}
     for name in names or EXPERIMENTS:
-        plan[name] = {title: why for title, row in EXPERIMENTS[name].rows.items() if (why := studio.cannot(row))}
+        plan[name] = {title: why for title, row in EXPERIMENTS[name].rows.items() if (why := picture_cache.cannot(row))}
         for title, why in plan[name].items():
             report(f"{name}: {title} is left out, {why}.")
     return plan

@@ -71,7 +71,7 @@ class WorldScenes:
         persons = self.persons[index % len(self.persons)] if self.persons else None
         return world.scene(self.first + index, persons=persons, face=self.face)
 
-    def told(self, index: int) -> str:
+    def caption_of(self, index: int) -> str:
         """The caption alone."""
         return self._scene(index).caption
 

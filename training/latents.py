@@ -49,8 +49,8 @@ def latents_of(checkpoint: Checkpoint, store: Store, accelerator: Accelerator) -
     if missing:
         busy = RequestError(f"another run is encoding the pictures of {store.path}. Wait until it trains.")
 
-        def begin(held: contextlib.ExitStack) -> None:
-            held.enter_context(locked(store.path / ".latents.lock", busy))
+        def begin(claims: contextlib.ExitStack) -> None:
+            claims.enter_context(locked(store.path / ".latents.lock", busy))
             _begin(partial, (len(rgb), checkpoint.latent_channels, height, width))
 
         with by_one(accelerator, begin), disk_errors(store.path):

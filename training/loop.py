@@ -25,8 +25,8 @@ from export.files import check_space, disk_errors, exchange, locked, sync, targe
 from realisid_trt.errors import CheckpointError, DiskError, NumericsError, RequestError
 
 from .log import Log, draw_losses
-from .places import batches
 from .processes import by_one, in_all, wait_for_all
+from .sequence import batches
 from .stages.stage import Stage
 
 CLIP_NORM = 1.0
@@ -42,7 +42,7 @@ FOREACH_LIMIT = 10**8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class TrainingOptions:
     """The length and the rates of a training. The command line reads its defaults from here.
 
     steps:         in all, those of an earlier run that is continued included.
@@ -98,7 +98,7 @@ class Course:
                 f"--batch-size {self.batch_size} is not divisible by {processes} processes × {self.accumulate} parts."
             )
 
-    def of(self, stage: type[Stage]) -> Course:
+    def of(self, stage: type[Stage]) -> TrainingOptions:
         """With the stage's own batch size and learning rate where none are given."""
         return replace(
             self,
@@ -110,15 +110,15 @@ class Course:
 class Learner:
     """A stage's parameters and the step that improves them."""
 
-    def __init__(self, accelerator: Accelerator, stage: Stage, course: Course) -> None:
-        """course: with batch size and learning rate, see `Course.of`."""
-        assert course.learning_rate is not None
-        self.accelerator, self.course, self.learning_rate = accelerator, course, course.learning_rate
+    def __init__(self, accelerator: Accelerator, stage: Stage, options: TrainingOptions) -> None:
+        """options: with batch size and learning rate, see `TrainingOptions.of`."""
+        assert options.learning_rate is not None
+        self.accelerator, self.options, self.learning_rate = accelerator, options, options.learning_rate
         learning = [parameter for parameter in stage.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(
             learning, lr=self.learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True
         )
-        half = accelerator.device.type == "cuda" and course.precision == "bf16"
+        half = accelerator.device.type == "cuda" and options.precision == "bf16"
         for module in stage.frozen:  # a frozen network needs no more precision than autocast gives it
             module.to(accelerator.device, torch.bfloat16 if half else None)
         self.model, self.optimizer = accelerator.prepare(stage, optimizer)
@@ -131,8 +131,8 @@ class Learner:
         Returns the losses, means over that part, and "gradient": its norm over the whole batch, before it is clipped.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.course.rate(step, self.learning_rate)
-        device, parts = self.accelerator.device, self.course.accumulate
+            group["lr"] = self.options.rate(step, self.learning_rate)
+        device, parts = self.accelerator.device, self.options.accumulate
         pieces = [dict(zip(batch, values, strict=True)) for values in zip(*(v.chunk(parts) for v in batch.values()))]  # noqa: B905
         totals: dict[str, torch.Tensor] = {}
         for number, piece in enumerate(pieces):
@@ -150,8 +150,8 @@ class Learner:
 
 
 def average_of(learner: Learner) -> EMAModel | None:
-    """The average of the learner's parameters that the course asks for; None if it asks for none."""
-    decay = learner.course.ema
+    """The average of the learner's parameters that the options ask for; None if it asks for none."""
+    decay = learner.options.ema
     return EMAModel(learner.parameters, decay=decay, foreach=learner.size < FOREACH_LIMIT) if decay else None
 
 
@@ -173,7 +173,7 @@ def claimed(
     accelerator: Accelerator,
     out: str | Path,
     stage: type[Stage],
-    course: Course,
+    options: TrainingOptions,
     origin: dict[str, Any],
     no_further: bool = False,
 ) -> Iterator[Path]:
@@ -187,21 +187,21 @@ def claimed(
     it, or the batch cannot be shared out; DiskError.
     """
     folder, processes = target_folder(out), accelerator.num_processes
-    course.check_shared(processes)
-    if course.accumulate > 1 and not stage.whole_batch:
+    options.check_shared(processes)
+    if options.accumulate > 1 and not stage.whole_batch:
         raise RequestError(
-            f"accumulate is {course.accumulate}, but {stage.name} compares the examples of a batch with each other. "
+            f"accumulate is {options.accumulate}, but {stage.name} compares the examples of a batch with each other. "
             "Leave --accumulate out, or choose a smaller --batch-size."
         )
-    said = json.loads(json.dumps({"stage": stage.name, **origin, **asdict(course)}))
+    said = json.loads(json.dumps({"stage": stage.name, **origin, **asdict(options)}))
     if not stage.whole_batch:
         said["processes"] = processes
 
-    def claim(held: ExitStack) -> None:
+    def claim(claims: ExitStack) -> None:
         with disk_errors(folder):
             folder.parent.mkdir(parents=True, exist_ok=True)
         busy = RequestError(f"another process is training in {folder}. Wait for it, stop it, or choose another --out.")
-        held.enter_context(locked(folder.with_name(f".{folder.name}.lock"), busy))
+        claims.enter_context(locked(folder.with_name(f".{folder.name}.lock"), busy))
         _claim(folder, said, no_further)
 
     with by_one(accelerator, claim):
@@ -219,8 +219,8 @@ def _claim(folder: Path, said: dict[str, Any], no_further: bool) -> None:
         # a training that ended before its first state left nothing that could be mixed up
         other = sorted(key for key in {*before, *said} - MAY_CHANGE if before.get(key) != said.get(key) and saved)
         if other:
-            told = ", ".join(f"{key} was {before.get(key)!r} and is now {said.get(key)!r}" for key in other)
-            raise RequestError(f"{folder} holds another training: {told}. Choose another --out.")
+            differences = ", ".join(f"{key} was {before.get(key)!r} and is now {said.get(key)!r}" for key in other)
+            raise RequestError(f"{folder} holds another training: {differences}. Choose another --out.")
     elif folder.exists() and any(folder.iterdir()):
         raise RequestError(f"{folder} exists and is not a training. Choose another --out.")
     with disk_errors(folder):
@@ -234,19 +234,19 @@ def _claim(folder: Path, said: dict[str, Any], no_further: bool) -> None:
 class Run:
     """One training in its folder: state/, log.jsonl, loss.png, run.json, and in the end checkpoint/ beside them."""
 
-    def __init__(self, accelerator: Accelerator, stage: Stage, course: Course, out: Path) -> None:
+    def __init__(self, accelerator: Accelerator, stage: Stage, options: TrainingOptions, out: Path) -> None:
         """out: as `claimed` gives it; a state in it is continued.
 
         Raises CheckpointError if that state cannot be read, DiskError.
         """
-        self.accelerator, self.stage, self.course, self.out = accelerator, stage, course, out
-        self.learner = Learner(accelerator, stage, course)
+        self.accelerator, self.stage, self.options, self.out = accelerator, stage, options, out
+        self.learner = Learner(accelerator, stage, options)
         self.ema = average_of(self.learner)
         self.progress = _Progress()
         accelerator.register_for_checkpointing(*([self.ema] if self.ema else []), self.progress)
         saved = (out / "state").is_dir()
         # float32 weights, AdamW's two moments and the average; while a state is saved, the one before is still there
-        states = 1 if saved or course.steps <= course.save_steps else 2
+        states = 1 if saved or options.steps <= options.save_steps else 2
         check_space(out, states * 4 * self.learner.size * (4 if self.ema else 3), "the state of this training")
         if saved:
             self._load(out / "state")
@@ -273,17 +273,17 @@ class Run:
         workers: that prepare examples; None: four beside a GPU, which would wait for them, none on a CPU.
         Raises NumericsError if the loss is not a number, DiskError.
         """
-        main, course = self.accelerator.is_main_process, self.course
-        assert course.batch_size is not None
+        main, options = self.accelerator.is_main_process, self.options
+        assert options.batch_size is not None
         on_gpu = self.accelerator.device.type == "cuda"
         if workers is None:
             workers = GPU_WORKERS if on_gpu else 0
         loader = batches(
-            self.stage, course.seed, self.step, course.steps, course.batch_size,
+            self.stage, options.seed, self.step, options.steps, options.batch_size,
             self.accelerator.process_index, self.accelerator.num_processes, workers, on_gpu,
         )  # fmt: skip
         log = Log(self.out / "log.jsonl", self.step) if main else None
-        bar = tqdm(initial=self.step, total=course.steps, desc=self.stage.name, disable=not (show and main),
+        bar = tqdm(initial=self.step, total=options.steps, desc=self.stage.name, disable=not (show and main),
                    file=sys.stderr, mininterval=1.0)  # fmt: skip
         collected: list[dict[str, torch.Tensor]] = []
         since = time.monotonic()
@@ -294,11 +294,11 @@ class Run:
                     self.ema.step(self.learner.parameters)
                 self.progress.step += 1
                 bar.update()
-                saving = self.step % course.save_steps == 0 and self.step < course.steps
-                if self.step <= EVERY_STEP or self.step % LOG_STEPS == 0 or saving or self.step == course.steps:
+                saving = self.step % options.save_steps == 0 and self.step < options.steps
+                if self.step <= EVERY_STEP or self.step % LOG_STEPS == 0 or saving or self.step == options.steps:
                     values = self._means(collected)
                     seconds, since = time.monotonic() - since, time.monotonic()
-                    speed = len(collected) * course.batch_size / seconds
+                    speed = len(collected) * options.batch_size / seconds
                     collected.clear()
                     if log is not None:
                         log.add({"step": self.step, **values, "examples_per_s": round(speed, 2)})

@@ -160,16 +160,16 @@ def measure(
 
     A person is named by the hash of the ID photo, since the same photo under several names is one person.
     """
-    told = captions_of(str(pictures))
-    made = [pictures / name for name, _ in told]
-    photos = [_reference(references, name) for name, _ in told]
+    captions = captions_of(str(pictures))
+    made = [pictures / name for name, _ in captions]
+    photos = [_reference(references, name) for name, _ in captions]
     who = np.array([file_sha256(photo) for photo in photos])
     _, first, whose = np.unique(who, return_index=True, return_inverse=True)
     persons = [photos[index] for index in first]
     found: dict[str, Floats] = {}
     if clip is not None:
         embedded = clip.images(made)
-        found["clip_t"] = (embedded * clip.texts([text for _, text in told])).sum(1)
+        found["clip_t"] = (embedded * clip.texts([text for _, text in captions])).sum(1)
         found["clip_i"] = (embedded * clip.images(persons)[whose]).sum(1)
         if aesthetic is not None:
             found["aesthetic"] = aesthetic.marks(embedded)

@@ -167,23 +167,23 @@ def captions_of(folder: str) -> list[tuple[str, str]]:
     names = [file.as_posix() for file in files if file.suffix.lower() in suffixes()]
     if not names:
         raise RequestError(f"{folder} holds no pictures ({', '.join(sorted(suffixes()))}).")
-    told: dict[str, str] = {}
+    captions: dict[str, str] = {}
     try:
         for file in sorted(files, key=lambda file: len(file.parts)):  # the nearest one overrides the others
             if file.name == METADATA:
-                told |= _metadata(path, file)
+                captions |= _metadata(path, file)
         for name in names:
             text = (path / name).with_suffix(".txt")
-            if name not in told and text.is_file():
-                told[name] = text.read_text(encoding="utf-8-sig").strip()  # Notepad writes a byte order mark
+            if name not in captions and text.is_file():
+                captions[name] = text.read_text(encoding="utf-8-sig").strip()  # Notepad writes a byte order mark
     except UnicodeDecodeError as error:
         raise RequestError(f"a caption in {folder} is not UTF-8: {error}. Write it again as UTF-8.") from error
-    if missing := [name for name in names if not told.get(name)]:
+    if missing := [name for name in names if not captions.get(name)]:
         raise RequestError(
             f"{len(missing)} of {len(names)} pictures have no caption, {missing[0]} for one. Write it into "
             f"{Path(missing[0]).with_suffix('.txt')} beside it, or into {METADATA}."
         )
-    return [(name, told[name]) for name in names]
+    return [(name, captions[name]) for name in names]
 
 
 def others_of(folder: str) -> list[str]:
@@ -202,15 +202,15 @@ def _files_of(path: Path) -> list[Path]:
 
 def _metadata(folder: Path, file: Path) -> dict[str, str]:
     """Name → caption of a metadata.jsonl: its names are relative to its own folder, the returned ones to `folder`."""
-    told = {}
+    captions = {}
     for number, line in enumerate((folder / file).read_text(encoding="utf-8-sig").splitlines(), 1):
         if not line.strip():
             continue
         try:
             values = json.loads(line)
-            told[(file.parent / str(values["file_name"])).as_posix()] = str(values["text"])
+            captions[(file.parent / str(values["file_name"])).as_posix()] = str(values["text"])
         except (ValueError, KeyError, TypeError) as error:
             raise RequestError(
                 f'{folder / file}, line {number}: {error}; expected {{"file_name": …, "text": …}}.'
             ) from error
-    return told
+    return captions

@@ -32,9 +32,9 @@ def accelerator_of(precision: str = "no", cpu: bool = False) -> Accelerator:
     precision: "bf16" (autocast) or "no". cpu: even where there is a GPU.
     Raises RequestError where accelerate was told to share out the weights.
     """
-    if told := [name for name in SHARDING if parse_flag_from_env(f"ACCELERATE_USE_{name}")]:
+    if sharding := [name for name in SHARDING if parse_flag_from_env(f"ACCELERATE_USE_{name}")]:
         raise RequestError(
-            f"accelerate is set to {told[0]}, but every process of a training holds all weights. Launch it with "
+            f"accelerate is set to {sharding[0]}, but every process of a training holds all weights. Launch it with "
             "accelerate launch --multi_gpu; where memory is short, --checkpointing, --accumulate and --ema 0 help."
         )
     for variable, harmless in NEUTRAL_VALUES.items():
@@ -56,11 +56,11 @@ def by_one(accelerator: Accelerator, enter: Callable[[contextlib.ExitStack], Non
 
     Its error is raised in all processes, so that no process waits for one that has ended.
     """
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as stack:
         refusal = None
         if accelerator.is_main_process:
             try:
-                enter(held)
+                enter(stack)
             except RealisIDError as error:
                 refusal = error
         if distributed.is_initialized():

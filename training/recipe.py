@@ -27,9 +27,9 @@ from realisid_trt.errors import RequestError
 
 from .examples import WorldFaces, WorldScenes
 from .log import read_log
-from .loop import EVERY_STEP, Course, Learner
-from .places import batches
+from .loop import EVERY_STEP, Learner, TrainingOptions
 from .processes import WAIT_IN_STEP, accelerator_of, main_first
+from .sequence import batches
 from .stages import STAGES
 from .store import Examples, OnDemandStore, store_of
 from .train import main as train
@@ -52,7 +52,7 @@ class Step:
     stage: str
     after: str | None
     data: str
-    course: Course
+    options: TrainingOptions
     new: bool = True
 
 
@@ -67,34 +67,34 @@ DATA: dict[str, Examples] = {
 RECIPE: dict[str, Step] = {
     step.name: step
     for step in (
-        Step(name="vae", stage="vae", after=None, data="scenes", course=Course(steps=6500, save_steps=500)),
+        Step(name="vae", stage="vae", after=None, data="scenes", options=TrainingOptions(steps=6500, save_steps=500)),
         Step(name="vae-faces", stage="vae-faces", after="vae", data="scenes", new=False,
-             course=Course(steps=4000, decay=0.7, save_steps=500)),
+             options=TrainingOptions(steps=4000, decay=0.7, save_steps=500)),
         Step(name="base", stage="text-to-image", after="vae-faces", data="scenes",
-             course=Course(steps=10_500, decay=0.4, save_steps=500)),
+             options=TrainingOptions(steps=10_500, decay=0.4, save_steps=500)),
         Step(name="id-encoder", stage="id-encoder", after="base", data="faces",
-             course=Course(steps=1500, save_steps=250)),
+             options=TrainingOptions(steps=1500, save_steps=250)),
         Step(name="recogniser", stage="recogniser", after=None, data="views",
-             course=Course(steps=1200, seed=1, save_steps=200)),
+             options=TrainingOptions(steps=1200, seed=1, save_steps=200)),
         Step(name="face-points", stage="face-points", after=None, data="scenes",
-             course=Course(steps=5000, seed=2, save_steps=500)),
+             options=TrainingOptions(steps=5000, seed=2, save_steps=500)),
         Step(name="attributes", stage="attributes", after=None, data="scenes",
-             course=Course(steps=4000, seed=3, save_steps=500)),
+             options=TrainingOptions(steps=4000, seed=3, save_steps=500)),
         Step(name="detector", stage="detector", after=None, data="scenes",
-             course=Course(steps=1500, seed=4, save_steps=250)),
+             options=TrainingOptions(steps=1500, seed=4, save_steps=250)),
         Step(name="branches", stage="branches", after="id-encoder", data="portraits",
-             course=Course(steps=12_000, learning_rate=1e-3, batch_size=32, save_steps=500)),
+             options=TrainingOptions(steps=12_000, learning_rate=1e-3, batch_size=32, save_steps=500)),
         # pictures of several people, all trained at once, merged as in inference
         Step(name="branches-together", stage="branches", after="branches", data="groups", new=False,
-             course=Course(steps=2200, decay=0.6, learning_rate=1e-3, batch_size=32, save_steps=200)),
+             options=TrainingOptions(steps=2200, decay=0.6, learning_rate=1e-3, batch_size=32, save_steps=200)),
         # half of the pictures show three people: a person should lose less identity in company
         Step(name="branches-three", stage="branches", after="branches-together", data="companies", new=False,
-             course=Course(steps=1400, decay=0.6, learning_rate=1e-3, batch_size=32, save_steps=200)),
+             options=TrainingOptions(steps=1400, decay=0.6, learning_rate=1e-3, batch_size=32, save_steps=200)),
         Step(name="branches-three-again", stage="branches", after="branches-three", data="companies", new=False,
-             course=Course(steps=900, decay=0.7, seed=1, learning_rate=1e-3, batch_size=32, save_steps=100)),
+             options=TrainingOptions(steps=900, decay=0.7, seed=1, learning_rate=1e-3, batch_size=32, save_steps=100)),
         # the full model and what it is compared with, all on the same examples, seeds and steps
         *(Step(name=name, stage=stage, after="id-encoder", data="portraits",
-               course=Course(steps=4000, learning_rate=1e-3, batch_size=32, save_steps=250))
+               options=TrainingOptions(steps=4000, learning_rate=1e-3, batch_size=32, save_steps=250))
           for name, stage in (("branches-compared", "branches"), *((name, name) for name in (
               "branches-local-only", "branches-global-only", "branches-uncropped", "branches-boxed",
               "branches-five-keypoints")))),
@@ -133,8 +133,8 @@ def prepared(step: Step, out: Path, more: Sequence[str] = ()) -> list[str]:
         if not start.is_dir():
             raise RequestError(f"{start} is missing. Make it: python -m training.recipe {step.after} --out {out}")
     store = store_of(DATA[step.data], out / step.data, progress=True)
-    course = {field.name: getattr(step.course, field.name) for field in dataclasses.fields(Course)}
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in course.items() if value is not None]
+    options = {field.name: getattr(step.options, field.name) for field in dataclasses.fields(TrainingOptions)}
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
     new = ["--new"] if step.new else []
     data = ["--checkpoint", str(start), "--data", str(store.path), "--out", str(out / step.name)]
     return [step.stage, *data, *new, "--half", *flags, *more]
@@ -153,14 +153,14 @@ def _check(step: Step, steps: int, checkpoint: str | None, out: Path, tolerance:
             f"give --checkpoint {out / str(step.after) / 'checkpoint'}."
         )
     known = [line for line in read_log(path) if line["step"] <= min(steps, EVERY_STEP)]
-    again = first_losses(step, Path(checkpoint or SHIPPED), len(known))
-    worst = max(abs(new / old["loss"] - 1) for new, old in zip(again, known, strict=True))
+    repeated = first_losses(step, Path(checkpoint or SHIPPED), len(known))
+    worst = max(abs(new / old["loss"] - 1) for new, old in zip(repeated, known, strict=True))
     lines = [
-        f"step {old['step']}: {old['loss']:.6f} then, {new:.6f} now" for new, old in zip(again, known, strict=True)
+        f"step {old['step']}: {old['loss']:.6f} then, {new:.6f} now" for new, old in zip(repeated, known, strict=True)
     ]
     right = worst <= tolerance
     lines.append(f"{step.name}: largest relative difference {worst:.2e}, allowed {tolerance:g}")
-    return Outcome({"step": step.name, "worst": worst, "losses": again}, lines, 0 if right else 1)
+    return Outcome({"step": step.name, "worst": worst, "losses": repeated}, lines, 0 if right else 1)
 
 
 def first_losses(step: Step, checkpoint: Path, steps: int) -> list[float]:
@@ -170,14 +170,14 @@ def first_losses(step: Step, checkpoint: Path, steps: int) -> list[float]:
     weights, since earlier parts are not changed by later steps; the checkpoint of the step before it for the others.
     """
     kind = STAGES[step.stage]
-    course = step.course.of(kind)
-    accelerator = accelerator_of(course.precision, cpu=True)
+    options = step.options.of(kind)
+    accelerator = accelerator_of(options.precision, cpu=True)
     stage = kind(
-        Checkpoint.open(checkpoint), OnDemandStore(DATA[step.data]), accelerator, new=step.new, seed=course.seed
+        Checkpoint.open(checkpoint), OnDemandStore(DATA[step.data]), accelerator, new=step.new, seed=options.seed
     )
-    learner = Learner(accelerator, stage, course)
-    assert course.batch_size is not None
-    rows = batches(stage, course.seed, 0, steps, course.batch_size)
+    learner = Learner(accelerator, stage, options)
+    assert options.batch_size is not None
+    rows = batches(stage, options.seed, 0, steps, options.batch_size)
     return [float(learner.learn(batch, number)["loss"]) for number, batch in enumerate(rows)]
 
 

@@ -261,10 +261,12 @@ _ADDS = re.compile(r"transformer_blocks\.\d+\.(attn[12]\.to_out\.0|ff\.net\.2)\.
 
 
 def _from_unet(branch: nn.Module, unet: nn.Module) -> nn.Module:
-    own = branch.state_dict()
-    copied = {key: value for key, value in unet.state_dict().items() if key in own and own[key].shape == value.shape}
-    added = {key: torch.zeros_like(value) for key, value in own.items() if _ADDS.search(key) and key not in copied}
-    branch.load_state_dict(own | copied | added)
+    initial = branch.state_dict()
+    copied = {
+        key: value for key, value in unet.state_dict().items() if key in initial and initial[key].shape == value.shape
+    }
+    added = {key: torch.zeros_like(value) for key, value in initial.items() if _ADDS.search(key) and key not in copied}
+    branch.load_state_dict(initial | copied | added)
     return branch
 
 

@@ -119,8 +119,8 @@ class OnDemandStore(Store):
     @property
     def captions(self) -> list[str]:  # type: ignore[override]
         """Of all examples; those that can say theirs without being made do."""
-        told = getattr(self.examples, "told", None) or (lambda index: self.example(index)[CAPTION])
-        return [told(index) for index in range(len(self))]
+        caption_of = getattr(self.examples, "caption_of", None) or (lambda index: self.example(index)[CAPTION])
+        return [caption_of(index) for index in range(len(self))]
 
 
 class _Column:
@@ -172,38 +172,38 @@ def _stands(path: Path, description: dict[str, Any]) -> bool:
 
 
 def _write(examples: Examples, folder: Path, description: dict[str, Any], progress: bool) -> None:
-    told = _recorded(folder, description)
-    if told is None:
-        told = _begin(examples, folder, description)
+    entries = _recorded(folder, description)
+    if entries is None:
+        entries = _begin(examples, folder, description)
     else:
-        _check_space(examples, folder, len(examples) - len(told))
+        _check_space(examples, folder, len(examples) - len(entries))
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r+") for name in examples.shapes()}
-    count = sum("left_out" not in one for one in told)
+    count = sum("left_out" not in one for one in entries)
     with (folder / RECORD).open("a", encoding="utf-8") as record:
-        written = len(told)
+        written = len(entries)
         for example in tqdm(_made(examples, written), "examples", len(examples), initial=written, disable=not progress):
             if isinstance(example, LeftOut):
-                told.append({"left_out": [example.name, example.reason]})
+                entries.append({"left_out": [example.name, example.reason]})
             else:
                 for name, array in arrays.items():
                     array[count] = example[name]
-                told.append({CAPTION: example[CAPTION]} if CAPTION in example else {})
+                entries.append({CAPTION: example[CAPTION]} if CAPTION in example else {})
                 count += 1
-            if len(told) - written == RECORD_EVERY or len(told) == len(examples):
+            if len(entries) - written == RECORD_EVERY or len(entries) == len(examples):
                 for array in arrays.values():
                     array.flush()  # first the arrays, then their record
-                record.writelines(json.dumps(one) + "\n" for one in told[written:])
+                record.writelines(json.dumps(one) + "\n" for one in entries[written:])
                 record.flush()
                 os.fsync(record.fileno())
-                written = len(told)
-    left_out = dict(one["left_out"] for one in told if "left_out" in one)
+                written = len(entries)
+    left_out = dict(one["left_out"] for one in entries if "left_out" in one)
     if not count:
         name, reason = next(iter(left_out.items()))
         raise RequestError(f"none of {len(examples)} examples can be used. {name}: {reason}")
     if left_out:
         for name in arrays:
             _shorten(folder / f"{name}.npy", count)
-    captions = [one[CAPTION] for one in told if CAPTION in one]
+    captions = [one[CAPTION] for one in entries if CAPTION in one]
     header = {"format": FORMAT, "examples": description, "captions": captions, "left_out": left_out}
     write_json(folder / "store.json", header)
     (folder / RECORD).unlink()
@@ -232,11 +232,11 @@ def _recorded(folder: Path, description: dict[str, Any]) -> list[dict[str, Any]]
     try:
         content = (folder / RECORD).read_bytes()
         *lines, unfinished = content.split(b"\n")
-        begun, *told = (json.loads(line) for line in lines)
+        begun, *entries = (json.loads(line) for line in lines)
         os.truncate(folder / RECORD, len(content) - len(unfinished))
     except (OSError, ValueError):
         return None
-    return told if begun == [FORMAT, description] else None
+    return entries if begun == [FORMAT, description] else None
 
 
 def _made(examples: Examples, first: int) -> Iterator[Mapping[str, Any] | LeftOut]:

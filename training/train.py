@@ -22,7 +22,7 @@ from realisid_trt.commands.command_line import Outcome, execute, run
 from realisid_trt.commands.flags import flags_of
 from realisid_trt.errors import RequestError
 
-from .loop import Course, Run, claimed
+from .loop import Run, TrainingOptions, claimed
 from .processes import accelerator_of
 from .result import trained_for, write_apart, write_checkpoint, write_origin
 from .stages import STAGES, Stage
@@ -51,13 +51,13 @@ def _train(
     no_further: bool,
     base_model: str | None,
     variant: str | None,
-    **course: Any,
+    **options: Any,
 ) -> Outcome:
     if threads or "OMP_NUM_THREADS" not in os.environ:
         shared = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         torch.set_num_threads(threads or max(1, shared))
     kind = STAGES[stage]
-    planned = Course(**course).of(kind)
+    planned = TrainingOptions(**options).of(kind)
     start = Checkpoint.open(checkpoint, base_model=base_model, variant=variant)
     store = Store(data)
     accelerator = accelerator_of(planned.precision, cpu)
@@ -87,17 +87,17 @@ def _train(
 
 
 @contextmanager
-def memory_errors(course: Course, stage: type[Stage], checkpointing: bool) -> Iterator[None]:
+def memory_errors(options: TrainingOptions, stage: type[Stage], checkpointing: bool) -> Iterator[None]:
     """Turns a GPU's lack of memory into a RequestError that names the options that need less."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        assert course.batch_size is not None
-        more = 2 * course.accumulate
+        assert options.batch_size is not None
+        more = 2 * options.accumulate
         less = [] if checkpointing else ["--checkpointing"]
-        if stage.whole_batch and course.batch_size % (PartialState().num_processes * more) == 0:
+        if stage.whole_batch and options.batch_size % (PartialState().num_processes * more) == 0:
             less.append(f"--accumulate {more}")
-        less += ["a smaller --batch-size"] + ["--ema 0"] * (course.ema > 0)
+        less += ["a smaller --batch-size"] + ["--ema 0"] * (options.ema > 0)
         raise RequestError(
             f"the GPU has too little memory for this training: {str(error).splitlines()[0]} Try {', '.join(less)}; "
             "nothing that was saved is lost."
@@ -143,7 +143,9 @@ def _parser() -> argparse.ArgumentParser:
         "seed": shown,
         "precision": shown,
     }
-    for flag, arguments in flags_of(Course, words, accumulate={"metavar": "N"}, precision={"choices": ("bf16", "no")}):
+    for flag, arguments in flags_of(
+        TrainingOptions, words, accumulate={"metavar": "N"}, precision={"choices": ("bf16", "no")}
+    ):
         add(flag, **arguments)
     add("--checkpointing", action="store_true", help="compute activations twice instead of keeping them")
     add("--no-further", action="store_true", help="only write the checkpoint of the state that was saved last")

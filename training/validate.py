@@ -58,10 +58,10 @@ def _validate(given: argparse.Namespace) -> Outcome:
     count = min(given.examples, len(store))
     groups: dict[str, Chosen] = {}
     first: Losses = {}
-    told: dict[str, Any] = {}
+    runs: dict[str, Any] = {}
     for folder, origin in zip(folders, origins, strict=True):
-        own = _checkpoint(folder, base)
-        stage = _trained(folder, origin, own or start, store.first(count), accelerator, new=own is None)
+        checkpoint = _checkpoint(folder, base)
+        stage = _trained(folder, origin, checkpoint or start, store.first(count), accelerator, new=checkpoint is None)
         if given.noise_levels > 1 and "timestep" not in stage.item(0, np.random.default_rng(given.seed)):
             raise RequestError(f"{folder}: {stage.name} adds no noise to anything. Leave --noise-levels out.")
         found, timesteps = losses(stage, count, given.draws, given.seed, str(folder), accelerator.device)
@@ -69,7 +69,7 @@ def _validate(given: argparse.Namespace) -> Outcome:
         first = first or found
         if set(found) != set(first):
             raise RequestError(f"{folder} has the losses {', '.join(found)}, {folders[0]} {', '.join(first)}.")
-        told[str(folder)] = {
+        runs[str(folder)] = {
             "stage": origin["stage"],
             "steps": origin["steps"],
             "seen": origin["examples"] == store.description,
@@ -77,10 +77,10 @@ def _validate(given: argparse.Namespace) -> Outcome:
         }
         if folder != folders[0]:
             minus = {name: found[name] - first[name] for name in found}
-            told[str(folder)]["minus the first"] = {name: _estimates(minus, chosen) for name, chosen in groups.items()}
+            runs[str(folder)]["minus the first"] = {name: _estimates(minus, chosen) for name, chosen in groups.items()}
     values = {
         "examples": count, "of": store.description, "draws": given.draws, "seed": given.seed,
-        "groups": {name: int(chosen.any(1).sum()) for name, chosen in groups.items()}, "runs": told,
+        "groups": {name: int(chosen.any(1).sum()) for name, chosen in groups.items()}, "runs": runs,
     }  # fmt: skip
     if given.out is not None:
         with disk_errors(out := Path(given.out)):
@@ -107,8 +107,8 @@ def losses(
                 found.setdefault(key, []).append(float(value))
             timesteps.append(int(item.get("timestep", -1)))
             bar.update()
-    told = {key: np.array(values).reshape(count, draws) for key, values in found.items()}
-    return told, np.array(timesteps).reshape(count, draws)
+    arrays = {key: np.array(values).reshape(count, draws) for key, values in found.items()}
+    return arrays, np.array(timesteps).reshape(count, draws)
 
 
 def _origin(folder: Path) -> dict[str, Any]:
@@ -202,10 +202,10 @@ def _estimates(found: Losses, chosen: Chosen) -> dict[str, list[float | None] | 
 
 def _lines(values: Mapping[str, Any]) -> list[str]:
     lines = []
-    for run_name, told in values["runs"].items():
-        seen = ", on the examples that it was trained on" if told["seen"] else ""
-        lines += ["", f"{run_name}: {told['stage']}, {told['steps']} steps{seen}"]
-        for title, groups in (("", told["losses"]), (", minus the first", told.get("minus the first", {}))):
+    for run_name, trained in values["runs"].items():
+        seen = ", on the examples that it was trained on" if trained["seen"] else ""
+        lines += ["", f"{run_name}: {trained['stage']}, {trained['steps']} steps{seen}"]
+        for title, groups in (("", trained["losses"]), (", minus the first", trained.get("minus the first", {}))):
             for group, means in groups.items():
                 said = ", ".join(f"{key} {_said(value)}" for key, value in means.items())
                 lines.append(f"  {group} ({values['groups'][group]}){title}: {said}")

@@ -87,14 +87,14 @@ class Kit:
         """The kit in a folder; the first part's index counts. Raises KitError if no part is there, or that index cannot
         be read."""
         indexes = {path.parent.name: path.read_bytes() for path in sorted(folder.glob(f"part-*/{INDEX}"))}
-        again = f"Carry at least one part of it; it is made by: python -m benchmarks.gpu --prepare {folder}"
+        advice = f"Carry at least one part of it; it is made by: python -m benchmarks.gpu --prepare {folder}"
         if not indexes:
-            raise KitError(f"{folder} holds no part of a kit (part-01/{INDEX}, …). {again}")
+            raise KitError(f"{folder} holds no part of a kit (part-01/{INDEX}, …). {advice}")
         first, index = next(iter(indexes.items()))
         try:
             values = json.loads(index)
             if values["schema"] != SCHEMA:
-                raise KitError(f"{folder} is a kit of schema {values['schema']!r}, expected {SCHEMA}. {again}")
+                raise KitError(f"{folder} is a kit of schema {values['schema']!r}, expected {SCHEMA}. {advice}")
             blobs = {
                 name: Blob(blob["bytes"], blob["compressed"], tuple(Piece(**piece) for piece in blob["pieces"]))
                 for name, blob in values["blobs"].items()

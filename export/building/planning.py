@@ -18,7 +18,7 @@ from ..forms import Limits, Target, artifact_name
 from ..networks import Network
 from ..options import Options
 from ..profiles import Profile, profiles
-from ..to_onnx import port
+from ..to_onnx import port_entry
 from ..to_plan import PlanSettings
 from .describe import sources, versions
 from .plans import PlanJob
@@ -51,7 +51,7 @@ def onnx_jobs(
             if artifact in made or artifact in jobs:  # of another target
                 continue
             # Shapes come from other components too: the canvas from the UNet, the tokens from the projection.
-            ports = [port(tap, form, limits) for tap in (*network.inputs, *network.outputs)]
+            ports = [port_entry(port, form, limits) for port in (*network.inputs, *network.outputs)]
             weights = {component: checkpoint.weights_key(component) for component in network.components}
             family = checkpoint.has_added_conditions  # which layer of a text encoder is read
             key = content_key(name, form.name, ports, weights, family, makers, versions())
@@ -94,7 +94,7 @@ def plan_jobs(
                 optimization_level=options.optimization_level,
                 timing_cache=None if flavour.portable else _timing_cache(target.backend, gpu),
             )
-            shapes = {tap.name: found for tap in network.inputs if (found := profile.shapes(tap)) is not None}
+            shapes = {port.name: found for port in network.inputs if (found := profile.shapes(port)) is not None}
             hashes = {file: listed["sha256"] for file, listed in graph.files.items()}
             asked = {key: value for key, value in vars(settings).items() if key != "timing_cache"}
             artifact = target.artifact(name)
@@ -106,8 +106,8 @@ def plan_jobs(
             info = {
                 **described,
                 "file": f"plans/{target.backend}/{name}.plan",
-                "inputs": [port(tap, form, profile.limits) for tap in network.inputs],
-                "outputs": [port(tap, form, profile.limits) for tap in network.outputs],
+                "inputs": [port_entry(port, form, profile.limits) for port in network.inputs],
+                "outputs": [port_entry(port, form, profile.limits) for port in network.outputs],
                 "profile": {"least": profile.least, "best": profile.best, "most": profile.most},
                 "onnx": graph.info["file"],
             }
@@ -129,12 +129,12 @@ def plan_jobs(
 
 def profiles_of(checkpoint: Checkpoint, known: Mapping[str, Network], options: Options) -> dict[str, Profile]:
     """The profile of every network for these options."""
-    own = checkpoint.sample_size >> (checkpoint.levels - 1)
+    trained_side = checkpoint.sample_size >> (checkpoint.levels - 1)
     return profiles(
         list(known),
         pictures=options.batch,
         persons=options.persons,
-        side=(min(LEAST_SIDE, own), own, _longest(checkpoint, options)),
+        side=(min(LEAST_SIDE, trained_side), trained_side, _longest(checkpoint, options)),
         steps=checkpoint.config.num_inference_steps,
         per_row_pooled=checkpoint.config.branch_pooled_text == "per_row",
     )

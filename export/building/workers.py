@@ -22,7 +22,7 @@ from ..checkpoint import Checkpoint
 from ..files import disk_errors
 from ..forms import Limits, OnnxForm
 from ..networks import networks
-from ..to_onnx import port, to_onnx
+from ..to_onnx import port_entry, to_onnx
 from ..truth.bisect import explain, on_onnxruntime
 from ..truth.flops import flops_per_row
 from ..truth.verify import verify
@@ -111,8 +111,8 @@ def export_network(job: Job, folder: Path) -> dict[str, Any]:
     cells = checkpoint.sample_size >> (checkpoint.levels - 1)
     return {
         "file": file.as_posix(),
-        "inputs": [port(tap, job.form, job.limits) for tap in network.inputs],
-        "outputs": [port(tap, job.form, job.limits) for tap in network.outputs],
+        "inputs": [port_entry(port, job.form, job.limits) for port in network.inputs],
+        "outputs": [port_entry(port, job.form, job.limits) for port in network.outputs],
         "parity": asdict(parity),
         "flops_per_row": flops_per_row(network, module, {"height": cells, "width": cells}),
         "seconds": round(time.perf_counter() - start, 1),

@@ -93,7 +93,7 @@ def verify(
     units = units[:1] if heavy else units
     inputs = [example(network.inputs, sizes, form.dtype, seed=1) for sizes in units]
     feeds = [
-        {tap.name: _numpy(tensor) for tap, tensor in zip(network.inputs, tensors, strict=True)} for tensors in inputs
+        {port.name: _numpy(tensor) for port, tensor in zip(network.inputs, tensors, strict=True)} for tensors in inputs
     ]
     wide = isinstance(run, Path) and (form.precision == "bf16" or (heavy and form.precision == "fp16"))
     if wide:
@@ -120,8 +120,8 @@ def verify(
         with as_the_graph():
             exact = [_numpy(tensor) for tensor in in_float64(module, tensors)]
         draws = _Draws(plain, [*map(_float32, tensors)] if wide else tensors)
-        for index, (tap, true, ours) in enumerate(zip(network.outputs, exact, graph, strict=True)):
-            what = f"{network.name} ({form.name}{', widened to float32' if wide else ''}) output {tap.name}"
+        for index, (port, true, ours) in enumerate(zip(network.outputs, exact, graph, strict=True)):
+            what = f"{network.name} ({form.name}{', widened to float32' if wide else ''}) output {port.name}"
             theirs = partial(draws.of, index)
             errors.append(_compare(what, true, ours, theirs, eps, advice, partial(explain, feed) if explain else None))
     rms, max_abs, rms_torch, ratio, most = (max(column) for column in zip(*errors, strict=True))

@@ -55,7 +55,7 @@ def verify_plans(
 
 
 def _run(backend: Backend, network: Network, feed: Mapping[str, np.ndarray]) -> list[np.ndarray]:
-    backend.begin()
+    backend.start_request()
     outputs = backend.run(network.name, {name: backend.put(array) for name, array in feed.items()})
     return [backend.get(outputs[port.name]) for port in network.outputs]
 

@@ -46,7 +46,7 @@ KNOWN = {
 
 
 class Usage:
-    """Rows evaluated and milliseconds since `begin`, by network or kernel, as counted by the backend."""
+    """Rows evaluated and milliseconds since `start_request`, by network or kernel, as counted by the backend."""
 
     def __init__(self) -> None:
         self.rows: dict[str, int] = {}
@@ -96,12 +96,12 @@ class Backend(Protocol):
 
     @property
     def usage(self) -> Usage:
-        """Rows and milliseconds since `begin`."""
+        """Rows and milliseconds since `start_request`."""
 
-    def begin(self) -> None:
+    def start_request(self) -> None:
         """Starts a request: usage counts from zero. Invalidates every tensor returned so far."""
 
-    def rewind(self) -> None:
+    def release_tensors(self) -> None:
         """Invalidates every tensor returned so far, and reuses its memory."""
 
     def unload(self, networks: Collection[str]) -> None:

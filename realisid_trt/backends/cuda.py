@@ -27,9 +27,9 @@ class Runner(Protocol):
     """The networks of one build, opened, on the GPU's stream."""
 
     def run(
-        self, network: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array], again: bool = False
+        self, network: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array], repeating: bool = False
     ) -> Hashable:
-        """Enqueues the network. again: whether the same call will follow, which may then be captured.
+        """Enqueues the network. repeating: whether the same call will follow, which may then be captured.
 
         Returns the state that a graph of this call would hold beside the arrays. The graph may be replayed while the
         state is equal. Raises BackendError.
@@ -82,12 +82,12 @@ class CudaBackend:
     def usage(self) -> Usage:
         return self._usage
 
-    def begin(self) -> None:
+    def start_request(self) -> None:
         self._usage = self._steps.usage = GpuUsage(self._gpu)
-        self.rewind()
+        self.release_tensors()
 
-    def rewind(self) -> None:
-        self._gpu.begin()
+    def release_tensors(self) -> None:
+        self._gpu.release()
         self._made.clear()
         self._steps.trace.clear()
         self._runner.forget()
@@ -168,8 +168,8 @@ class CudaBackend:
             lambda: {port.name: self._new(sizes[port.name], port.dtype) for port in described.outputs},
         )
         with self.usage.measure(network, next(iter(shapes.values()))[0]):
-            held = self._runner.run(network, fed, outputs, self._steps.repeating)
-        self._steps.note(network, *fed.items(), *outputs.items(), held)
+            keep_alive = self._runner.run(network, fed, outputs, self._steps.repeating)
+        self._steps.note(network, *fed.items(), *outputs.items(), keep_alive)
         return outputs
 
     # Kernels

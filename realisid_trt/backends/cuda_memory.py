@@ -140,7 +140,7 @@ class Gpu:
         finally:
             self.device.set_current()
 
-    def begin(self) -> None:
+    def release(self) -> None:
         """Waits for the stream, then reclaims all memory that was handed out."""
         self.wait()
         self.memory.reset()

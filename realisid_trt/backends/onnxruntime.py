@@ -102,10 +102,10 @@ class OnnxRuntime:
         self._manifest = manifest
         self._sessions = {name: open_session(name) for name in known if name in self._wanted}
 
-    def begin(self) -> None:
+    def start_request(self) -> None:
         self.usage = Usage()
 
-    def rewind(self) -> None:
+    def release_tensors(self) -> None:
         pass
 
     def unload(self, networks: Collection[str]) -> None:

@@ -95,7 +95,9 @@ class Sessions:
         self._sessions = {name: open_session(name) for name in known if name in self._wanted}
         self._gpu = gpu
 
-    def run(self, network: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array], again: bool = False) -> None:
+    def run(
+        self, network: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array], repeating: bool = False
+    ) -> None:
         """Enqueues the network. Raises BackendError."""
         if network not in self._wanted:
             raise BackendError(f"{network} was not opened: Engine.load(…, networks=…) named others. Load it with all.")

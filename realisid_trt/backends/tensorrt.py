@@ -157,12 +157,12 @@ class Contexts:
                 self._engines[name] = self._open(self._known[name])
 
     def run(
-        self, network: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array], again: bool = False
+        self, network: str, inputs: Mapping[str, Array], outputs: Mapping[str, Array], repeating: bool = False
     ) -> Hashable:
         """Enqueues the network. Raises BackendError."""
         placed = {name: array.address for name, array in (*inputs.items(), *outputs.items())}
         shapes = tuple((name, array.shape) for name, array in inputs.items())
-        bound = self._context(network, inputs, (shapes, *placed.items()) if again else shapes)
+        bound = self._context(network, inputs, (shapes, *placed.items()) if repeating else shapes)
         if placed != bound.placed:
             for name, address in placed.items():
                 if not bound.context.set_tensor_address(name, address):
@@ -173,7 +173,7 @@ class Contexts:
             bound.context.set_device_memory(*scratch)
             bound.scratch = scratch
         stream = int(self._gpu.stream.handle)
-        if bound.capturable is None and again:
+        if bound.capturable is None and repeating:
             bound.capturable = can_capture(self._flavour, bound.context, stream)
         if self._gpu.capturing and not bound.capturable:
             raise BackendError(f"{self._flavour.name} does not let {network} be captured")

@@ -17,7 +17,7 @@ from ..backends import Backend, MergeRows, Tensor
 from .rows import BranchRows, RowPlan, phases
 
 # The networks and kernels of a step, in order, by the backend's names.
-LOOP = (
+LOOP_NETWORKS = (
     "crop_upsample",
     "local_branch",
     "global_branch",

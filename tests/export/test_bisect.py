@@ -40,7 +40,7 @@ def file_of(engine: Path, name: str, form: OnnxForm) -> Path:
 
 def feed_of(network: Network, form: OnnxForm) -> dict[str, np.ndarray]:
     inputs = example(network.inputs, {"rows": 1, "timesteps": 2, "height": 2, "width": 3}, form.dtype)
-    return {tap.name: tensor.numpy() for tap, tensor in zip(network.inputs, inputs, strict=True)}
+    return {port.name: tensor.numpy() for port, tensor in zip(network.inputs, inputs, strict=True)}
 
 
 class Tampered:

@@ -13,7 +13,7 @@ from export.build import build
 from export.checkpoint import Checkpoint
 from export.forms import Limits, OnnxForm
 from export.miniature import make_checkpoint
-from export.networks import Network, Sinusoids, Size, Tap, networks
+from export.networks import Network, Port, Sinusoids, Size, networks
 from export.options import Options
 from export.to_onnx import example, to_onnx
 from export.truth.exact import in_float64
@@ -90,7 +90,7 @@ def test_sinusoids_are_diffusers_own_in_the_graph_too(
     torch.testing.assert_close(ours(timesteps), theirs(timesteps), rtol=0, atol=0)
     count = Size("timesteps")
     network = Network(
-        "sinusoids", (), (Tap("timestep", (count,), torch.float32),), (Tap("emb", (count, features)),), lambda _: ours
+        "sinusoids", (), (Port("timestep", (count,), torch.float32),), (Port("emb", (count, features)),), lambda _: ours
     )
     to_onnx(network, ours, OnnxForm(20, "fp32"), Limits(rows=(1, 1), timesteps=(1, 2000), side=(2, 2)), tmp_path / "x")
     session = ort.InferenceSession(str(tmp_path / "x"), providers=["CPUExecutionProvider"])

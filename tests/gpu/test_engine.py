@@ -14,7 +14,7 @@ import pytest
 from realisid_trt import Engine, Request
 from realisid_trt.errors import NumericsError, RealisIDWarning, RequestError
 from realisid_trt.kernels.launch import Kernels
-from realisid_trt.loop.denoise import LOOP
+from realisid_trt.loop.denoise import LOOP_NETWORKS
 from tests.gpu.conftest import REHEARSAL
 from tests.gpu.support import STEPS, float32_only, person, relative_rms
 
@@ -36,7 +36,7 @@ def test_float32_is_the_cpu_s(cpu_engine: Engine, single: Engine, bounds: dict[s
     expected, found = (latents(engine, count) for engine in (cpu_engine, single))
     assert single.backend.precision == "float32" and found.backend != expected.backend
     assert relative_rms(found.latents, expected.latents) < bounds["float32"]
-    loop = [name for name in LOOP if name in expected.rows]  # as the backends themselves counted them
+    loop = [name for name in LOOP_NETWORKS if name in expected.rows]  # as the backends themselves counted them
     assert [found.rows[name] for name in loop] == [expected.rows[name] for name in loop]
 
 
@@ -53,7 +53,7 @@ def test_a_replayed_step_is_the_step(half: Engine, half_replayed: Engine, size: 
     options = {"height": size[0], "width": size[1], "num_inference_steps": 6}
     plain, replayed = (latents(engine, 2, **options) for engine in (half, half_replayed))
     assert np.array_equal(plain.latents, replayed.latents)
-    assert [replayed.rows[name] for name in LOOP] == [plain.rows[name] for name in LOOP]
+    assert [replayed.rows[name] for name in LOOP_NETWORKS] == [plain.rows[name] for name in LOOP_NETWORKS]
     assert len(replayed.step_ms) == 6
 
 
@@ -202,7 +202,7 @@ def test_a_refused_capture_is_said_and_harmless(
         found = latents(engine, 1)
     expected = latents(half, 1)
     assert np.array_equal(found.latents, expected.latents)
-    assert [found.rows[name] for name in LOOP] == [expected.rows[name] for name in LOOP]
+    assert [found.rows[name] for name in LOOP_NETWORKS] == [expected.rows[name] for name in LOOP_NETWORKS]
 
 
 @needs_capture

@@ -13,7 +13,7 @@ import pytest
 
 from realisid_trt import Engine
 from realisid_trt.errors import BackendError, EngineMismatch, RealisIDWarning, ShapeError
-from realisid_trt.loop.denoise import LOOP
+from realisid_trt.loop.denoise import LOOP_NETWORKS
 from realisid_trt.manifest import MANIFEST, seal
 from tests.gpu.conftest import REHEARSAL
 from tests.gpu.support import person, relative_rms
@@ -34,7 +34,7 @@ def test_it_makes_the_cpu_s_pictures(cpu_engine: Engine, plans: Engine, bounds: 
     assert plans.backend.precision == "float16" and found.backend.startswith("tensorrt")
     assert relative_rms(found.latents, expected.latents) < bounds["float16"]
     assert np.abs(found.images[0] - expected.images[0]).max() < 0.05
-    loop = [name for name in LOOP if name in expected.rows]
+    loop = [name for name in LOOP_NETWORKS if name in expected.rows]
     assert [found.rows[name] for name in loop] == [expected.rows[name] for name in loop]
 
 
@@ -158,7 +158,7 @@ def test_a_smaller_scratch_memory_at_the_same_address(plans: Engine) -> None:
                 address, size = bound.context.scratch
                 if size == Smaller.size and address == int(large.handle):
                     ran.add(bound.number)
-        assert len(ran) >= len(LOOP) - 3  # all networks of the loop; the kernels need none
+        assert len(ran) >= len(LOOP_NETWORKS) - 3  # all networks of the loop; the kernels need none
     finally:
         contexts._scratch = large
 
@@ -180,7 +180,7 @@ def test_what_was_unloaded_is_loaded_again(plans: Engine, device_bytes: Callable
     expected = latents(plans, 1).latents
     engines = plans.backend._runner._engines  # type: ignore[attr-defined]
     plans.unload()
-    assert set(engines) == {name for name in LOOP if name in plans.manifest.values["networks"]}
+    assert set(engines) == {name for name in LOOP_NETWORKS if name in plans.manifest.values["networks"]}
     assert np.array_equal(latents(plans, 1).latents, expected)
     assert "id_encoder" not in engines  # nobody needed it
 

@@ -65,7 +65,7 @@ from tests.realisid_trt.truth import people
     ],
 )
 def test_arguments(engine: Engine, photos: Any, options: dict[str, Any], error: type[Exception], message: str) -> None:
-    engine.backend.begin()
+    engine.backend.start_request()
     with pytest.raises(error, match=message):
         engine.generate("a beach", [Person(photos.hopper, box=(9, 9, 90, 90))], **options)
     assert engine.backend.usage.rows == {}

@@ -14,7 +14,7 @@ import pytest
 
 from realisid_trt import Engine, Person, Request
 from realisid_trt.errors import BackendError, RealisIDWarning, RequestError
-from realisid_trt.loop.denoise import LOOP
+from realisid_trt.loop.denoise import LOOP_NETWORKS
 from realisid_trt.loop.rows import PictureRows
 from tests.realisid_trt.truth import PROMPT, Scene, checkpoint_with, errors, people
 
@@ -253,7 +253,7 @@ def test_a_warm_up_and_an_unloading_change_nothing(engine: Engine) -> None:
     assert engine.backend.usage.rows["local_branch"] == 2 * 2  # two persons in two pictures, with the null ID
     engine.unload()
     sessions = engine.backend._sessions  # type: ignore[attr-defined]
-    assert set(sessions) == {name for name in LOOP if name in engine.manifest.values["networks"]}
+    assert set(sessions) == {name for name in LOOP_NETWORKS if name in engine.manifest.values["networks"]}
     found = engine.generate("a beach", seed=3, num_inference_steps=2)  # texts are known, times and the VAE are not
     assert np.array_equal(found.latents, expected)
     assert "vae_decoder" in sessions and "id_encoder" not in sessions  # nobody needed it

@@ -60,7 +60,7 @@ def test_guidance_is_chosen_on_people_whom_no_table_judges() -> None:
 
 def test_the_like_and_the_unlike_of_a_case() -> None:
     case = CASTING.case(5, (3, 7), None, (1 / 5, 1 / 4))
-    again, other = CASTING.again(case), CASTING.somebody_else(case)
+    again, other = CASTING.retake(case), CASTING.somebody_else(case)
     assert len(again.boxes) == 2 and not np.array_equal(again.rgb, case.picture.rgb)
     assert np.array_equal(other.boxes, case.picture.boxes)
     assert np.abs(other.landmarks - case.picture.landmarks).mean() > 0.02

@@ -36,8 +36,8 @@ from training.evaluation.measures import (
     moved,
     right_color,
 )
+from training.evaluation.picture_cache import EvaluationOptions, PictureCache
 from training.evaluation.sampler import Sampler
-from training.evaluation.studio import Asked, Studio
 from training.judges import JUDGES
 from training.judges.nets import POINTS, Detector, overlap
 from training.result import write_origin
@@ -48,8 +48,8 @@ CASTING = Casting()
 
 
 def test_a_face_found_counts_for_one_box() -> None:
-    asked = np.array([(0, 0, 10, 10), (4, 0, 14, 10), (50, 50, 60, 60)], float)
-    first, second, third = match(asked, [(3.0, 0.0, 13.0, 10.0), (90.0, 90.0, 99.0, 99.0)])
+    asked_boxes = np.array([(0, 0, 10, 10), (4, 0, 14, 10), (50, 50, 60, 60)], float)
+    first, second, third = match(asked_boxes, [(3.0, 0.0, 13.0, 10.0), (90.0, 90.0, 99.0, 99.0)])
     assert second[0] == pytest.approx(9 / 11) and second[1] == (3.0, 0.0, 13.0, 10.0)
     assert first == (0.0, None)
     assert third == (0.0, (90.0, 90.0, 99.0, 99.0))  # elsewhere, but of all faces the nearest
@@ -251,7 +251,7 @@ def test_pictures_made_otherwise_are_other_pictures(built, tmp_path: Path) -> No
     """Every part of what decides a picture is part of its file's name."""
     checkpoint = Checkpoint.open(built["x4"].checkpoint)
 
-    def named(row: Row, **asked: Any) -> Path:
+    def named(row: Row, **options: Any) -> Path:
         told = {
             "engine": built["x4"].engine,
             "checkpoint": checkpoint,
@@ -259,8 +259,8 @@ def test_pictures_made_otherwise_are_other_pictures(built, tmp_path: Path) -> No
             "runs": tmp_path,
             "cache": tmp_path,
         }
-        studio = Studio(Asked(**(told | asked)), CASTING)
-        return studio._path(studio._decides(row), cases)
+        picture_cache = PictureCache(EvaluationOptions(**(told | options)), CASTING)
+        return picture_cache._path(picture_cache._decides(row), cases)
 
     cases = [CASTING.case(2, (2,))]
     config = dataclasses.replace(checkpoint.config, guidance_scale=3.25)
@@ -276,9 +276,11 @@ def test_pictures_made_otherwise_are_other_pictures(built, tmp_path: Path) -> No
 
 def test_only_designs_that_were_trained_alike_are_compared(built, tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(built["x4"].checkpoint)
-    asked = Asked(engine=built["x4"].engine, checkpoint=checkpoint, device="cpu", runs=tmp_path, cache=tmp_path)
-    studio, row = Studio(asked, CASTING), Row("uncropped")
-    assert "uncropped.safetensors is missing" in studio.cannot(row)
+    options = EvaluationOptions(
+        engine=built["x4"].engine, checkpoint=checkpoint, device="cpu", runs=tmp_path, cache=tmp_path
+    )
+    picture_cache, row = PictureCache(options, CASTING), Row("uncropped")
+    assert "uncropped.safetensors is missing" in picture_cache.cannot(row)
     own, full = tmp_path / "branches-uncropped", tmp_path / "branches"
     full.mkdir()
     (own / "weights").mkdir(parents=True)
@@ -293,25 +295,28 @@ def test_only_designs_that_were_trained_alike_are_compared(built, tmp_path: Path
         write_origin(folder, step, written)
 
     (own / "run.json").write_text(json.dumps(run))
-    assert "says that it made these weights" in studio.cannot(row)
+    assert "says that it made these weights" in picture_cache.cannot(row)
     trained(own, 9, files)
-    assert "says that it made the full model's weights" in studio.cannot(row)
+    assert "says that it made the full model's weights" in picture_cache.cannot(row)
     for step, other, why in (
         (9, {}, ""),
         (10, {}, "trained otherwise than the full model (steps)"),
         (9, {"weights": {"vae": "0"}}, "trained otherwise than the full model (weights)"),
     ):
         trained(full, step, parts, **other)
-        assert why in studio.cannot(row) and bool(why) == bool(studio.cannot(row))
+        assert why in picture_cache.cannot(row) and bool(why) == bool(picture_cache.cannot(row))
     trained(full, 9, parts)
-    assert Studio(asked, CASTING).made["training"] == {"steps": 9, "batch_size": 4, "seed": 0, "new": True}
+    assert PictureCache(options, CASTING).made["training"] == {"steps": 9, "batch_size": 4, "seed": 0, "new": True}
     trained(full, 9, {**parts, "id_projection": files["uncropped"]})  # of a run that went on since
-    assert "the full model's weights" in studio.cannot(row) and Studio(asked, CASTING).made["training"] is None
+    assert (
+        "the full model's weights" in picture_cache.cannot(row)
+        and PictureCache(options, CASTING).made["training"] is None
+    )
     for folder, written in ((own, files), (full, parts)):
         trained(folder, 9, written, weights={"vae": "0"})
-    assert "trained on another vae" in studio.cannot(row)
+    assert "trained on another vae" in picture_cache.cannot(row)
     with pytest.raises(CheckpointError, match="is not of this checkpoint"):
-        studio.pictures([CASTING.case(2, (2,))], row, "test")
+        picture_cache.pictures([CASTING.case(2, (2,))], row, "test")
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ def test_a_further_step_is_checked_from_a_checkpoint(capsys: pytest.CaptureFixtu
 
 
 def test_losses_of_another_seed_are_others(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    other = dataclasses.replace(RECIPE["vae"], course=dataclasses.replace(RECIPE["vae"].course, seed=5))
+    other = dataclasses.replace(RECIPE["vae"], options=dataclasses.replace(RECIPE["vae"].options, seed=5))
     monkeypatch.setitem(RECIPE, "vae", other)
     arguments = ["vae", "--check", "3", "--checkpoint", str(MINIATURE), "--tolerance", str(TOLERANCE), "--json"]
     assert main(arguments) == 1
@@ -111,7 +111,7 @@ def test_every_step_has_what_it_begins_with() -> None:
     ours = range(encoder["first"], encoder["first"] + encoder["pairs"])
     theirs = range(recogniser["first"], recogniser["first"] + recogniser["pairs"])
     assert not set(ours) & set(theirs)  # the recogniser knows nobody whom the encoder learned
-    assert RECIPE["recogniser"].course.seed != RECIPE["id-encoder"].course.seed
+    assert RECIPE["recogniser"].options.seed != RECIPE["id-encoder"].options.seed
 
 
 def test_a_step_says_which_one_comes_before_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,8 +144,8 @@ def test_every_step_takes_what_the_one_before_it_left(tmp_path: Path, monkeypatc
     while (before := way[0].after) is not None:
         way.insert(0, RECIPE[before])
     for step in way:
-        course = dataclasses.replace(step.course, steps=2, batch_size=4)
-        monkeypatch.setitem(RECIPE, step.name, dataclasses.replace(step, course=course))
+        options = dataclasses.replace(step.options, steps=2, batch_size=4)
+        monkeypatch.setitem(RECIPE, step.name, dataclasses.replace(step, options=options))
         assert main([step.name, "--out", str(tmp_path), "--", "--cpu"]) == 0
         AcceleratorState._reset_state(reset_partial_state=True)
     steps = [tmp_path / step.name / "checkpoint" for step in way]

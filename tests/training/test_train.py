@@ -24,10 +24,10 @@ from tests.training.runs import command
 from training.examples import WorldScenes
 from training.judges import JUDGES, load_judge
 from training.log import read_log
-from training.loop import Course, Learner
-from training.places import _order
+from training.loop import Learner, TrainingOptions
 from training.processes import accelerator_of
 from training.result import origin_of
+from training.sequence import _order
 from training.stages import STAGES, Stage
 from training.store import Store, store_of
 from training.train import main, memory_errors
@@ -186,9 +186,9 @@ def test_a_gpu_without_memory_says_what_needs_less(
     said = capsys.readouterr().err
     assert "Tried to allocate 2.00 GiB. Try --checkpointing, --accumulate 2, a smaller --batch-size, --ema 0" in said
     for stage, batch in (("branches", 1), ("id-encoder", 8)):  # which cannot be worked through in parts
-        course = Course(batch_size=batch)
+        options = TrainingOptions(batch_size=batch)
         with pytest.raises(RequestError, match="Try --checkpointing, a smaller"):  # noqa: SIM117
-            with memory_errors(course, STAGES[stage], checkpointing=False):
+            with memory_errors(options, STAGES[stage], checkpointing=False):
                 raise torch.OutOfMemoryError("CUDA out of memory.")
     assert main([*told, "--batch-size", "4"]) == 0
 
@@ -390,7 +390,7 @@ def test_weights_that_are_no_numbers_are_not_saved(
 
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:
-    course = Course(steps=1000, warmup_steps=10, decay=0.5)
-    rates = [course.rate(step, 1.0) for step in range(1000)]
+    options = TrainingOptions(steps=1000, warmup_steps=10, decay=0.5)
+    rates = [options.rate(step, 1.0) for step in range(1000)]
     assert rates[0] == pytest.approx(0.1) and rates[9:500] == [1.0] * 491
     assert all(a > b for a, b in zip(rates[500:], rates[501:], strict=False)) and 0.02 < rates[-1] < 0.025

@@ -66,7 +66,7 @@ class Casting:
         crops = tuple(self.crop(self.world.identity(who, "unseen"), number) for who in identities)
         return Case(scene, draw(scene, self.size_px), crops, number, identities, face, layout)
 
-    def again(self, case: Case) -> Picture:
+    def retake(self, case: Case) -> Picture:
         """The same people and words in another scene: another correct picture of them."""
         scene = self._scene(case.seed + ELSEWHERE, case.identities, case.scene.caption, case.face, case.layout)
         return draw(scene, self.size_px)

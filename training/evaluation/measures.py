@@ -203,9 +203,9 @@ class Judges:
     @torch.no_grad()
     def _attributes(self, pictures: Rgb) -> tuple[dict[str, Floats], Floats]:
         assert isinstance(self.attributes, Attributes) and isinstance(self.detector, Detector)
-        told = [self.attributes(self._tensor(some)) for some in _batches(pictures)]
-        logits = {name: _array(torch.cat([one[name] for one, _ in told])) for name in told[0][0]}
-        return logits, _array(torch.cat([features for _, features in told]))
+        predictions = [self.attributes(self._tensor(some)) for some in _batches(pictures)]
+        logits = {name: _array(torch.cat([one[name] for one, _ in predictions])) for name in predictions[0][0]}
+        return logits, _array(torch.cat([features for _, features in predictions]))
 
     def _tensor(self, pictures: Rgb) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(pictures)).to(self.device).permute(0, 3, 1, 2).float() / 255

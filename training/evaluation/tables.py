@@ -23,7 +23,7 @@ def table(experiment: Experiment, rows: Judged, pictures: int, others: Floats) -
     others: (M, D) features of true renders of the same captions, people and sizes in other scenes. An estimate is
     as `listed` gives it.
     """
-    base, told = rows.get(experiment.against), {}
+    base, lines = rows.get(experiment.against), {}
     for name, row in rows.items():
         line: dict[str, Any] = {"persons": len(row.people)}
         line["means"] = {measure: listed(estimate(row[measure])) for measure in MEASURES}
@@ -34,29 +34,29 @@ def table(experiment: Experiment, rows: Judged, pictures: int, others: Floats) -
         if base is not None and row is not base:
             minus = {measure: listed(estimate(row[measure] - base[measure])) for measure in MEASURES}
             farther = kernel_difference(row.features, base.features, others, row.cast)
-            told[name] = line | {"minus " + experiment.against: minus | {"kid": listed(farther)}}
+            lines[name] = line | {"minus " + experiment.against: minus | {"kid": listed(farther)}}
         else:
-            told[name] = line
-    return {"title": experiment.title, "pictures": pictures, **_sure(rows), "rows": told}
+            lines[name] = line
+    return {"title": experiment.title, "pictures": pictures, **_sure(rows), "rows": lines}
 
 
 def levels(pictures: Mapping[str, NDArray[np.uint8]], against: str) -> dict[str, list[float]]:
     """How far a row's pictures are from those of `against`: {row: [mean, the farthest picture's]}, of 255 levels."""
-    told = {}
+    lines = {}
     for name, made in pictures.items():
         if name != against:
             apart = np.abs(made.astype(np.int16) - pictures[against]).mean((1, 2, 3))
-            told[name] = [round(float(value), 4) for value in (apart.mean(), apart.max())]
-    return told
+            lines[name] = [round(float(value), 4) for value in (apart.mean(), apart.max())]
+    return lines
 
 
 def between(judged: Mapping[str, Judged]) -> dict[str, dict[str, Any]]:
     """The tables that combine two experiments, of those that were made: name → table."""
-    told = {}
+    lines = {}
     for name, (of, one, other) in BETWEEN.items():
         if one in judged and other in judged:
-            told[name] = {**_sure(judged[one]), "rows": of(judged[one], judged[other])}
-    return told
+            lines[name] = {**_sure(judged[one]), "rows": of(judged[one], judged[other])}
+    return lines
 
 
 def _sure(rows: Judged) -> dict[str, Any]:
@@ -70,12 +70,12 @@ def growth(large: Judged, small: Judged) -> dict[str, Any]:
     Both of the same people, captions and noise, case by case: {row: {measure: [mean, low, high]}}, of
     (full − row at small faces) − (full − row at large ones).
     """
-    told: dict[str, Any] = {}
+    lines: dict[str, Any] = {}
     for name in large:
         if name != FULL and name in small:
             leads = {m: [rows[FULL][m] - rows[name][m] for rows in (small, large)] for m in MEASURES}
-            told[name] = {m: listed(estimate(lead - before)) for m, (lead, before) in leads.items()}
-    return told
+            lines[name] = {m: listed(estimate(lead - before)) for m, (lead, before) in leads.items()}
+    return lines
 
 
 def kept(one: Judged, three: Judged) -> dict[str, Any]:

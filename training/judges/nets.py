@@ -112,15 +112,15 @@ class Detector(nn.Module):
         found = maps[-1]
         for stage, skip in zip(self.up, (maps[-2], maps[-3]), strict=True):
             found = stage(torch.cat([nn.functional.interpolate(found, scale_factor=2.0), skip], 1))
-        told = self.out(found)
-        return torch.cat([told[:, :1], nn.functional.softplus(told[:, 1:])], 1)
+        output = self.out(found)
+        return torch.cat([output[:, :1], nn.functional.softplus(output[:, 1:])], 1)
 
     @torch.no_grad()
     def boxes(self, pictures: Tensor, most: int = 3, threshold: float = 0.3) -> list[list[tuple[float, ...]]]:
         """Per picture the faces found, best first: (score, x0, y0, x1, y1) px, no two of one face."""
-        told = self(pictures)
+        output = self(pictures)
         found = []
-        for scores, edges in zip(told[:, 0].sigmoid(), told[:, 1:], strict=True):
+        for scores, edges in zip(output[:, 0].sigmoid(), output[:, 1:], strict=True):
             kept: list[tuple[float, ...]] = []
             for place in scores.flatten().argsort(descending=True)[: 40 * most].tolist():
                 row, column = divmod(place, scores.shape[1])

@@ -56,11 +56,11 @@ class Identity:
     factors: Floats
 
     def __post_init__(self) -> None:
-        own = np.array(self.factors, np.float64)
-        if own.shape != (len(FACTORS),) or not bool(((own >= 0) & (own <= 1)).all()):
-            raise RequestError(f"the factors of {self.name} have shape {own.shape}, expected {len(FACTORS)} in [0, 1].")
-        own.setflags(write=False)
-        object.__setattr__(self, "factors", own)
+        factors = np.array(self.factors, np.float64)
+        if factors.shape != (len(FACTORS),) or not bool(((factors >= 0) & (factors <= 1)).all()):
+            raise RequestError(f"{self.name} has factors of shape {factors.shape}, expected {len(FACTORS)} in [0, 1].")
+        factors.setflags(write=False)
+        object.__setattr__(self, "factors", factors)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Identity) and bool(np.array_equal(self.factors, other.factors))

@@ -251,13 +251,13 @@ def _score(output: Mapping[str, Floats]) -> float | None:
 
 def _read_facts(folder: Path, model: str) -> dict[str, Any]:
     path = folder / "landmarks.json"
-    again = rebuild(folder)
+    advice = rebuild(folder)
     try:
         facts: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise EngineDamaged(f"{path} is missing or unreadable ({error.strerror}). {again}") from error
+        raise EngineDamaged(f"{path} is missing or unreadable ({error.strerror}). {advice}") from error
     except ValueError as error:
-        raise EngineDamaged(f"{path} is not JSON ({error}). {again}") from error
+        raise EngineDamaged(f"{path} is not JSON ({error}). {advice}") from error
     if facts.get("model") != model:
-        raise EngineDamaged(f"{path} is about the model {facts.get('model')!r}, expected {model!r}. {again}")
+        raise EngineDamaged(f"{path} is about the model {facts.get('model')!r}, expected {model!r}. {advice}")
     return facts

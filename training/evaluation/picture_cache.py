@@ -38,7 +38,7 @@ PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "torch
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class EvaluationOptions:
     """The command's arguments. runs: where the trainings are; cache: pictures already made."""
 
     engine: Path
@@ -51,23 +51,23 @@ class Asked:
     cache: Path
 
 
-class Studio:
+class PictureCache:
     """Makes and keeps pictures.
 
     made: how all of them are made, as JSON values: sampler, backend, device, precision, training, versions.
     """
 
-    def __init__(self, asked: Asked, casting: Casting) -> None:
+    def __init__(self, options: EvaluationOptions, casting: Casting) -> None:
         """Raises RequestError if the engine is not the checkpoint's, and the errors of `Engine.load`."""
-        self.asked, self.casting, self.checkpoint = asked, casting, asked.checkpoint
-        _check_same(asked.engine, self.checkpoint)
-        with load_engine(asked.engine, asked.backend, asked.device, {}) as engine:
+        self.options, self.casting, self.checkpoint = options, casting, options.checkpoint
+        _check_same(options.engine, self.checkpoint)
+        with load_engine(options.engine, options.backend, options.device, {}) as engine:
             ran = {name: getattr(engine.backend, name) for name in ("name", "device", "precision")}
         self.on_gpu = str(ran["device"]).startswith("cuda")
         self.torch_device = torch.device("cuda" if self.on_gpu and torch.cuda.is_available() else "cpu")
         config, full = self.checkpoint.config, self._origin()
         self.made: dict[str, Any] = {
-            "steps": asked.steps or config.num_inference_steps,
+            "steps": options.steps or config.num_inference_steps,
             "guidance_scale": config.guidance_scale,
             "id_guidance_scale": config.id_guidance_scale,
             "subject_conditioning_ratio": config.subject_conditioning_ratio,
@@ -88,19 +88,19 @@ class Studio:
         if row.maker in NO_DESIGN:
             return ""
         weights = self._weights(row.maker)
-        full, own = self._origin(), origin_of(weights.parents[1], {row.maker: weights})
+        full, these = self._origin(), origin_of(weights.parents[1], {row.maker: weights})
         if not weights.is_file():
             return f"{weights} is missing"
-        for what, origin in (("these", own), ("the full model's", full)):
+        for what, origin in (("these", these), ("the full model's", full)):
             if origin is None:
-                return f"no run in {self.asked.runs} says that it made {what} weights"
-        assert full is not None and own is not None
-        if other := sorted(key for key in {*full, *own} - MAY_DIFFER if full.get(key) != own.get(key)):
+                return f"no run in {self.options.runs} says that it made {what} weights"
+        assert full is not None and these is not None
+        if other := sorted(key for key in {*full, *these} - MAY_DIFFER if full.get(key) != these.get(key)):
             return f"it was trained otherwise than the full model ({', '.join(other)})"
         bases = {
-            name: self.checkpoint.weights_key(name) for name in own["weights"] if name in self.checkpoint.components
+            name: self.checkpoint.weights_key(name) for name in these["weights"] if name in self.checkpoint.components
         }
-        if other := sorted(name for name, key in bases.items() if own["weights"][name] != key):
+        if other := sorted(name for name, key in bases.items() if these["weights"][name] != key):
             return f"it was trained on another {', '.join(other)}"
         return ""
 
@@ -130,7 +130,7 @@ class Studio:
         said |= {"steps": self.made["steps"], "config": {**self.checkpoint.config.to_dict(), **row.config}}
         said["scheduler"] = dict(self.checkpoint.scheduler_config)
         if row.maker == "engine":
-            said["engine"] = sha256((self.asked.engine / "manifest.json").read_bytes())
+            said["engine"] = sha256((self.options.engine / "manifest.json").read_bytes())
             said["on"], said["device"] = self.made["backend"], row.device
         else:
             said["on"] = str(self.torch_device)
@@ -140,7 +140,7 @@ class Studio:
 
     def _path(self, decides: Mapping[str, Any], cases: Sequence[Case]) -> Path:
         said = json.dumps([decides, [_digest(case) for case in cases]], sort_keys=True, default=str)
-        return self.asked.cache / f"{sha256(said.encode())[:24]}.npy"
+        return self.options.cache / f"{sha256(said.encode())[:24]}.npy"
 
     @contextmanager
     def _contender(self, row: Row) -> Iterator[Contender]:
@@ -151,9 +151,9 @@ class Studio:
         elif row.maker == "ceiling":
             yield Truth(self.checkpoint)
         elif row.maker == "engine":
-            device = row.device or self.asked.device
-            with load_engine(self.asked.engine, self.asked.backend, device, row.config) as engine:
-                yield EngineContender(engine, self.made["steps"], self.asked.batch, row.options)
+            device = row.device or self.options.device
+            with load_engine(self.options.engine, self.options.backend, device, row.config) as engine:
+                yield EngineContender(engine, self.made["steps"], self.options.batch, row.options)
         else:
             options = {"steps": self.made["steps"], "device": self.torch_device, **row.options}
             if row.maker == "torch":
@@ -167,11 +167,11 @@ class Studio:
         if any(len(files) != 1 for files in parts.values()):
             return None
         weights = {name: files[0] for name, files in parts.items()}
-        found = (origin_of(path.parent, weights) for path in sorted(self.asked.runs.glob(f"*/{ORIGIN}")))
+        found = (origin_of(path.parent, weights) for path in sorted(self.options.runs.glob(f"*/{ORIGIN}")))
         return next((origin for origin in found if origin is not None), None)
 
     def _weights(self, design: str) -> Path:
-        return self.asked.runs / f"branches-{design}" / "weights" / f"{design}.safetensors"
+        return self.options.runs / f"branches-{design}" / "weights" / f"{design}.safetensors"
 
 
 def _check_same(engine: Path, checkpoint: Checkpoint) -> None:

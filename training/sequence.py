@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from .stages.stage import Item, Stage
 
 
-class Places(Dataset[Item]):
+class ExampleSequence(Dataset[Item]):
     """Place → prepared example: every epoch in another order, every place with random numbers of its own."""
 
     def __init__(self, stage: Stage, seed: int) -> None:
@@ -56,7 +56,7 @@ def batches(
     workers: forks that prepare them. pinned: in memory from which a GPU copies while it computes.
     """
     return DataLoader(
-        Places(stage, seed),
+        ExampleSequence(stage, seed),
         batch_sampler=_Batches(step, steps, batch_size, rank, processes),
         num_workers=workers,
         persistent_workers=workers > 0,
