@@ -61,7 +61,7 @@ setup(
         "cpu": [ORT],
         # CUDA 13, as cuda-bindings; releases before 1.25 or so run Resize on the CPU, in every step.
         "gpu": ["onnxruntime-gpu[cuda,cudnn]>=1.31", *CUDA],
-        "tensorrt": ["tensorrt>=10.14,<12", *CUDA],  # the first that reads Attention
+        "tensorrt": ["tensorrt>=10.14,<12", *CUDA],  # the first release that reads Attention
         "tensorrt-rtx": ["tensorrt_rtx>=1.7,<2", *CUDA],
         "photos": [*PHOTOS],
         "mediapipe": ["mediapipe>=1.0,<2"],  # brings opencv-contrib, which overwrites opencv-python-headless

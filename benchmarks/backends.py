@@ -1,12 +1,12 @@
-"""python -m benchmarks.backends: the backends that open an engine on the GPU, and the differences of their pictures.
+"""python -m benchmarks.backends: the backends that open an engine on the GPU, and their pictures beside the CPU's.
 
 Each backend that opens makes the pictures that the engine's float32 networks make on the CPU: of 0, 1 and 2 persons,
-from the same noise, by as many steps as a request takes.
+from the same noise, in as many steps as a request takes.
 
 --json prints one object as the last line of stdout: {"schema", "date", "command", "versions", "engine", "steps",
-"backends": {NAME: {"left_out": why it does not open} or {"device", "precision", "pictures": [{"persons",
+"backends": {NAME: {"left_out": the reason} or {"device", "precision", "pictures": [{"persons",
 "latents_relative_rms": of the difference of the final latents, "levels_mean", "levels_max": of the pictures'
-difference, in 1/255}], "failed": what went wrong after it opened, or null}}}.
+difference, in 1/255}], "failed": the error after it opened, or null}}}.
 
 Exit status: 0 done, also if none opens; 1 a backend that opened failed, or made a picture that differs more than its
 precision explains; 2 bad usage.
@@ -74,12 +74,12 @@ def _compared(engine: Engine, options: Options, scene: Scene, expected: list[tup
         for persons, pair in zip(PERSONS, zip(pictures, expected, strict=True), strict=True)
     ]
     worst, precision = max(figure["latents_relative_rms"] for figure in figures), engine.backend.precision
-    bound = SAME[precision] / (1 if precision == "float32" else 2)  # SAME is for two in half precision
+    bound = SAME[precision] / (1 if precision == "float32" else 2)  # SAME allows for two in half precision
     if worst <= bound:
         return {"pictures": figures, "failed": None}
     problem = (
-        f"other pictures than the CPU's: the final latents differ by {worst:.1e} (relative RMS), where {precision} "
-        f"leaves less than {bound:.1e}. Report this as a bug, with the GPU."
+        f"its pictures are not the CPU's: the final latents differ by {worst:.1e} (relative RMS), and {precision} "
+        f"explains at most {bound:.1e}. Report this as a bug, with the GPU."
     )
     return {"pictures": figures, "failed": problem}
 
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.backends",
-        description="Which backends open an engine on the GPU, and their pictures beside the CPU's in float32.",
+        description="Open an engine on the GPU with every backend, and compare the pictures with the CPU's in float32.",
         epilog="example:\n  python -m benchmarks.backends --engine engines/miniature-fp16",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -1,4 +1,4 @@
-"""The shapes that the kernels are timed at: SDXL's, with numbers and sizes of faces as in pictures."""
+"""The shapes that the kernels are timed at: SDXL's, with realistic numbers and sizes of faces."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Case:
         return self.height // FACTOR >> level, self.width // FACTOR >> level
 
     def box(self, face: int, level: int) -> tuple[int, int, int, int]:
-        """x0, y0, x1, y1: faces in a row, overlapping where they must."""
+        """x0, y0, x1, y1 of one face: the faces stand in a row, and overlap if the picture is too narrow."""
         height, width = self.cells(0)
         side = max(4, min(height, width) // self.fraction)
         x, y = (width - side) * face // max(1, self.faces - 1), (height - side) // 2

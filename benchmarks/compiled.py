@@ -15,7 +15,7 @@ from .naive import NaivePipeline
 def compiled(pipeline: NaivePipeline, backend: str | Callable[..., Any] = "inductor") -> NaivePipeline:
     """The same pipeline on the same weights, its UNet and ControlNets compiled: each as one graph for every shape.
 
-    backend: of torch.compile. Choose the pipeline's memory format before: its weights are shared.
+    backend: of torch.compile. Choose the pipeline's memory format first, since the weights are shared.
     """
     options: dict[str, Any] = {"backend": backend, "dynamic": False, "fullgraph": True}
     other = copy.copy(pipeline)
@@ -26,8 +26,11 @@ def compiled(pipeline: NaivePipeline, backend: str | Callable[..., Any] = "induc
 
 @contextmanager
 def every_shape() -> Iterator[None]:
-    """A context in which torch compiles for any number of shapes. By default it stops at eight per source, and runs the
-    rest eagerly: two ControlNets, with and without the ID, for three numbers of persons are twelve."""
+    """A context in which torch compiles for any number of shapes.
+
+    By default it compiles a function for eight shapes, and runs it eagerly for the others. Two ControlNets, with and
+    without the ID, for three numbers of persons have twelve.
+    """
     import torch._dynamo as dynamo
 
     with dynamo.config.patch(recompile_limit=1000, accumulated_recompile_limit=1000, fail_on_recompile_limit_hit=True):
@@ -36,6 +39,6 @@ def every_shape() -> Iterator[None]:
 
 @contextmanager
 def nothing_new() -> Iterator[None]:
-    """A context in which nothing is compiled: RuntimeError for a shape that the warm-up did not have."""
+    """A context in which nothing is compiled: a shape that the warm-up did not have raises RuntimeError."""
     with torch.compiler.set_stance("fail_on_recompile"):
         yield

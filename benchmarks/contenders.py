@@ -42,7 +42,7 @@ class Contender:
     counter: Any
 
     def run(self, prompt: str, progress: Progress, **arguments: Any) -> Run:
-        """One picture, timed. arguments: those that `generate` of both accepts."""
+        """One picture, timed. arguments: of `generate`, such as engines and baselines both accept."""
         snapshots: list[dict[str, int]] = []
 
         def note(done: int, total: int) -> None:
@@ -59,7 +59,7 @@ def of_engine(engine: Engine, scene: Scene) -> Contender:
 
 
 def backends_of(options: Options, manifest: Manifest) -> dict[str, str]:
-    """Contender → backend: {"engine": …} if one was asked for, else {"engine:NAME": …} each."""
+    """Contender → backend: {"engine": …} if one backend was requested, else {"engine:NAME": …} for each."""
     if len(options.backend) == 1 and options.backend != ("all",):
         return {"engine": options.backend[0]}
     built = dict.fromkeys(build.backend for build in manifest.builds.values())
@@ -67,11 +67,10 @@ def backends_of(options: Options, manifest: Manifest) -> dict[str, str]:
 
 
 def open_engines(options: Options, manifest: Manifest, device: str) -> tuple[dict[str, Engine], dict[str, str]]:
-    """The engines by contender; and, if all were asked for, why the others cannot be opened, by backend.
+    """The engines by contender; and, with --backend all, the reason why each other backend is left out.
 
-    Beside a baseline all compute in one precision: in half, if any does. Raises the error of an engine that was
-    requested
-    by name, and RequestError if none is left.
+    Beside a baseline all engines compute in one precision: in half, if any does. Raises the error of an engine that was
+    requested by name, and RequestError if none is left.
     """
     engines: dict[str, Engine] = {}
     left_out: dict[str, str] = {}
@@ -92,7 +91,7 @@ def open_engines(options: Options, manifest: Manifest, device: str) -> tuple[dic
         for name, precision in precisions.items():
             if precision == half:
                 continue
-            reason = f"it computes {precision}, another {half}, and baselines compute in one precision"
+            reason = f"it computes in {precision} and another in {half}, but baselines compute in one precision"
             if not every:
                 raise RequestError(f"{name}: {reason}. Measure it by itself, or give --baseline none.")
             left_out[engines.pop(name).backend.name] = reason
@@ -113,9 +112,9 @@ def open_baselines(
     threads: int,
     stack: contextlib.ExitStack,
 ) -> tuple[dict[str, Contender], str]:
-    """The baselines on one set of weights, computing as the engine there does, and the memory format they have.
+    """The baselines, on one set of weights and in the engine's precision; and their memory format.
 
-    stack: contexts that must stay open while they run. Raises RequestError if torch cannot compute there.
+    stack: contexts that must stay open while they run. Raises RequestError if torch cannot use the device.
     """
     import torch
 

@@ -13,22 +13,23 @@ if TYPE_CHECKING:
 
     from export.checkpoint import Checkpoint
 
-# What one row of an unmodified diffusers forward evaluates, in words of the engine's networks (DESIGN §5).
+# diffusers' module → the networks of an engine that do the work of its unmodified forward (DESIGN.md, "Networks").
 NAIVE_PARTS = {
     "unet": ("unet_time", "unet_encoder", "unet_decoder"),
     "controlnet_local": ("local_time", "local_condition", "local_branch"),
     "controlnet_global": ("global_time", "global_condition", "global_branch"),
     "vae": ("vae_decoder",),
 }
-# The work between the networks, here and in the naive pipeline: a per mille.
+# The work between the networks, of engines and of the naive pipeline: about a thousandth of all.
 UNCOUNTED = {"crop_upsample", "relocate_merge", "guide_step", "crop", "merge", "guidance"}
 
 
 def flops_per_row(manifest: Manifest, height: int, width: int, checkpoint: Checkpoint | None) -> dict[str, int]:
     """Network, and module of the naive pipeline → operations of one row at this picture size, px.
 
-    At the model's own size they are in the manifest. At another they are counted again, on the meta device: attention
-    grows with the square of the size, so nothing can be scaled. Raises RequestError if that needs a checkpoint.
+    At the model's own size they are in the manifest. At another size they are counted again, on the meta device:
+    attention grows with the square of the size, so the counts cannot be scaled. Raises RequestError if they must be
+    counted and `checkpoint` is None.
     """
     counts = {name: int(network["flops_per_row"]) for name, network in manifest.values["networks"].items()}
     if (height, width) != (manifest.model.default_size,) * 2:
@@ -60,7 +61,7 @@ def count_networks(checkpoint: Checkpoint, height: int, width: int) -> dict[str,
 
 
 def total_flops(rows: Mapping[str, int], per_row: Mapping[str, int]) -> int:
-    """The operations of these rows. Raises KeyError for a network that was not counted, as it would count as zero."""
+    """The operations of these rows. Raises KeyError for a network without a count, which would count as zero."""
     return sum(count * per_row[name] for name, count in rows.items() if name not in UNCOUNTED)
 
 

@@ -1,11 +1,12 @@
 """python -m benchmarks.gpu: everything that needs a GPU, by one command, into one JSON file. `make gpu-test` runs it.
 
 Runs, in order of importance: the kernels' tests, the kernel benchmark, the tests again under compute-sanitizer's
-memcheck and racecheck; builds the miniature in half precision, finds the backends that open it and compares their
-pictures with the CPU's in float32, runs every test marked gpu, and measures latencies; then full-size SDXL at 1024², 30
-steps, for 1, 2 and 4 persons, every backend that opens beside diffusers, eager and compiled, and a few steps of
-training one of that size. --only leaves parts out, or runs them one by one: "checkpoint-sdxl" and "build-sdxl" keep
-results, and a stopped build continues. A part that fails is recorded with its output, and the next one still runs.
+memcheck and racecheck. It builds the miniature in half precision, finds the backends that open it, compares their
+pictures with the CPU's in float32, runs the engine's tests marked gpu, measures latencies, and tabulates the effect of
+the precision on pictures. Then it measures full-size SDXL at 1024² and 30 steps for 1, 2 and 4 persons, with every
+backend that opens, beside diffusers, eager and compiled; and a few steps of training a model of that size. --only names
+the parts to run: "checkpoint-sdxl" and "build-sdxl" keep their results for a later run, and a stopped build continues.
+A part that fails is recorded with its output, and the next one still runs.
 
 **A GPU for minutes.** --minutes N starts no part that needs more than the remaining time, stops the running part when
 the time is over, reduces each part (fewer runs, no torch.compile), and lists the parts that were left out.
@@ -15,12 +16,12 @@ the miniature, the graphs and the checkpoint of full size without their weights,
 ONNX Runtime for CUDA. KIT/part-01, KIT/part-02, … are at most --part-mib MiB each, and can be copied one by one; on
 that machine, --kit KIT uses those that were copied. The same --prepare again makes only what is missing; --items
 selects the items. The full-size items take an hour and 60 GB the first time, all others a few minutes.
-The machine needs Python with torch, onnx, transformers, opencv, pytest and what those bring; not this package itself.
+The machine needs Python with torch, onnx, transformers, opencv, pytest and their requirements; not this package itself.
 
 --out FILE (default gpu-test.json), written anew after every part: {"schema", "date", "command", "minutes" (or null),
 "gpu", "driver_problem", "hardware", "versions", "kit" ({ITEM: where it is} or null), "running" (the part under way, or
 null), "parts": {PART: {"command", "seconds", "status" (null: its program is not here, or refuses the GPU, or the time
-was over), "output" (its end), "result" (its own JSON, or null)}}, "left_out": {what: why}}.
+was over), "output" (its end), "result" (its own JSON, or null)}}, "left_out": {NAME: reason}}.
 
 Exit status: 0 no part failed (a part that was left out has not failed), 1 one failed.
 """
@@ -164,7 +165,7 @@ class Session:
         return bool(part.item) and self.kit is not None and self.kit.missing(part.item) is None
 
     def _opens(self) -> bool:
-        """Whether any backend opens on the GPU, by the part "backends"; True if that is not known."""
+        """Whether any backend opens on the GPU, according to the part "backends"; True if that part has no result."""
         found = self.parts.get("backends")
         if found is None or found["result"] is None:
             return True
@@ -197,7 +198,7 @@ class Session:
         share = PARTS[name].share_seconds if brief and PARTS[name].share_seconds else math.inf
         limit = min(self.seconds_left(), PARTS[name].max_seconds, share)
         part = run_part(self.command(name), limit, self.environment)
-        stopped = part["seconds"] + 0.1 >= limit  # they are rounded
+        stopped = part["seconds"] + 0.1 >= limit  # the seconds are rounded
         if brief and part["status"] and stopped and not SANITIZER_FAULT.search(part["output"]):
             part["status"] = None
             over = "--minutes were over" if self.seconds_left() <= 0 else "its share of --minutes was over"
@@ -285,7 +286,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--out", type=Path, default=Path("gpu-test.json"), metavar="FILE")
-    add("--engine", default=str(defaults["engine"]), metavar="DIR", help="of the miniature, built there")
+    add("--engine", default=str(defaults["engine"]), metavar="DIR", help="the miniature's engine, built there")
     add("--sdxl", default=str(defaults["sdxl"]), metavar="DIR", help="the full-size engine, built there")
     add("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     add("--minutes", type=float, metavar="N", help="time limit for everything (default: none)")

@@ -36,7 +36,7 @@ TYPES = {torch.float32: "float32", torch.float16: "float16", torch.int32: "int32
 class GpuBench:
     """The kernels, compiled for a machine, and the torch operations that they are compared with.
 
-    problem: why the fused kernels do not run here, though torch does; or None.
+    problem: the reason why the fused kernels do not run here, though torch does; or None.
     """
 
     def __init__(self, machine: Machine, folder: Path | None = None) -> None:
@@ -73,8 +73,10 @@ class GpuBench:
         return {"us": self._machine.microseconds(fused), **time_torch(self._machine, inputs.plain)}
 
     def compare(self, kernel: str, fused: Work, inputs: Inputs) -> None:
-        """Raises ParityError if the kernel's error is more than twice that of torch's operations, plus one rounding of
-        the largest value, all against float64."""
+        """Raises ParityError if the kernel's error is too large.
+
+        It may be twice the error of torch's operations plus one rounding of the largest value, all against float64.
+        """
         ours, theirs = fused(), inputs.plain()
         self._machine.wait()
         for a, b, true in zip(ours, theirs, inputs.exact(), strict=True):

@@ -25,7 +25,7 @@ LATENCY = "{python} -m benchmarks.latency --device cuda --backend all --json"
 SDXL = LATENCY + " --engine {sdxl} --height 1024 --width 1024 --steps 30 --runs {sdxl_runs} {baseline_sdxl} --persons "
 SANITIZER = "compute-sanitizer --error-exitcode 1 --tool"
 TOOLKIT = "/usr/local/cuda/bin"  # where CUDA's installers put it, and seldom on the PATH
-SANITIZER_FAULT = re.compile(r"^========= (Invalid|.*[Rr]ace reported)", re.MULTILINE)  # printed when it is found
+SANITIZER_FAULT = re.compile(r"^========= (Invalid|.*[Rr]ace reported)", re.MULTILINE)  # printed when a fault is found
 SANITIZER_REFUSAL = "Device not supported"  # compute-sanitizer's text where a virtual machine hides the counters
 EXPORTER = {"torch": "2.13", "diffusers": "0.42", "tflite": "", "onnxscript": ""}  # as setup.py has them
 DIFFUSERS = {"diffusers": ""}
@@ -36,12 +36,13 @@ CUDA_PYTHON = {"cuda-core": "", "cuda-bindings": ""}
 class Part:
     """A command, and the conditions under which it is run.
 
-    max_seconds:   after which it is stopped.
-    min_seconds:   with fewer left of --minutes, it is not begun. Estimated, not measured.
+    max_seconds:   it is stopped after this time.
+    min_seconds:   it is not begun if less of --minutes is left. Estimated, not measured.
     share_seconds: the most that it may take of --minutes; 0: all that are left.
-    item:          of a kit; it is put in its place, and the command is not run.
-    needs:         package → how its version begins, where the command runs.
-    after:         parts that must not have failed before this one. One that was not requested counts as done.
+    item:          of a kit, with this part's result. If the kit has it, it is put in its place, and the command is not
+                   run.
+    needs:         package → the beginning of its version; they must be installed if the command is run.
+    after:         parts that must have passed before this one. One that was not requested counts as passed.
     needs_backend: whether it needs a backend that opens on the GPU; the part "backends" finds that out.
     """
 
@@ -138,10 +139,12 @@ def placeholders(
 ) -> dict[str, str]:
     """The values of the commands' placeholders.
 
-    engine, sdxl: the engines' folders. brief: minutes, not hours: fewer runs, no torch.compile, no memory, and under
-    compute-sanitizer, which slows them down a hundredfold, the tests of one number type; tests end at the first
-    failure, so that none is lost when the time is over.
-    kit: the engines come from a kit; tests that build others are left out. versions: of the packages.
+    engine, sdxl:    the engines' folders.
+    brief:           for minutes, not hours: fewer runs, no torch.compile, no memory. Under compute-sanitizer, which
+                     slows tests down a hundredfold, only those of one number type run. Tests end at the first failure,
+                     so that it is reported before the time is over.
+    kit:             the engines come from a kit; tests that build others are left out.
+    versions:        of the packages.
     sdxl_checkpoint: whether the full-size baselines' weights are there.
     """
     baselines = "naive" if brief else "naive naive-compiled"
@@ -181,9 +184,9 @@ def missing_packages(needs: Mapping[str, str], versions: Mapping[str, str]) -> l
 def run_part(
     command: str, seconds: float = 1800, environment: Mapping[str, str] | None = None, cwd: Path = ROOT
 ) -> dict[str, Any]:
-    """One part, in a process of its own; it and its children are killed after `seconds` seconds.
+    """Runs one part, in a process of its own; it and its children are killed after `seconds` seconds.
 
-    "status": null for a program that is not here, or that refuses the device.
+    Returns its entry of the JSON file. "status" is None for a program that is not here, or that refuses the device.
     """
     start = time.perf_counter()
     arguments = shlex.split(command)

@@ -8,9 +8,10 @@ Beside each kernel stand the torch operations that do the same (F.interpolate, s
 captured in a CUDA graph, in the same run on the same memory.
 
 --json prints one object as the last line of stdout, and --out FILE stores the same: {"schema", "date", "command",
-"device" (null in a dry run), "fused_left_out" (why only torch was timed, or null), "versions", "bandwidth_gb_per_s",
-"cases": [{"kernel", "picture", "faces", "box", "rows", "bytes", "floor_us", "launches", "torch_launches", and, timed:
-"torch_us", "torch_graph_us", and of the fused kernel "us", "of_floor"}]}.
+"device" (null in a dry run), "fused_left_out" (the reason why only torch was timed, or null), "versions",
+"bandwidth_gb_per_s", "shapes" {"canvas", "channels", "skips"}, "cases": [{"kernel", "picture", "faces", "box", "rows",
+"bytes", "floor_us", "launches", "torch_launches", and, timed: "torch_us", "torch_graph_us", and of the fused kernel
+"us", "of_floor"}]}.
 
 The torch operations (torch_operations.py) need nothing but torch. They are timed even if the fused kernels do not run
 because cuda-core, or code for the GPU, is missing.
@@ -41,14 +42,17 @@ HALF_BYTES, SECTOR_BYTES = 2, 32
 
 
 def crop_bytes(case: Case) -> int:
-    """The faces read in float32, the canvases written in half precision."""
+    """The bytes of the faces, read in float32, and of the canvases, written in half precision."""
     read = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (case.box(face, 0) for face in range(case.faces)))
     return CHANNELS * (4 * read + HALF_BYTES * case.faces * CANVAS**2)
 
 
 def merge_bytes(case: Case) -> int:
-    """Skips and global residuals read once, of the local residuals the memory sectors that a sample touches, and all
-    decoder rows written."""
+    """The bytes that the merge reads and writes.
+
+    It reads skips and global residuals once, and those memory sectors of the local residuals that a sample touches. It
+    writes all decoder rows.
+    """
     total = 0
     for channels, level in SDXL:
         height, width = case.cells(level)
@@ -63,19 +67,19 @@ def merge_bytes(case: Case) -> int:
 
 
 def guide_bytes(case: Case) -> int:
-    """Latents read and written in float32, predictions read in half precision."""
+    """The bytes of the latents, read and written in float32, and of the predictions, read in half precision."""
     height, width = case.cells(0)
     return CHANNELS * height * width * (2 * 4 + HALF_BYTES * case.rows)
 
 
 def _touched(size_in: int, size_out: int, per_group: int) -> int:
-    """How many groups of neighbours a bilinear resize of a line reads from."""
+    """The number of groups, of `per_group` neighbours each, that a bilinear resize of a line reads."""
     position = np.clip((np.arange(size_out) + 0.5) * size_in / size_out - 0.5, 0, None)
     first = np.minimum(position.astype(int), size_in - 1)
     return len({cell // per_group for cell in (*first, *np.minimum(first + 1, size_in - 1))})
 
 
-# kernel → its bytes, and how many launches plain torch makes of it (views are none).
+# kernel → its bytes, and the number of launches of the same in plain torch (a view launches nothing).
 KERNELS = {
     "crop_upsample": (crop_bytes, lambda case: case.faces + 1),
     "relocate_merge": (

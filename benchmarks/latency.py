@@ -1,9 +1,9 @@
 """python -m benchmarks.latency: milliseconds per picture, stage and step, beside a baseline on the same weights.
 
 Engines (one per --backend) and baselines run interleaved in one process on the same device, threads, prompts, persons
-and noise; a ratio is the median of the ratios within each round. The final latents are compared in every round, so that
-ratio compares different work. Warm-up rounds take four steps, or as many as it needs for steps without and with the
-ID; in them torch.compile compiles for every shape of a case; a later compilation is an error.
+and noise. A ratio is the median of the ratios within each round. The final latents are compared in every round, so no
+ratio compares different work. A warm-up round takes four steps, or the more that it needs for steps without and with
+the ID. In it torch.compile compiles for every shape of a case; a later compilation is an error.
 
 Measure on a machine that does nothing else: torch's OpenMP threads wait by spinning, and another program on their cores
 slows the baselines down several times. On a busy machine --threads 1 still gives usable figures.
@@ -15,7 +15,7 @@ spread is {"p50", "p95", "min", "max", "count"}; TFLOP are 1e12 operations, a mu
   hardware      gpu (or null), cpu, architecture, threads, cores_available, cores, ram_bytes, system, load_average_1min
   engine        name, seal (digest of all that its manifest lists); backend and precision of the first engine
   engines       {"engine", or "engine:BACKEND" if several were asked for: {backend, precision}}
-  left_out      {backend: why, of --backend all, it is not measured}
+  left_out      {backend: the reason why --backend all does not measure it}
   settings      height, width, steps, steps_without_id, runs, warmup, seed, prompt, compiler (of
                 naive-compiled), memory_format (of the baselines)
   cases         one per number of persons:
@@ -36,7 +36,7 @@ spread is {"p50", "p95", "min", "max", "count"}; TFLOP are 1e12 operations, a mu
       latents_relative_rms                      of the difference of the final latents, the worst round}}
   photo         {stage: spread}, or null without --photo
 
-Schema 1 has one engine and neither engines, left_out, gpu, memory nor the names in ratios.
+Schema 1 has one engine. It lacks engines, left_out, gpu, memory, and the names in ratios.
 
 Exit status: 0 measured, 1 failed, 2 bad usage.
 """
@@ -83,7 +83,7 @@ def measure(options: Options, command: Sequence[str] = (), report: Report = lamb
     threads = options.threads or _threads(options.device)
     device = f"cpu:{threads}" if options.device == "cpu" else options.device
     if options.memory:
-        bytes_used(device)  # refuses a system that does not say
+        bytes_used(device)  # raises if the system does not state it
     manifest = Manifest.read(options.engine)
     scene = Scene.of(options, manifest)
     result = {
@@ -154,7 +154,7 @@ def _backend(engine: Engine) -> dict[str, str]:
 
 
 def _add_memory(options: Options, result: dict[str, Any], threads: int, report: Report) -> None:
-    """Adds it to every contender of every case, measured alone. A failure is reported; the times are kept."""
+    """Adds the memory of every contender of every case, measured alone. A failure is reported; the times are kept."""
     release()
     for case in result["cases"]:
         for name, contender in case["contenders"].items():
@@ -184,7 +184,7 @@ def _job(options: Options, result: Mapping[str, Any], threads: int, name: str, p
 
 
 def _threads(device: str) -> int:
-    """The threads a device's name asks for, or every core."""
+    """The number of threads that a device's name states, or of all cores."""
     count = device.partition(":")[2]
     given = int(count) if device.startswith("cpu") and count.isascii() and count.isdecimal() else 0
     return given or available_cores()

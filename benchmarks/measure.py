@@ -1,4 +1,4 @@
-"""Shared by all measurements: interleaved runs, percentiles, and the facts that every figure needs beside it."""
+"""Shared by all measurements: the order of runs, percentiles, and the facts that every figure needs beside it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Run:
 
 
 def turns(names: Sequence[str], number: int) -> list[str]:
-    """The order of a round: A B C, B C A, C A B, …: changes of the machine's speed affect all alike."""
+    """The order of a round: A B C, B C A, C A B, …, so that a change of the machine's speed affects all alike."""
     first = number % len(names)
     return [*names[first:], *names[:first]]
 
@@ -108,7 +108,7 @@ def _lacked_seconds() -> dict[str, float]:
 
 
 def hardware(threads: int, device: str = "cpu") -> dict[str, Any]:
-    """The GPU, if it is on one; CPU model, cores, RAM and how busy the machine was when the measurement began."""
+    """The GPU, if the device is one; CPU model, cores, RAM, and the machine's load when the measurement began."""
     try:
         ram_bytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not a POSIX system
@@ -138,7 +138,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The commit that is measured, "-dirty" with changes upon it; None outside a git checkout."""
+    """The commit that is measured, with "-dirty" if there are uncommitted changes; None outside a git checkout."""
     line = ["git", "describe", "--always", "--dirty"]
     try:
         done = subprocess.run(line, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)

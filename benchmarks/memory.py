@@ -1,4 +1,4 @@
-"""The memory of one contender, alone in a process of its own: side by side in one process, weights would add up.
+"""The memory of one contender, alone in a process of its own: in one process, the contenders' weights would add up.
 
 On a GPU it is all memory of the device that the process uses beyond an empty CUDA context: weights, activations,
 workspaces, and the memory that torch, ONNX Runtime and TensorRT keep for the next call. It is read from the driver, so
@@ -96,7 +96,7 @@ def bytes_used(device: str) -> Bytes:
         Device(gpu).set_current()  # in the calling thread
         status, free, total = driver.cuMemGetInfo()
         if status != driver.CUresult.CUDA_SUCCESS:
-            raise BackendError(f"cuMemGetInfo failed: {status.name}. python -m realisid_trt doctor")
+            raise BackendError(f"cuMemGetInfo failed: {status.name}. Run python -m realisid_trt doctor.")
         return int(total) - int(free)
 
     return used

@@ -89,7 +89,7 @@ class NaivePipeline:
             module.to(memory_format=self._format)
 
     def use_faster_format(self, persons: Sequence[Person], latents: NDArray[np.float32]) -> None:
-        """The faster format here, by the better of two steps of this picture with the ID."""
+        """Chooses the format in which a step of this picture with the ID is faster, by the better of two steps."""
 
         def step_ms(memory_format: str) -> float:
             self.use_format(memory_format)
@@ -115,12 +115,12 @@ class NaivePipeline:
         decode: bool = True,
         progress: Progress | None = None,
     ) -> NaiveResult:
-        """One picture, from the latents (1, C, h, w) given: both branches' scales are 1.
+        """One picture, from the latents (1, C, h, w). Both branches' scales are 1.
 
         persons:    each with id_tokens, pose_image and box.
-        delay:      False evaluates three rows at every step; before the ID is switched on the third has weight zero, so
-                    that the picture is the same. Without persons there are two rows in either case.
-        share_null: the none and the text row share their rows of the ControlNets, where these do not see the text.
+        delay:      False evaluates three rows at every step. Before the ID is switched on the third has weight zero, so
+                    the picture is the same. Without persons there are two rows in either case.
+        share_null: the none and the text row share their rows of the ControlNets, if these do not get the text.
 
         Raises RequestError for a person that is given by a photo, BoxError for a box that does not fit.
         """
@@ -139,7 +139,7 @@ class NaivePipeline:
             rows = self._rows(texts, persons, size_px, share_null and config.branch_pooled_text != "per_row")
         noisy_latents = self._placed(latents, torch.float32).contiguous(memory_format=self._format)
         self.scheduler.set_timesteps(steps)
-        # The networks read the timestep where they are; the scheduler looks its coefficients up on the CPU.
+        # The networks read the timestep on their device; the scheduler looks its coefficients up on the CPU.
         placed_timesteps = self.scheduler.timesteps.to(self.device)
         with watch.measure("denoise"):
             stamps = [self.clock.stamp()]
@@ -306,9 +306,9 @@ class NaivePipeline:
 
 @dataclass(eq=False)
 class _Rows:
-    """Three rows' worth of inputs; per person ones are ordered row by row.
+    """The inputs of three rows; those of persons are ordered row by row.
 
-    branch_of: which row of the branches each row receives; branch_index: the same, on the device.
+    branch_of: the row of the branches that each row receives; branch_index: the same, on the device.
     shares: [level][person], see `_shares`.
     """
 

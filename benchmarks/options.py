@@ -11,14 +11,14 @@ from realisid_trt.commands.flags import flags_of
 from realisid_trt.errors import RequestError
 from realisid_trt.request import MAX_PERSONS
 
-# How NaivePipeline.generate is called for each.
+# Baseline → its arguments of NaivePipeline.generate.
 BASELINES: dict[str, dict[str, Any]] = {
     "naive": {},
     "naive-shared": {"share_null": True},
     "naive-no-delay": {"delay": False},
     "naive-compiled": {},
 }
-COMPILED = ("naive-compiled",)  # of them, those whose networks torch.compile compiles
+COMPILED = ("naive-compiled",)  # the baselines whose networks torch.compile compiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,15 +26,15 @@ class Options:
     """The options of a measurement. The command line takes its defaults from here.
 
     engine:        engine directory. device, cuda_graph: as in Engine.load.
-    backend:       as in Engine.load; several, each a contender; or ("all",) that the engine was built for and that can
-                   be opened here.
+    backend:       as in Engine.load; several, each a contender; or ("all",): every backend that the engine was built
+                   for and that can be opened here.
     checkpoint:    the folder that it was built from, for the baselines' weights; None: its path at the build.
     base_model, variant: as in export.build; None: as at the build.
     baseline:      some of BASELINES, or ("none",).
     persons:       numbers of persons, each a case of its own.
     steps:         None takes the engine's default; height, width: px, None takes the model's size.
-    runs, warmup:  rounds that are measured, and short rounds before them.
-    threads:       of the engine and of the baselines; None takes every core this process may use.
+    runs, warmup:  numbers of measured rounds, and of short rounds before them.
+    threads:       of the engine and of the baselines; None takes every core that this process may use.
     memory_format: of the baselines' convolutions: "contiguous", "channels_last", or "auto" for the faster one here.
     compiler:      backend of torch.compile, for naive-compiled.
     memory:        measure memory too, every contender and case in a process of its own.
@@ -91,7 +91,7 @@ class Options:
         if not self.warmup and set(self.baselines) & set(COMPILED):
             raise RequestError("--warmup is 0, expected at least 1: else naive-compiled is compiled in a measured run.")
         if self.threads is not None and self.device != "cpu":
-            raise RequestError(f"--threads {self.threads} is for --device cpu; {self.device} states its own.")
+            raise RequestError(f"--threads {self.threads} is for --device cpu. Leave it out for {self.device}.")
         if self.photo is not None and not self.photo.is_file():
             raise RequestError(f"--photo {self.photo}: no such file.")
         for flag, path in (("--out", self.out), ("--plot", self.plot)):
@@ -110,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""baselines:
   naive           diffusers' own modules, guidance rows batched, no third row before the ID is switched on
-  naive-shared    the same, and the none and text rows share their ControlNet rows if these see no text
+  naive-shared    the same, and the none and text rows share their ControlNet rows if these get no text
   naive-no-delay  as naive, with three rows at every step (of weight zero before the switch: the same picture)
   naive-compiled  as naive, UNet and ControlNets compiled by torch.compile, for every shape and in the warm-up
 examples:
@@ -139,7 +139,7 @@ examples:
         "device": shown,
         "cuda_graph": "on a GPU, capture a step and replay it",
         "memory_format": "of the baselines; auto tries both and takes the faster",
-        "compiler": f"torch.compile's, of naive-compiled, {shown}",
+        "compiler": f"torch.compile's backend, for naive-compiled, {shown}",
         "memory": "measure memory too, each contender in its own process",
         "seed": shown,
         "prompt": shown,

@@ -26,10 +26,12 @@ Differences = Mapping[tuple[str, str], float]
 def interleaved(
     options: Options, scene: Scene, engines: Sequence[str], contenders: Mapping[str, Contender], precision: str
 ) -> Iterator[tuple[int, Taken, Differences]]:
-    """Per case: persons, the measured runs of each contender, and by (engine, baseline) the relative RMS of the final
-    latents' difference, the worst round. A progress bar goes to stderr.
+    """Per case: the number of persons, the measured runs of each contender, and the differences of their pictures.
 
-    Raises CheckpointError for another picture, RuntimeError if torch would compile in a measured run.
+    A difference is the relative RMS of the final latents' difference in the worst round, by (engine, baseline). A
+    progress bar goes to stderr.
+
+    Raises CheckpointError if two pictures differ too much, RuntimeError if torch would compile in a measured run.
     """
     names = list(contenders)
     pairs = [(engine, baseline) for engine in engines for baseline in names if baseline not in engines]
@@ -41,7 +43,7 @@ def interleaved(
             taken: list[dict[str, Run]] = []
             worst = dict.fromkeys(pairs, 0.0)
             for steps, number in zip(rounds, numbers, strict=False):
-                prompt = f"{number}: {options.prompt}"  # a new one every time: engines remember prompts
+                prompt = f"{number}: {options.prompt}"  # a new one every time: engines cache prompts
                 given = scene.given(persons, steps)
                 warm = len(taken) < options.warmup
                 with contextlib.nullcontext() if warm else measured_as_warm(contenders):

@@ -24,9 +24,9 @@ SAME = {"float32": 2.0**-11.5, "float16": 2 * 1e-2, "bfloat16": 2 * 8 * 1e-2}
 def open_original(
     manifest: Manifest, path: Path | None, base_model: str | None = None, variant: str | None = None
 ) -> Checkpoint:
-    """The checkpoint that an engine was built from; None: as at the build. Raises CheckpointError."""
+    """The checkpoint that an engine was built from. None for an argument: as at the build. Raises CheckpointError."""
     from export.building.origins import recall
-    from export.checkpoint import Checkpoint  # torch, which an engine by itself does without
+    from export.checkpoint import Checkpoint  # imports torch, which an engine alone does not need
 
     given = {"path": path, "base_model": base_model, "variant": variant}
     origin: dict[str, Any] = recall(manifest.values) | {key: value for key, value in given.items() if value is not None}
@@ -41,7 +41,7 @@ def open_original(
 
 
 def check_same_arithmetic(device: str, precision: str) -> None:
-    """Raises RequestError unless a baseline can compute as an engine there does: float32 on a CPU, anything on a GPU.
+    """Raises RequestError unless a baseline can compute as the engine: in float32 on a CPU, in any precision on a GPU.
 
     `torch_device.beside` checks whether torch can use that GPU.
     """
@@ -55,7 +55,7 @@ def check_same_arithmetic(device: str, precision: str) -> None:
 
 
 def check_same_weights(manifest: Manifest, checkpoint: Checkpoint) -> None:
-    """Raises CheckpointError unless the engine was built from these very weights and this configuration."""
+    """Raises CheckpointError unless the engine was built from exactly these weights and this configuration."""
     listed = manifest.values
     different = [
         key for key, value in checkpoint.config.to_dict().items() if listed["realisid_config"].get(key, value) != value
@@ -71,7 +71,7 @@ def check_same_weights(manifest: Manifest, checkpoint: Checkpoint) -> None:
 def check_same_picture(engine: Run, baseline: Run, precision: str = "float32") -> float:
     """The relative RMS difference of the final latents.
 
-    Raises CheckpointError if it is more than this precision explains: then it is not the same work.
+    Raises CheckpointError if it is more than this precision explains: then the two did not do the same work.
     """
     difference = relative_rms(engine.latents, baseline.latents)
     if not difference <= SAME[precision]:

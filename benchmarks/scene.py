@@ -17,12 +17,18 @@ from realisid_trt.manifest import Manifest, Model
 from .options import Options
 
 FACE = 0.3  # side of a face box over the shorter side of the picture
-WARM_STEPS = 4  # of a warm-up, so that other weights are found early
+WARM_STEPS = 4  # of a warm-up, so that pictures of different weights are found early
 
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """height, width: px. steps: of a picture. switch: its first steps, without the ID. latents: (1, C, h, w) noise."""
+    """The picture of one measurement, for any number of random persons.
+
+    height, width: px.
+    steps:         of a picture; warm_steps: of a warm-up.
+    switch:        number of the first steps, without the ID.
+    latents:       (1, C, h, w) float32, the noise.
+    """
 
     model: Model
     height: int
@@ -35,8 +41,7 @@ class Scene:
 
     @classmethod
     def of(cls, options: Options, manifest: Manifest) -> Scene:
-        """The scene of the options for this engine. Raises RequestError for a size or a number of steps it cannot
-        have."""
+        """The scene of the options for this engine. Raises RequestError for an impossible size or number of steps."""
         model, config = manifest.model, manifest.config
         height, width = options.height or model.default_size, options.width or model.default_size
         multiple = model.vae_scale_factor * 2 ** (model.levels - 1)
@@ -67,7 +72,7 @@ class Scene:
 
 
 def warm_steps(steps: int, alpha: float | None) -> int:
-    """The fewest steps from WARM_STEPS on, or all, that are without and with the ID if those of a picture are."""
+    """The fewest steps, at least WARM_STEPS or all, with a picture's own phases: steps without and with the ID."""
 
     def phases(count: int) -> tuple[bool, bool]:
         without_id = steps_without_id(count, alpha)

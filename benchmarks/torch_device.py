@@ -14,8 +14,10 @@ from realisid_trt.errors import RequestError
 
 
 def beside(device: str) -> torch.device:
-    """Torch's name of the device that an engine names "cpu", "cpu:N", "cuda" or "cuda:N"; the GPU is made the current
-    one. Raises RequestError if this torch cannot compute there."""
+    """Torch's name of the device that an engine names "cpu", "cpu:N", "cuda" or "cuda:N".
+
+    Makes a GPU torch's current one. Raises RequestError if this torch cannot use it.
+    """
     kind, _, number = device.partition(":")
     if kind != "cuda":
         return torch.device("cpu")
@@ -30,8 +32,11 @@ def beside(device: str) -> torch.device:
 
 @contextmanager
 def settings(threads: int, precision: str) -> Iterator[None]:
-    """A context in which torch computes as the engine does: with this many threads, with TF32 unless the precision is
-    float32; on a GPU it tries every convolution of cuDNN, in the warm-up. Restores the settings afterwards."""
+    """A context in which torch computes as the engine does. Restores the settings afterwards.
+
+    It uses this many threads, and TF32 unless the precision is float32. On a GPU it tries every convolution algorithm
+    of cuDNN, which happens in the warm-up.
+    """
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
     before = torch.get_num_threads(), matmul.allow_tf32, cudnn.allow_tf32, cudnn.benchmark
     torch.set_num_threads(threads)
@@ -73,7 +78,7 @@ class Clock:
 
 
 class ClockedUsage(Usage):
-    """Usage by such a clock. Reading `ms` waits for the last measured call."""
+    """Usage, timed by a Clock. Reading `ms` waits for the last measured call."""
 
     def __init__(self, clock: Clock) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ class Machine(Protocol):
 
     @property
     def stream(self) -> Any:
-        """cuda.core's, for the fused kernels. Raises ImportError without cuda-core."""
+        """cuda.core's stream, for the fused kernels. Raises ImportError without cuda-core."""
 
     def place(self, tensor: Tensor) -> Tensor:
         """The tensor on the device."""
@@ -40,11 +40,13 @@ class Machine(Protocol):
     def wait(self) -> None: ...
 
     def microseconds(self, work: Callable[[], object], queued: bool = True) -> float:
-        """Median over rounds, with cold caches. queued: the GPU is kept busy while Python launches, so that only the
-        GPU's own time counts."""
+        """Median over rounds, with cold caches.
+
+        queued: the GPU is kept busy while Python launches, so that only the GPU's own time counts.
+        """
 
     def captured(self, work: Work) -> Callable[[], object]:
-        """The same as a CUDA graph."""
+        """The function that replays the work, captured as a CUDA graph."""
 
 
 class TorchCuda:
@@ -71,7 +73,7 @@ class TorchCuda:
         return placed
 
     def normal(self, *shape: int, dtype: torch.dtype) -> Tensor:
-        """Drawn there: on a CPU, the residuals of eight faces alone take ten seconds."""
+        """Drawn on the GPU: on a CPU, the residuals of eight faces alone take ten seconds."""
         drawn = torch.randn(shape, dtype=dtype, device="cuda", generator=self._random)
         torch.cuda.synchronize()
         return drawn
@@ -105,7 +107,7 @@ class TorchCuda:
 
 
 def copy_bandwidth(machine: Machine) -> float:
-    """GB/s of a copy from device to device, read and write counted: the full bandwidth of these benchmarks."""
+    """GB/s of a copy from device to device, read and write counted. Floors are computed with this bandwidth."""
     source, target = (machine.place(torch.zeros(COPY_BYTES, dtype=torch.uint8)) for _ in range(2))
     return 2 * COPY_BYTES / machine.microseconds(lambda: target.copy_(source)) / 1e3
 
@@ -119,8 +121,8 @@ def time_torch(machine: Machine, work: Work) -> dict[str, float]:
     }
 
 
-# Each: the inputs of a kernel at one shape, the torch operations that do what it does, and the same in float64, one
-# result after another: all at once would not fit into smaller cards.
+# Each class has the inputs of a kernel at one shape, the torch operations that do the same (`plain`), and these in
+# float64 (`exact`), one result after another: all at once would not fit into smaller cards.
 
 
 class CropUpsample:

@@ -1,4 +1,4 @@
-"""python -m benchmarks.training: how long a step of training both branches takes, and how much memory.
+"""python -m benchmarks.training: the time and the memory of a step that trains both branches.
 
 python -m benchmarks.training --checkpoint CKPT --checkpointing
 accelerate launch --num_processes 8 -m benchmarks.training --checkpoint CKPT --batch-size 32 --checkpointing
@@ -57,7 +57,10 @@ def _outcome(checkpoint: str, checkpointing: bool, cpu: bool, **options: Any) ->
 
 
 def measure(checkpoint: Checkpoint, options: TrainingOptions, checkpointing: bool, cpu: bool) -> dict[str, Any]:
-    """See the module. options: with batch size and learning rate, see `TrainingOptions.of`."""
+    """The figures, as JSON values: the keys are at the top of this file.
+
+    options: with batch size and learning rate, see `TrainingOptions.of`.
+    """
     c, accelerator = checkpoint, accelerator_of(options.precision, cpu)
     options.check_shared(accelerator.num_processes)
     assert options.batch_size is not None
@@ -78,7 +81,7 @@ def measure(checkpoint: Checkpoint, options: TrainingOptions, checkpointing: boo
         stage, options.seed, 0, options.steps, options.batch_size, accelerator.process_index, accelerator.num_processes
     )
     seconds, losses = [], []
-    for number, batch in enumerate(rows):  # preparing a batch is not timed: a training's workers do it meanwhile
+    for number, batch in enumerate(rows):  # preparing a batch is not timed: training does it in other processes
         start = time.perf_counter()
         losses.append(float(learner.learn(batch, number)["loss"]))
         if ema:

@@ -39,14 +39,14 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
     start = time.perf_counter()
     if problem := unsupported():
         raise BuildError(problem)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two exporting processes must not spin against each other
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # two exporting processes must not wait by spinning
     targets, options = checked(options, report)
     path = options.checkpoint or miniature_checkpoint()
     name = Path(os.path.realpath(path)).name
     asked = options.out or Path("engines") / name
     out = target_folder(asked)
 
-    # After the cheap checks: these import torch.
+    # Imported after the cheap checks, since these modules import torch.
     from .building.describe import describe
     from .building.origins import remember
     from .building.planning import onnx_jobs, plan_jobs, profiles_of
@@ -72,7 +72,7 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
         if made:
             report(f"{len(made)} of {len(made) + len(jobs)} networks are kept from an earlier build")
         wanted = [job for job in jobs if not options.only or job.network in options.only]
-        # Only when the graphs are there is it known which plans are up to date.
+        # Which plans are up to date is known only after the graphs are made.
         likely = [known[name].elements(checkpoint) * target.form_of(name).itemsize for target, name in to_build]
         _check_space(out.parent, [job.bytes for job in wanted], likely if wanted else [], report)
         made |= export_all(staging, wanted, options.jobs, progress)
@@ -112,7 +112,7 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
 
 
 def miniature_checkpoint() -> Path:
-    """The checkpoint built without --checkpoint: the trained miniature. Raises CheckpointError if it is not there."""
+    """The checkpoint of a build without --checkpoint: the trained miniature. Raises CheckpointError without it."""
     folder = Path(__file__).resolve().parents[1] / "checkpoints" / "miniature"
     if not folder.is_dir():
         raise CheckpointError(
@@ -124,10 +124,11 @@ def miniature_checkpoint() -> Path:
 
 
 def _check_space(folder: Path, graphs: Sequence[int], plans: Sequence[int], report: Report) -> None:
-    """Reports the disk and memory that the build needs, before an hour is spent on it. Raises DiskError if the disk has
-    less.
+    """Reports the disk and memory that the build needs, before an hour is spent on it.
 
     graphs, plans: bytes of the weights of each that is to be made.
+
+    Raises DiskError if the disk has less.
     """
     from .building.plans import estimate
 
@@ -154,7 +155,7 @@ def _report_slow(plans: Sequence[Artifact], report: Report) -> None:
         proof = plan.info["proof"]
         if not plan.info["capturable"]:
             name = Path(plan.info["file"]).stem
-            report(f"{name}: cannot be captured in a CUDA graph; with a smaller --batch, --persons it may be")
+            report(f"{name}: cannot be captured in a CUDA graph; a smaller --batch or --persons may help")
         if proof["precision"] != "fp32" and proof["fused"] is not None and proof["fused"] < proof["attentions"]:
             name = Path(plan.info["file"]).stem
             report(f"{name}: only {proof['fused']} of {proof['attentions']} attentions are fused (heads too narrow?)")
@@ -180,8 +181,7 @@ def _is_small(checkpoint: Checkpoint) -> bool:
 def _verify_whole(
     staging: Staging, checkpoint: Checkpoint, manifest: dict[str, Any], bisect: bool, report: Report
 ) -> None:
-    """Compares every build that can run here with the reference, before publishing; the figures go into the
-    manifest."""
+    """Compares every build that can run here with the reference, and puts the figures into the manifest."""
     from .truth.verify_engine import verify_engine
 
     small = _is_small(checkpoint)

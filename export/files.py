@@ -34,11 +34,11 @@ def target_folder(path: str | os.PathLike[str]) -> Path:
 
 
 def exchange(new: Path, old: Path) -> None:
-    """Puts `new` in the place of `old`, then removes the previous folder. At any moment one of the two is there,
-    complete.
+    """Puts `new` in the place of `old`, then removes the previous folder.
 
-    A previous folder that cannot be removed, because a network file system keeps it open, stays; a warning names it.
-    Raises DiskError if nothing was exchanged.
+    At any moment one of the two is complete, at `old`; or at `old`.old, on a system that cannot swap two names in one
+    step. A previous folder that cannot be removed, because a network file system keeps it open, stays; a warning names
+    it. Raises DiskError if nothing was exchanged.
     """
     previous = None
     with disk_errors(old.parent):
@@ -55,11 +55,12 @@ def exchange(new: Path, old: Path) -> None:
     if previous is not None:
         try:
             shutil.rmtree(previous)
-        except FileNotFoundError:  # another process took it for abandoned and removes it too
+        except FileNotFoundError:  # another process removes it too, as abandoned
             shutil.rmtree(previous, ignore_errors=True)
         except OSError as error:
             warnings.warn(
-                f"{old} is the new one; the one before could not be removed completely ({error.strerror or error}). "
+                f"{old} is published, but the previous folder could not be removed completely "
+                f"({error.strerror or error}). "
                 f"Remove {previous} when no other program uses it.",
                 RealisIDWarning,
                 stacklevel=2,
@@ -67,7 +68,7 @@ def exchange(new: Path, old: Path) -> None:
 
 
 def _swap(a: Path, b: Path) -> bool:
-    """Exchanges two names in one step where the system can (Linux renameat2)."""
+    """Exchanges two names in one step, where the system can (Linux renameat2). Returns whether it did."""
     try:
         renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
     except (OSError, AttributeError):
@@ -143,8 +144,10 @@ def whole_folder(out: Path) -> Iterator[Path]:
 
 
 def _make_locked(out: Path) -> tuple[Path, int]:
-    """Makes a folder beside `out` and locks it, through the descriptor that is returned. A process number would not be
-    valid in another container."""
+    """A new folder beside `out`, and the descriptor that locks it.
+
+    A lock is valid in every container; a process number is not.
+    """
     import fcntl
 
     while True:
@@ -152,14 +155,14 @@ def _make_locked(out: Path) -> tuple[Path, int]:
         folder.mkdir()
         try:
             descriptor = os.open(folder, os.O_RDONLY)
-        except FileNotFoundError:  # another process took it for abandoned before it was locked
+        except FileNotFoundError:  # another process removed it as abandoned, before it was locked
             continue
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:  # another process takes it for abandoned right now
+        except BlockingIOError:  # another process is removing it as abandoned
             os.close(descriptor)
             continue
-        except OSError:  # a network's file system without locks on folders: `_remove_abandoned` waits a week
+        except OSError:  # a network file system without locks on folders: `_remove_abandoned` waits a week
             return folder, descriptor
         if _is_at(folder, descriptor):
             return folder, descriptor
@@ -175,8 +178,10 @@ def _is_at(folder: Path, descriptor: int) -> bool:
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Removes a folder that no process has locked, and holds its lock meanwhile. Without locks: removes a folder that
-    is a week old."""
+    """Removes a folder that no process has locked, and locks it meanwhile.
+
+    On a file system without locks it removes a folder that is more than a week old.
+    """
     import fcntl
 
     try:
@@ -199,7 +204,10 @@ def _remove_abandoned(folder: Path) -> None:
 
 @contextlib.contextmanager
 def locked(path: Path, busy: RealisIDError) -> Iterator[None]:
-    """Raises `busy` while another process holds the lock that the file `path` stands for. The empty file stays."""
+    """A context that holds the lock of the file `path`. Raises `busy` while another process holds it.
+
+    The empty file stays.
+    """
     try:
         import fcntl
     except ImportError:  # no advisory locks on this system: the caller must avoid two processes at once
@@ -207,14 +215,14 @@ def locked(path: Path, busy: RealisIDError) -> Iterator[None]:
         return
     with disk_errors(path.parent):
         file = open(path, "w")  # noqa: SIM115 - it must outlive this block's errors
-    os.register_at_fork(after_in_child=file.close)  # a fork that outlives this process keeps no lock
+    os.register_at_fork(after_in_child=file.close)  # a fork that outlives this process does not keep the lock
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise busy from None
         except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # a network's file system without locks
+            if error.errno not in (errno.ENOLCK, errno.EOPNOTSUPP):  # a network file system without locks
                 raise
         yield
 

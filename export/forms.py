@@ -41,7 +41,7 @@ class OnnxForm:
 class Limits:
     """The smallest and largest sizes of the dynamic dimensions, in units.
 
-    rows:      of every network but the next.
+    rows:      rows of every network except the `*_time` networks.
     timesteps: rows of the `*_time` networks: steps × distinct texts.
     side:      height and width, in cells of the UNet's coarsest level.
     """
@@ -54,7 +54,7 @@ class Limits:
     def of_requests(cls, pictures: int, persons: int, side: int) -> Limits:
         """The limits of batches of `pictures` pictures of `persons` persons, each `side` coarsest cells wide.
 
-        Three rows a picture in the UNet, three rows a person in the branches when nothing is shared.
+        When nothing is shared, the UNet has three rows per picture, and a branch three rows per person.
         """
         return cls(rows=(1, 3 * pictures * max(1, persons)), timesteps=(1, 1000 * 2 * pictures), side=(2, max(2, side)))
 

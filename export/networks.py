@@ -46,7 +46,7 @@ class Network:
 
     components: the checkpoint folders whose weights it holds (for the build's cache key).
     module:     makes the torch module with this flat signature, in a given dtype.
-    only, without: parts of a component that it holds or leaves out, by the beginning of their names.
+    only, without: beginnings of the names of the weights that it holds, or leaves out; empty: all, or none.
     """
 
     name: str
@@ -79,7 +79,7 @@ ROWS = Size("rows")
 
 
 def networks(checkpoint: Checkpoint) -> dict[str, Network]:
-    """Every network of an engine, by name, in the order in which the runtime runs them. DESIGN.md, "Networks"."""
+    """Every network of an engine, by name, from the text encoders to the VAE's decoder. DESIGN.md, "Networks"."""
     c = checkpoint
     coarsest = 2 ** (c.levels - 1)
     height, width = Size("height", coarsest), Size("width", coarsest)
@@ -239,7 +239,8 @@ class Condition(nn.Module):
 class Sinusoids(nn.Module):
     """diffusers' `Timesteps` with torch's own frequencies as a constant: (K,) → (K, F) float32.
 
-    An exporter folds their exponential with another rounding, and a timestep of 1000 multiplies the difference by 1000.
+    An exporter that computes their exponential rounds it differently, and a timestep of 1000 multiplies the difference
+    by 1000.
     """
 
     def __init__(self, timesteps: nn.Module) -> None:
@@ -272,7 +273,7 @@ class TimeEmbedding(nn.Module):
         return emb + self.add_embedding(torch.cat([pooled, sinusoids], dim=-1))
 
     def _narrow(self, sinusoids: Tensor) -> Tensor:
-        """In the weights' precision, as diffusers casts them; float64, for the exact outputs, stays."""
+        """The sinusoids in the weights' precision, as diffusers casts them. float64 stays, for the exact outputs."""
         return (
             sinusoids if sinusoids.dtype == torch.float64 else sinusoids.to(self.time_embedding.linear_1.weight.dtype)
         )
@@ -327,7 +328,7 @@ class UNetDecoder(nn.Module):
 
 
 class VaeDecoder(nn.Module):
-    """latents as the sampler leaves them → image (R, 3, H, W), about [-1, 1]; the VAE's scaling is undone here."""
+    """The sampler's final latents → image (R, 3, H, W), about [-1, 1]; the VAE's scaling is undone here."""
 
     def __init__(self, vae: nn.Module) -> None:
         super().__init__()

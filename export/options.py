@@ -26,13 +26,14 @@ class Options:
     out:             engine directory; None: engines/<name of the checkpoint's folder>.
     base_model, variant: see Checkpoint.open.
     precision:       of GPU backends: "fp32", "fp16" or "bf16". ONNX Runtime on a CPU always runs float32.
-    backends:        which to build for; empty: ONNX Runtime and every TensorRT flavour that is installed and can build.
-    architectures:   of portable plans (tensorrt-rtx), such as "sm_89"; empty: every one that runs all networks.
-    gpu_only:        build nothing for a CPU: no float32 networks beside the half ones.
-    only:            networks to build now; the engine is complete when no network is missing.
+    backends:        names of backends to build for; empty: ONNX Runtime and every installed TensorRT flavour that can
+                     build here.
+    architectures:   of portable plans (tensorrt-rtx), such as "sm_89"; empty: all that can run every network.
+    gpu_only:        build nothing for a CPU: no float32 networks beside those in half precision.
+    only:            networks to build now; empty: all. The engine is published when no network is missing.
     batch, persons:  pictures of one batch, and persons of each, that the engine must hold.
     resolution:      longest side of a picture, px; None: twice the model's own.
-    workspace:       GiB that a layer of a plan may use for itself; None: what the GPU has.
+    workspace:       GiB that a layer of a plan may use for itself; None: all that the GPU has.
     optimization_level: of TensorRT's builder, 0 to 5; None: its own choice.
     jobs:            networks exported at a time; None: 2 for small checkpoints, else 1.
     bisect:          the error of a failed comparison names the first node that differs.
@@ -63,7 +64,7 @@ class Options:
 def checked(options: Options, report: Report) -> tuple[list[Target], Options]:
     """The targets of a build, and its options with their defaults filled in. Imports and reads nothing large.
 
-    Raises RequestError for what cannot be meant, BackendError for a backend that cannot build here.
+    Raises RequestError for an impossible option, BackendError for a backend that cannot build here.
     """
     for name in options.backends:
         if name not in BACKENDS:
@@ -95,7 +96,7 @@ def checked(options: Options, report: Report) -> tuple[list[Target], Options]:
     architectures = tuple(dict.fromkeys(map(architecture, options.architectures)))
     if architectures and "tensorrt-rtx" not in backends:
         raise RequestError(
-            "--arch is for the plans of tensorrt-rtx, which is not built here. Add --backend tensorrt-rtx."
+            "--arch is for the plans of tensorrt-rtx, and this build makes none. Add --backend tensorrt-rtx."
         )
     for name in architectures:
         if name not in RTX_ARCHITECTURES:
@@ -122,8 +123,7 @@ def checked(options: Options, report: Report) -> tuple[list[Target], Options]:
 
 
 def _can_build(half: bool, report: Report) -> list[str]:
-    """The TensorRT flavours that are installed, and can build a plan on this machine. half: report if none is
-    installed."""
+    """The installed TensorRT flavours that can build a plan on this machine. half: report if none is installed."""
     found = []
     for name, flavour in FLAVOURS.items():
         if not flavour.installed:

@@ -18,7 +18,7 @@ MOST_STEPS = 1000
 class Profile:
     """Sizes of every unit ("rows", "timesteps", "height", "width") that a plan is built for.
 
-    least and most bound what it takes; it is fastest at the best.
+    The plan takes sizes from least to most, and is fastest at the best.
     """
 
     least: dict[str, int]

@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns the exit status."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given[:1] == ["build"]:
-        from .build import main as build  # torch, which the other commands do without
+        from .build import main as build  # the other commands do not need it
 
         return build(given[1:])
     if given in (["--help"], ["-h"]):

@@ -21,7 +21,7 @@ from .networks import Network, Port, Size
 # diffusers' Upsample2D makes a batch of 64 rows or more contiguous, which changes no value. If more rows were declared,
 # torch.export would detect that and trace the network a second time. The graph takes any number of rows.
 TRACED_ROWS = 63
-EMBED_BELOW_BYTES = 2**30  # larger weights go beside the graph: a protobuf ends at 2 GiB
+EMBED_BELOW_BYTES = 2**30  # larger weights go beside the graph: a protobuf holds at most 2 GiB
 
 
 def port_entry(port: Port, form: OnnxForm, limits: Limits) -> dict[str, object]:
@@ -37,7 +37,7 @@ def port_entry(port: Port, form: OnnxForm, limits: Limits) -> dict[str, object]:
 
 
 def example(ports: tuple[Port, ...], units: Mapping[str, int], dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, ...]:
-    """Random inputs of sensible size, drawn in float64 so that every precision gets the same numbers.
+    """Random inputs with plausible values, drawn in float64 so that every precision gets the same numbers.
 
     units: the size of each unit: {"rows": 2, "timesteps": 3, "height": 3, "width": 2}.
     """
@@ -69,7 +69,7 @@ def to_onnx(network: Network, module: nn.Module, form: OnnxForm, limits: Limits,
     specs = tuple(_dynamic(port, limits) for port in network.inputs)
     weights_bytes = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     external = weights_bytes >= EMBED_BELOW_BYTES
-    variadic = module.forward.__code__.co_flags & 0x04  # *inputs: torch.export wants their specs as one tuple
+    variadic = module.forward.__code__.co_flags & 0x04  # *inputs: torch.export expects their specs as one tuple
     try:
         with _quiet():
             program = torch.onnx.export(
@@ -87,12 +87,12 @@ def to_onnx(network: Network, module: nn.Module, form: OnnxForm, limits: Limits,
         _strip(path)
         onnx.checker.check_model(str(path), full_check=not external)
     except OSError:
-        raise  # the disk's, not the exporter's
+        raise  # an error of the disk, not of the exporter
     except Exception as error:
         raise BuildError(f"{network.name} cannot be exported as {form.name}: {_last_line(error)}") from error
 
 
-# torch wants one Dim object per name, also between inputs.
+# torch requires that all inputs share one Dim object per name.
 _DIMS: dict[tuple[str, int, int], torch.export.Dim] = {}
 
 
@@ -136,7 +136,7 @@ def _last_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """A context without the exporter's log lines about packages that it does not find."""
+    """A context without Python's warnings and without the exporter's log lines about packages that it does not find."""
     noisy = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in noisy]
     for logger in noisy:

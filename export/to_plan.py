@@ -38,9 +38,9 @@ class PlanSettings:
     flavour:            "tensorrt" or "tensorrt-rtx".
     precision:          "fp32", "fp16" or "bf16": what the graph is proven to be in.
     architectures:      of a portable plan, such as ("sm_86", "sm_89").
-    workspace_bytes:    the most that a layer may use for itself while it runs; None: what the GPU has.
+    workspace_bytes:    the most memory that a layer may use for itself while it runs; None: all that the GPU has.
     optimization_level: 0 (quick to build) to 5; None: TensorRT's own choice.
-    timing_cache:       file of kernels timed before, read and written; `tensorrt` only.
+    timing_cache:       file with the times of kernels, read and written; `tensorrt` only.
     """
 
     flavour: str
@@ -106,7 +106,7 @@ def to_plan(
         if "OutOfMemory" not in words or not capturable:  # of a GPU's memory, and this machine may have no GPU
             raise BuildError(f"{network}: {flavour.name} {flavour.version} built no plan: {words}.")
     if settings.timing_cache is not None and (timed := timing_cache(config, flavour)) is not None:
-        with contextlib.suppress(DiskError), whole_or_not(settings.timing_cache) as partial:  # or they are timed anew
+        with contextlib.suppress(DiskError), whole_or_not(settings.timing_cache) as partial:  # else they are timed anew
             partial.write_bytes(timed)
     proof.fused = fused_attentions(plan) if flavour.portable else None
     return BuiltPlan(proof, round(time.perf_counter() - start, 1), peak_memory_bytes(), capturable)
@@ -147,7 +147,7 @@ def _write(
     flavour: Flavour,
     plan: Path,
 ) -> bool:
-    """Whether the plan was built; if not, there is no file. Raises OSError for a disk that is full."""
+    """Whether the plan was built; if it was not, the file is removed. Raises OSError for a disk that is full."""
     done = False
     try:
         with open(plan, "wb") as file:
@@ -191,7 +191,7 @@ def _monitor(flavour: Flavour, watch: Watch) -> trt.IProgressMonitor:
         trt = flavour.module
 
     class Monitor(trt.IProgressMonitor):
-        """Phases lie inside one another; a step of a phase is a share of the step of its parent."""
+        """The finished share of the build. Phases are nested: a step of a phase is a share of its parent's step."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -232,7 +232,7 @@ def _monitor(flavour: Flavour, watch: Watch) -> trt.IProgressMonitor:
 
 
 def _writer(flavour: Flavour, file: BinaryIO) -> Any:
-    """Takes the plan piece by piece: it need not fit into memory as a whole."""
+    """A writer that takes the plan piece by piece, so that the whole plan need not fit into memory."""
     if TYPE_CHECKING:
         import tensorrt as trt
     else:

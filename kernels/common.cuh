@@ -78,8 +78,9 @@ struct Taps {
 };
 
 // Bilinear, half-pixel centres, edges clamped, for output cell j. Its position (j + ½)·in/out − ½ is an integer over
-// 2·out, and between two such lies ½: with it added, no rounding carries the product over a whole number (for in and
-// out up to 1024). So `first` is exact, and the share is zero exactly where a cell falls on a cell.
+// 2·out. `first` is computed with ½ added to that integer, which is then at least ½ from every multiple of 2·out: no
+// rounding carries the product over a whole number (for in and out up to 1024). So `first` is exact, and the share is
+// exactly zero where an output cell falls on an input cell.
 __device__ inline Taps bilinear_taps(int j, Axis axis) {
   int position = (2 * j + 1) * axis.in - axis.out;  // over 2·out
   position = position < 0 ? 0 : position;

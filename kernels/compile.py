@@ -44,8 +44,8 @@ def key(version: str | None = None) -> str:
 def compile_kernels(folder: Path, architectures: Sequence[str] = (*ARCHITECTURES, LATER)) -> list[str]:
     """Writes `KEY.sm_NN.cubin`, or `KEY.compute_NN.ptx`, per architecture into `folder`. Returns the names.
 
-    Without NVRTC they are copied, if the variable REALISID_TRT_CUBINS names a folder that has all of them. Raises
-    BuildError: with the compiler's own log, or with the command that installs it; DiskError.
+    Without NVRTC these files are copied, if the variable REALISID_TRT_CUBINS names a folder that has all of them.
+    Raises BuildError, with the compiler's own log or with the command that installs it; DiskError.
     """
     try:
         names = file_names(key(), architectures)
@@ -69,8 +69,10 @@ def file_names(prefix: str, architectures: Sequence[str]) -> list[str]:
 
 
 def _copied(folder: Path, architectures: Sequence[str], error: BuildError) -> list[str]:
-    """The files that another machine compiled, with any NVRTC. Raises `error`, with the folder's name, if any is
-    missing."""
+    """The names of the files that another machine compiled, with any NVRTC, after they are copied into `folder`.
+
+    Raises BuildError if any is missing: `error`, and the name of the folder that was searched.
+    """
     elsewhere = os.environ.get(CUBINS)
     if not elsewhere:
         raise error
@@ -89,7 +91,7 @@ def _copied(folder: Path, architectures: Sequence[str], error: BuildError) -> li
 def compile_for(architecture: str, texts: Mapping[str, str] | None = None) -> bytes:
     """The cubin ("sm_90") or PTX ("compute_120") of all kernels. texts: other sources than the project's own.
 
-    Raises BuildError: with the compiler's own log, or with the command that installs it.
+    Raises BuildError, with the compiler's own log or with the command that installs it.
     """
     nvrtc = _nvrtc()
     texts = sources() if texts is None else texts
@@ -108,7 +110,7 @@ def compile_for(architecture: str, texts: Mapping[str, str] | None = None) -> by
 
 
 def nvrtc_version() -> str:
-    """Such as "13.5". Raises BuildError without NVRTC."""
+    """NVRTC's version, such as "13.5". Raises BuildError without NVRTC."""
     nvrtc = _nvrtc()
     major, minor = _checked(nvrtc, nvrtc.nvrtcVersion())
     return f"{major}.{minor}"

@@ -17,7 +17,7 @@ def guide_step(
     """The next latents, and the next step, in place: z' = A·z + B·(c_none·none + c_text·text + c_full·full).
 
     latents:      (B, C, H, W) float32, updated.
-    step:         (B,) int32, each picture's place in `coefficients`; counted up.
+    step:         (B,) int32, each picture's place in `coefficients`; increased by one.
     noise_pred:   (R, C, H, W) float32, rows of the UNet decoder (ε or v: Eq. (8) commutes with the conversion).
     decoder_of:   (B, 3) int32, the row of each picture's none, text and full prediction, -1 where it has none.
     weights:      (B, 3) float64, their coefficients; they sum to 1.

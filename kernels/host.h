@@ -38,7 +38,7 @@ inline bool last_of_block() { return threadIdx.x == blockDim.x - 1; }
 inline int take_ticket(int* tickets) { return __atomic_fetch_add(tickets, 1, __ATOMIC_SEQ_CST); }
 inline void assume_global(const void*) {}
 
-// A kernel, known while compiling, so that it is inlined into the loops.
+// A kernel, known at compile time, so that it is inlined into the loops.
 template <auto kernel>
 struct OnHost;
 template <class... A, void (*kernel)(A...)>

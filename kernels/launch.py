@@ -159,8 +159,7 @@ class Kernels:
         weights: Array,
         coefficients: Array,
     ) -> None:
-        """As in guide_step.py. tickets: (B,) int32, the kernel's counters of finished blocks; zeros before and
-        after."""
+        """As in guide_step.py. tickets: (B,) int32, counters of finished blocks, zero before and after the launch."""
         pictures, *shape = latents.shape
         _agree(latents=(latents, "float32"), step=(step, "int32", pictures), tickets=(tickets, "int32", pictures),
                noise_pred=(noise_pred, noise_pred.dtype, noise_pred.shape[0], *shape),
@@ -196,7 +195,7 @@ class Kernels:
     def _launch(
         self, stream: Any, name: str, grid: tuple[int, int], arrays: Sequence[Any], sizes: Sequence[int]
     ) -> None:
-        if 0 in grid:  # no rows, which a driver refuses
+        if 0 in grid:  # no rows: a driver refuses an empty grid
             return
         from cuda.core import LaunchConfig, launch
 
@@ -206,19 +205,19 @@ class Kernels:
             launch(stream, LaunchConfig(grid=grid, block=BLOCK), kernel, *given)
         except Exception as error:  # cuda.core's CUDAError is not public
             raise BackendError(
-                f"the GPU refused its kernel {name}: {error}. The cause may be an earlier call; most often the process "
+                f"the GPU refused the kernel {name}: {error}. The cause may be an earlier call; most often the process "
                 "must be started again."
             ) from error
 
     def _find(self, name: str, arguments: int) -> Any:
-        """The entry point, which takes that many arguments. Raises EngineMismatch."""
+        """The entry point with that many arguments. Raises EngineMismatch."""
         advice = "It is of another version of realisid_trt. Build the engine again."
         try:
             kernel = self._code.get_kernel(name)
         except Exception as error:  # the driver's errors have no public base
             raise EngineMismatch(
-                f"{self._name} does not give its kernel {name} ({error}). A driver older than the compiler cannot read "
-                f"it: update the driver. With a recent one: {advice}"
+                f"the kernel {name} cannot be read from {self._name} ({error}). A driver older than the compiler "
+                f"cannot read that file: update the driver. With a recent one: {advice}"
             ) from error
         if kernel.num_arguments != arguments:
             raise EngineMismatch(
@@ -229,7 +228,7 @@ class Kernels:
 
 
 def open_driver() -> None:
-    """Once per process before anything of cuda.core: without a driver its second call never returns.
+    """Initialises the driver. Call it before anything of cuda.core, whose second call never returns without a driver.
 
     Raises BackendError: cuda-core, the driver or the GPU is missing.
     """
@@ -247,8 +246,8 @@ def open_driver() -> None:
         ) from error
     if status != driver.CUresult.CUDA_SUCCESS:
         raise BackendError(
-            f"the NVIDIA driver found no GPU that it can use ({driver.CUresult(status).name}). nvidia-smi and "
-            "CUDA_VISIBLE_DEVICES say which there are. On the CPU: device='cpu'."
+            f"the NVIDIA driver found no GPU that it can use ({driver.CUresult(status).name}). nvidia-smi lists the "
+            "GPUs, and CUDA_VISIBLE_DEVICES may hide some. On the CPU: device='cpu'."
         )
 
 

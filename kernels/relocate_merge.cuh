@@ -10,7 +10,7 @@ struct Level {
   int size;                           // C·H·W
   int height, width;                  // H, W
   int local_height, local_width;      // h, w
-  int box_level;                      // which of every face's boxes
+  int box_level;                      // index of each face's box at this level
   int unused;
 };
 

@@ -1,5 +1,6 @@
-"""relocate_merge: the residuals of both branches, brought into the UNet. RealisID Eq. (4) and "Inference for
-Multi-Person Customization".
+"""relocate_merge: the residuals of both branches, added to the UNet's skips.
+
+RealisID Eq. (4) and "Inference for Multi-Person Customization":
 
 out[r] = skip[encoder_of[r]] + s_g · mean_p global[global_of[r, p]] + s_l · Σ_p R(local[local_of[r, p]], box_p)
 """
@@ -35,7 +36,7 @@ def relocate_merge(
     skips:            (E, C, H, W) float32, rows of the UNet encoder.
     local_residuals:  (P, C, h, w) float32, rows of the local branch, on its canvas; empty if it was not evaluated.
     global_residuals: (Q, C, H, W) float32, rows of the global branch; empty if it was not evaluated.
-    levels:           the level of that entry: which of the boxes it uses.
+    levels:           the level of the entry, whose boxes it uses.
 
     encoder_of:  (R,) int32, the encoder row that decoder row r continues.
     local_of:    (R, N) int32, the rows of the local branch that decoder row r receives, in the order of the persons, -1
@@ -45,7 +46,7 @@ def relocate_merge(
     scales:      (R, 2) float32, s_l and s_g.
     mode:        R's down-sampling, "bilinear" or "area".
     overlap:     "sum" (the paper), "average" (each cell divided by the number of boxes that cover it) or "priority"
-                 (the later person covers).
+                 (later persons replace earlier ones).
 
     Returns a list of (R, C, H, W) float32.
     """

@@ -15,7 +15,7 @@ def resize_matrix(size_in: int, size_out: int, mode: str = "bilinear") -> NDArra
     mode: "bilinear" (half-pixel centres, edges clamped, no antialias) or "area" (mean over the cells that output j
           covers, whole cells only), both as torch's F.interpolate defines them.
 
-    The positions are worked out in double precision: this is the truth that float32 indices approximate.
+    Positions and weights are computed in float64, then rounded to float32.
     """
     assert mode in ("bilinear", "area"), mode
     matrix = np.zeros((size_out, size_in))

@@ -84,7 +84,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def seed(pytestconfig: pytest.Config) -> int:
-    """Of random cases, another for every commit: printed on top, and repeated by --seed."""
+    """The seed of random cases, another for every commit. It is printed on top, and --seed repeats it."""
     return pytestconfig.stash[SEED]
 
 
@@ -113,7 +113,7 @@ class Built:
 
 @contextlib.contextmanager
 def _by_turns() -> Iterator[None]:
-    """One process of `pytest --numprocesses` at a time: the first builds, the others find."""
+    """One process of `pytest --numprocesses` at a time: the first builds the engines, the others find them."""
     ENGINES.mkdir(exist_ok=True)
     with open(ENGINES / ".tests.lock", "w") as file:
         with contextlib.suppress(ImportError):
@@ -132,14 +132,14 @@ def built() -> dict[str, Built]:
     if given := os.environ.get("REALISID_TRT_TEST_ENGINE"):
         return {"x4": Built(ROOT / "checkpoints" / "miniature", Path(given))}
     engines = {name: Built(ENGINES / f"test-{name}-checkpoint", ENGINES / f"test-{name}") for name in CHECKPOINTS}
-    if "STAND_IN_KERNELS" not in os.environ:  # a rehearsal: the process that began it has built them
+    if "STAND_IN_KERNELS" not in os.environ:  # in a rehearsal, the process that began it has built them
         with _by_turns():
             stamp = ENGINES / ".tests.json"
             if not _fresh(stamp, engines):
                 stamp.unlink(missing_ok=True)
                 _build(engines)
                 write_json(stamp, stamp_of(engines))
-            for found in engines.values():  # a test that built from a copy has left another path, gone by now
+            for found in engines.values():  # a test that built from a copy has left the path of that copy
                 manifest = Manifest.read(found.engine).values
                 remember(manifest, checkpoint=found.checkpoint, base_model=None, variant=None)
     return engines
@@ -158,7 +158,7 @@ def _fresh(stamp: Path, engines: dict[str, Built]) -> bool:
 
 
 def stamp_of(engines: dict[str, Built]) -> dict[str, Any]:
-    """What the engines were made of: sources, installed packages and options; and the manifests that came out."""
+    """The inputs of the engines (sources, installed packages, options), and the manifests that came out."""
     sources = hashlib.sha256()
     for path in sorted(path for folder in ("export", "kernels", "realisid_trt") for path in (ROOT / folder).rglob("*")):
         if path.suffix in (".py", ".cu", ".cuh"):
@@ -217,7 +217,7 @@ def engine(engine_dir: Path) -> Any:
 
 @pytest.fixture
 def engine_copy(engine_dir: Path, tmp_path: Path) -> Path:
-    """An engine directory of one's own, to tamper with."""
+    """A copy of the engine directory that the test may change."""
     return Path(shutil.copytree(engine_dir, tmp_path / "engine"))
 
 
@@ -225,7 +225,7 @@ def engine_copy(engine_dir: Path, tmp_path: Path) -> Path:
 def with_config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """with_config(engine_dir, scheduler={…}, **realisid_config): the same networks under another configuration.
 
-    What it writes equals what a build of the changed checkpoint writes (test_build.py says so), without the wait.
+    It writes the same as a build of the changed checkpoint (test_build.py checks that), without the wait.
     """
     from realisid_trt.manifest import MANIFEST, seal
 

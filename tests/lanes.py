@@ -1,9 +1,9 @@
-"""Which tests a run takes: everything, or the fast ones and a sixth of the slow ones.
+"""The tests that a run takes: everything, or the fast ones and a sixth of the slow ones.
 
 `@pytest.mark.slow` marks a test that `make test` does not take every time. Six lanes share these tests, and the hash of
-the commit that is checked out says whose turn it is; `make test-all` takes them all. `slow("NAME")`: tests of one name
-share a lane, because they share what is slow. `@pytest.mark.long` marks what no lane takes, for it installs an
-environment or takes more than a minute: `make test-all` alone runs it.
+the commit that is checked out chooses the lane; `make test-all` takes them all. `slow("NAME")`: tests of one name
+share a lane, because they share what is slow. `@pytest.mark.long` marks a test that no lane takes, since it installs
+an environment or takes more than a minute: `make test-all` alone runs it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def lane_of(name: str) -> int:
-    """The lane of a slow test, by its name: 0 to 5. Adding a test moves no other one."""
+    """The lane of a slow test, 0 to 5, from its name. Adding a test does not move another one."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big") % LANES
 
 

@@ -42,7 +42,7 @@ def test_other_tests() -> None:
 
 
 def test_the_commit_chooses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [name for name in os.environ if name.startswith("GIT_")]:  # a hook's, of the repository that it serves
+    for name in [name for name in os.environ if name.startswith("GIT_")]:  # a git hook sets it, for its own repository
         monkeypatch.delenv(name)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", os.devnull)

@@ -64,7 +64,7 @@ class Script(NamedTuple):
 
 
 def commands(block: str) -> list[str]:
-    """The commands of a fenced block, one a line, without their remarks."""
+    """The commands of a fenced block, one a line, without comments."""
     lines = [re.split(r"\s{2,}#", line)[0].strip() for line in block.replace("\\\n", " ").splitlines()]
     return [" ".join(line.split()) for line in lines if line]
 
@@ -75,7 +75,7 @@ def inline(page: str) -> list[str]:
 
 
 def inline_commands(page: str) -> list[str]:
-    """Those that are commands: a program and what it is given, with nothing left out."""
+    """The pieces of code that are commands: a program and its arguments, with nothing left out."""
     return [
         piece for piece in inline(page) if piece.startswith(tuple(f"{name} " for name in SHELL)) and "…" not in piece
     ]
@@ -104,7 +104,7 @@ PROGRAMS = [(page, text) for page, kind, text in BLOCKS if kind == "python"]
 
 @pytest.fixture(scope="module")
 def folder(engine_dir: Path, checkpoint_dir: Path, photos: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where a reader would stand: with a checkpoint, photographs, and engines once they are built."""
+    """The folder that a reader would be in, with a checkpoint, photographs and built engines."""
     here = tmp_path_factory.mktemp("readme")
     for name in ("NAME", "miniature", "mid"):  # the second is what `make demo` builds
         shutil.copytree(engine_dir, here / "engines" / name, copy_function=os.link)
@@ -152,7 +152,7 @@ def for_the_miniature(text: str) -> str:
 
 
 def lane(page: str, *found: str) -> list[pytest.MarkDecorator]:
-    """What builds a whole engine is long. The README's are fast, but for trainings and benchmarks; a page's scripts
+    """Scripts that build an engine are long. The README's are fast, but for trainings and benchmarks; a page's scripts
     share a lane, because later ones need what earlier ones made."""
     if "python -m export.build" in found or any("--preset mid" in command for command in found):
         return [pytest.mark.long]
@@ -183,7 +183,7 @@ def test_commands(script: Script, folder: Path) -> None:
 
 @pytest.mark.slow("docs/debug.md")
 def test_polygraphy_reduces_a_network_to_its_broken_node(engine_dir: Path, tmp_path: Path) -> None:
-    """By the command of docs/debug.md: of a network whose last bias is infinite, one node is left."""
+    """The command of docs/debug.md leaves one node of a network whose last bias is infinite."""
     pytest.importorskip("polygraphy", reason="Polygraphy is not installed: pip install '.[debug]'")
     model = onnx.load(engine_dir / "onnx" / "opset23-fp16" / "unet_time.onnx")
     names = {name for node in model.graph.node for name in node.input}
@@ -209,11 +209,11 @@ def test_every_command_is_run_or_has_a_reason() -> None:
         assert any(re.fullmatch(pattern, command) for command in found), f"no page has {pattern}"
 
 
-# What is named
+# Names in the pages
 
 
 def make_targets(text: str) -> set[str]:
-    """What is given to `make` at the start of a line or of a piece of code."""
+    """The arguments of `make` at the start of a line or of a piece of code."""
     return set(re.findall(r"(?:^|`)make ([\w-]+)", text, re.MULTILINE))
 
 
@@ -247,7 +247,7 @@ def flags_of(module: str) -> set[str]:
 
 @pytest.mark.slow("docs flags")
 def test_every_module_and_flag_exists() -> None:
-    """Of `python -m MODULE … --flag`, also where something is left out; a flag alone is one of some command."""
+    """Of `python -m MODULE … --flag`, even if the command has an ellipsis; a flag alone belongs to some command."""
     alone, modules = set[str](), set[str]()
     for page in PAGES:
         fenced = [command for of, kind, text in BLOCKS if of == page and kind == "sh" for command in commands(text)]
@@ -299,7 +299,7 @@ def test_every_link_resolves(page: str) -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_that_is_named_is_there(page: str) -> None:
-    """Pieces of code that are a path into one of the rooms."""
+    """Pieces of code that are a path into one of the project's folders."""
     rooms = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"engines", "out"}
     for piece in inline(page):
         if re.fullmatch(r"[\w.-]+/[\w./-]*", piece) and piece.split("/")[0] in rooms:

@@ -29,7 +29,7 @@ def test_every_file_is_read_in_one_sitting() -> None:
 
 
 def test_no_import_comes_back() -> None:
-    """Of what is imported while a module is imported; what is there for the type checker alone may."""
+    """Among the imports that run with a module; imports for the type checker alone may be circular."""
     modules = {_name(path): path for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
     modules |= {f"realisid_trt.{_name(path)}": path for path in (ROOT / "kernels").rglob("*.py")}
     graph = {name: set(_imported(name, path, modules)) for name, path in modules.items()}
@@ -65,7 +65,7 @@ def _imported(name: str, path: Path, modules: dict[str, Path]) -> Iterator[str]:
 
 
 def _statements(module: ast.Module) -> Iterator[ast.stmt]:
-    """What runs when a module is imported."""
+    """The statements that run when a module is imported."""
     waiting: list[ast.stmt] = list(module.body)
     while waiting:
         node = waiting.pop()

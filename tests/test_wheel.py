@@ -1,4 +1,4 @@
-"""What pip installs: the runtime and the export, and one command that no folder of the user's can shadow."""
+"""The wheel that pip installs: the runtime, the export, and one command that no folder of the user's can shadow."""
 
 from __future__ import annotations
 

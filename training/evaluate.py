@@ -27,7 +27,7 @@ from .evaluation.report import markdown, write_report
 from .evaluation.tables import BETWEEN, Judged, between, levels, table
 
 JUDGES_FOLDER = Path(__file__).parent / "judges" / "weights"
-LEAST_PICTURES = 2  # a covariance of features needs so many
+LEAST_PICTURES = 2  # the covariance of features needs two
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,7 +71,7 @@ def _evaluate(given: argparse.Namespace) -> Outcome:
         with disk_errors(out):
             write_figures(out / f"{name}.npz", judged[name])
     found = between(judged)
-    for name in BETWEEN:  # a file of earlier tables does not belong to these
+    for name in BETWEEN:  # the file of an earlier run does not belong to these tables
         if name in found:
             tables[name] = found[name]
             _write(out, name, found[name] | {"made": picture_cache.made})
@@ -80,7 +80,7 @@ def _evaluate(given: argparse.Namespace) -> Outcome:
     with disk_errors(out):
         write_report(out)
     lines = [line for name in judged for line in ("", *markdown(tables[name]))]
-    return Outcome({"tables": tables}, [*lines, "", f"{out / 'README.md'}: all of it, with plots"])
+    return Outcome({"tables": tables}, [*lines, "", f"{out / 'README.md'}: all tables, with plots"])
 
 
 def _plan(picture_cache: PictureCache, names: Sequence[str] | None, report: Any) -> dict[str, dict[str, str]]:
@@ -117,15 +117,15 @@ CKPT: a checkpoint trained on the drawn world, as the judges were.""",
         metavar="CKPT",
         help="checkpoint of the engine; gives the VAE and the baselines' base",
     )
-    add("--judges", default=str(JUDGES_FOLDER), metavar="DIR", help="their weights (default: ours)")
-    add("--runs", default="out/training", metavar="DIR", help="where the baselines' runs are (default %(default)s)")
-    add("--experiment", action="append", choices=EXPERIMENTS, help="only this one; may be repeated")
-    add("--pictures", type=int, default=400, help="per row (default %(default)s)")
-    add("--steps", type=int, help="of the sampler (default: the checkpoint's)")
+    add("--judges", default=str(JUDGES_FOLDER), metavar="DIR", help="weights of the judges (default: ours)")
+    add("--runs", default="out/training", metavar="DIR", help="folder of the baselines' runs (default %(default)s)")
+    add("--experiment", action="append", choices=EXPERIMENTS, help="only this experiment; may be repeated")
+    add("--pictures", type=int, default=400, help="pictures per row (default %(default)s)")
+    add("--steps", type=int, help="denoising steps (default: the checkpoint's)")
     add("--batch", type=int, default=4, help="pictures that the engine makes at once (default %(default)s)")
     add("--backend", default="auto", help="of the engine (default %(default)s)")
     add("--device", help="of the engine: cpu, cuda, cuda:1 (default: a GPU if it was built for one that is here)")
-    add("--cache", default="out/evaluation", metavar="DIR", help="pictures already made (default %(default)s)")
+    add("--cache", default="out/evaluation", metavar="DIR", help="folder of finished pictures (default %(default)s)")
     add("--out", default="out/tables", metavar="DIR", help="tables, page and plots (default %(default)s)")
     add("--json", action="store_true", help="the last line of stdout is one JSON object")
     return parser

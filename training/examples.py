@@ -17,7 +17,7 @@ from .world import FACTORS, Scene, World, draw, id_crop
 
 MOST_PERSONS = 3
 LEAST_MARGIN = 0.5  # as a checkpoint's face_margin
-HULLS = 3  # one of three ID crops keeps the face alone, as photos without a face parser do; the others the head
+HULLS = 3  # one in three ID crops keeps the face alone, as the runtime does without a face parser; the others the head
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +25,11 @@ class WorldScenes:
     """Scenes of the world with their captions.
 
     pictures: how many; first: number of the first. seed: of the world.
-    size_px:  side S of the pictures; grid_px: of the cells that face squares lie on (the checkpoint's box_snap).
-    persons:  1 to 3 in a picture, taken in turn; none: as they come, 55, 30 and 15 of 100.
+    size_px:  side S of the pictures; grid_px: of the grid that face squares lie on (the checkpoint's box_snap).
+    persons:  1 to 3 in a picture, taken in turn; none: 1, 2 and 3 at random, 55, 30 and 15 of 100.
     face:     least and greatest side of a face over the picture's.
-    crop_px:  side s of the ID crops; 0 makes none. They are of other photos of the same persons than the picture, in
-              another pose and light, so that a network which copies the crop is not rewarded. margin: `face_margin`.
+    crop_px:  side s of the ID crops; 0 makes none. They show the same persons in other photos, in another
+              pose and light, so that copying the crop is not rewarded. margin: `face_margin`.
 
     An example, for P persons at most, zeros after the last:
     rgb (S, S, 3) uint8, num_persons () uint8, boxes (P, 4) float32 px, landmarks (P, 478, 2) float32 in [0, 1] of the
@@ -96,13 +96,13 @@ class WorldScenes:
 
 @dataclass(frozen=True, kw_only=True)
 class WorldFaces:
-    """Pairs of siblings, each person in several views: a recogniser must tell people apart, but not views.
+    """Pairs of siblings, each person in several views: a recogniser must tell people apart, whatever the view.
 
     pairs:    how many; first: number of the first person of the "train" split.
     views:    V of each person, all different in pose, expression, light, shirt and place.
     photo_px: side s of the ID crops of portraits (background zeroed); 0 makes none.
-    scene_px: side t of crops of whole scenes, background and all, of the face square times scene_margin, whatever its
-              size in the picture; 0 makes none.
+    scene_px: side t of crops of scenes with their background: the face square times scene_margin, scaled to t;
+              0 makes none.
 
     An example: photos (2, V, s, s, 3) uint8, scenes (2, V, t, t, 3) uint8, factors (2, 27) float32 of the identities.
 

@@ -47,7 +47,7 @@ def latents_of(checkpoint: Checkpoint, store: Store, accelerator: Accelerator) -
     height, width = (side // checkpoint.vae_scale_factor for side in rgb.shape[1:3])
     [missing] = broadcast_object_list([not path.is_file()])  # as the main process sees it, before any process writes
     if missing:
-        busy = RequestError(f"another run is encoding the pictures of {store.path}. Wait until it trains.")
+        busy = RequestError(f"another run is encoding the pictures of {store.path}. Wait until it begins to train.")
 
         def begin(claims: contextlib.ExitStack) -> None:
             claims.enter_context(locked(store.path / ".latents.lock", busy))
@@ -75,7 +75,7 @@ def _begin(partial: Path, shape: tuple[int, ...]) -> None:
     with disk_errors(partial.parent):
         check_space(partial.parent, math.prod(shape) * 2, "the latents of all pictures")
         one = np.full(shape[1:], np.nan, np.float16)
-        with partial.open("wb") as file:  # not mapped: if the disk is full, that is an error here
+        with partial.open("wb") as file:  # written and not mapped: a full disk then raises an error here
             header = {"descr": np.lib.format.dtype_to_descr(one.dtype), "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
             for _ in range(shape[0]):

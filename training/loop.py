@@ -31,13 +31,14 @@ from .stages.stage import Stage
 
 CLIP_NORM = 1.0
 BETAS = (0.9, 0.99)
-WEIGHT_DECAY = 0.01  # of all parameters alike, as diffusers trains ControlNets; the recorded losses are of it
-LEAST_RATE = 0.02  # of the learning rate, at the end
+WEIGHT_DECAY = 0.01  # of all parameters alike, as diffusers trains ControlNets and as in the recorded losses
+LEAST_RATE = 0.02  # share of the learning rate at the last step
 EVERY_STEP = 50  # steps whose losses are logged one by one, to compare a run with another
-LOG_STEPS = 50  # of one line of the log afterwards
+LOG_STEPS = 50  # steps in a line of the log afterwards
 MAY_CHANGE = {"steps", "save_steps", "decay", "accumulate"}  # between two calls that continue a run
 GPU_WORKERS = 4  # processes that prepare examples
-# Parameters from which the average is taken one by one: at once is quicker, but needs their size again.
+# From this number of parameters on, the average is updated tensor by tensor: all at once is quicker, but takes as much
+# memory as the parameters again.
 FOREACH_LIMIT = 10**8
 
 
@@ -45,13 +46,13 @@ FOREACH_LIMIT = 10**8
 class TrainingOptions:
     """The length and the rates of a training. The command line reads its defaults from here.
 
-    steps:         in all, those of an earlier run that is continued included.
+    steps:         in all, including those done before the run was continued.
     batch_size:    examples per step, of all processes together; learning_rate: of AdamW. None: the stage's own.
     accumulate:    parts in which a process works through its batch, one after the other: less memory, the same step.
                    Only where the loss is a mean over examples (`Stage.whole_batch`).
     warmup_steps:  the learning rate rises to its value over these.
     decay:         share of the steps, the last ones, over which it falls to a fiftieth.
-    ema:           decay of the averaged weights, which are what is written in the end; 0: no average, less memory.
+    ema:           decay of the averaged weights, which are written at the end; 0: no average, less memory.
     save_steps:    between two states.
     seed:          of fresh weights, the examples' order, noise, timesteps and drops.
     precision:     "bf16" (autocast, weights in float32) or "no".
@@ -99,7 +100,7 @@ class TrainingOptions:
             )
 
     def of(self, stage: type[Stage]) -> TrainingOptions:
-        """With the stage's own batch size and learning rate where none are given."""
+        """The course with the stage's own batch size and learning rate where none are given."""
         return replace(
             self,
             batch_size=self.batch_size or stage.batch_size,
@@ -179,9 +180,9 @@ def claimed(
 ) -> Iterator[Path]:
     """The folder of a run, locked for this call, its run.json written or checked.
 
-    Cheap: to be entered before all work.
+    It is cheap: enter it before all other work.
 
-    origin:     what else decides the outcome (checkpoint, examples, options), as JSON values.
+    origin:     everything else that decides the outcome (checkpoint, examples, options), as JSON values.
     no_further: a saved run is only read: run.json stays as it is.
     Raises RequestError if the folder holds another training, another process uses it, some of the processes do not see
     it, or the batch cannot be shared out; DiskError.
@@ -206,7 +207,7 @@ def claimed(
 
     with by_one(accelerator, claim):
         if not in_all(accelerator, (folder / "run.json").is_file()):
-            raise RequestError(f"{folder} is not one folder for all machines. Choose an --out that all of them see.")
+            raise RequestError(f"{folder} is not the same folder on all machines. Choose an --out that all share.")
         yield folder
 
 
@@ -245,7 +246,7 @@ class Run:
         self.progress = _Progress()
         accelerator.register_for_checkpointing(*([self.ema] if self.ema else []), self.progress)
         saved = (out / "state").is_dir()
-        # float32 weights, AdamW's two moments and the average; while a state is saved, the one before is still there
+        # float32 weights, AdamW's two moments and the average; while a state is saved, the previous one still exists
         states = 1 if saved or options.steps <= options.save_steps else 2
         check_space(out, states * 4 * self.learner.size * (4 if self.ema else 3), "the state of this training")
         if saved:
@@ -270,7 +271,7 @@ class Run:
     def train(self, workers: int | None = None, show: bool = True) -> None:
         """From the saved step to the last one, saving on the way and at the end.
 
-        workers: that prepare examples; None: four beside a GPU, which would wait for them, none on a CPU.
+        workers: processes that prepare examples. None: four with a GPU, which would wait otherwise, none on a CPU.
         Raises NumericsError if the loss is not a number, DiskError.
         """
         main, options = self.accelerator.is_main_process, self.options
@@ -327,7 +328,7 @@ class Run:
         return values
 
     def save(self) -> None:
-        """Saves the whole state in the place of the last one, atomically; beside it the losses as a picture."""
+        """Replaces the saved state by the present one, atomically, and draws the losses beside it."""
         partial = self.out / "state.part"
         with disk_errors(self.out):
             if self.accelerator.is_main_process:
@@ -335,13 +336,13 @@ class Run:
             wait_for_all()
             try:
                 self.accelerator.save_state(str(partial))
-            except (SafetensorError, RuntimeError) as error:  # torch's own writer raises no OSError either
+            except (SafetensorError, RuntimeError) as error:  # torch's own writer does not raise OSError either
                 if isinstance(error, RuntimeError) and "inline_container" not in str(error):
                     raise
                 raise DiskError(f"{partial} could not be written: {error}. Free some space and go on.") from error
             wait_for_all()
             if self.accelerator.is_main_process:
-                for file in filter(Path.is_file, partial.rglob("*")):  # on the disk, before the last state goes
+                for file in filter(Path.is_file, partial.rglob("*")):  # flushed before the old state is removed
                     sync(file)
                 exchange(partial, self.out / "state")
                 draw_losses(self.out / "log.jsonl", self.out / "loss.png", self.stage.name)

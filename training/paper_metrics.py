@@ -40,7 +40,7 @@ CPU = torch.device("cpu")
 
 
 class Clip:
-    """CLIP of a folder in transformers' layout (the paper does not say which; ViT-L/14 is the aesthetic head's)."""
+    """A CLIP model in transformers' layout. The paper does not name one; the aesthetic head reads ViT-L/14."""
 
     def __init__(self, folder: Path, device: torch.device = CPU) -> None:
         """Raises CheckpointError if the folder is not a CLIP model in safetensors."""
@@ -53,7 +53,7 @@ class Clip:
                 self.processor: Any = CLIPImageProcessor.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # a library's exception for a folder that it cannot use
             raise CheckpointError(
-                f"{folder} is not a CLIP model: {error}. Copy its folder, with safetensors."
+                f"{folder} is not a CLIP model: {error}. Give a whole model folder, with its weights in safetensors."
             ) from error
 
         self.model, self.device = model.to(device), device
@@ -82,7 +82,7 @@ class Aesthetic(nn.Module):
     """LAION's "improved aesthetic predictor": CLIP ViT-L/14's image embedding, of length 1 → a mark from 1 to 10.
 
     Its weights under their published names (layers.0, 2, 4, 6 and 7), as safetensors. Source:
-    christophschuhmann/improved-aesthetic-predictor; the package that carries it asks for an older transformers.
+    christophschuhmann/improved-aesthetic-predictor; the package that contains it requires an older transformers.
     """
 
     def __init__(self, file: Path) -> None:
@@ -94,7 +94,7 @@ class Aesthetic(nn.Module):
             sizes = [(0, width, 1024), (2, 1024, 128), (4, 128, 64), (6, 64, 16), (7, 16, 1)]
             self.layers = nn.ModuleDict({str(number): nn.Linear(a, b) for number, a, b in sizes})
             self.load_state_dict({key: value.float() for key, value in weights.items()})
-        except Exception as error:  # safetensors', KeyError, RuntimeError of other shapes
+        except Exception as error:  # safetensors' exceptions, KeyError, RuntimeError for other shapes
             raise CheckpointError(
                 f"{file} is not the aesthetic head in safetensors: {error}. Convert it again."
             ) from error
@@ -111,7 +111,7 @@ class Aesthetic(nn.Module):
 class Faces:
     """A face recogniser as ONNX, (N, 3, S, S) RGB → (N, D), on faces that our own front end finds.
 
-    FaceNet (facenet-pytorch's InceptionResnetV1) takes 160 px and (x − 127.5) / 128, which is what is given.
+    Pixels are scaled as (x − 127.5) / 128 for FaceNet (facenet-pytorch's InceptionResnetV1, which takes 160 px).
     """
 
     def __init__(self, file: Path, face_models: Path) -> None:
@@ -126,14 +126,14 @@ class Faces:
             )
             self.input: str = self.session.get_inputs()[0].name
             self.size = int(self.session.get_inputs()[0].shape[-1])
-        except Exception as error:  # ONNX Runtime's kinds; a dynamic side
+        except Exception as error:  # ONNX Runtime's exceptions, or int's for a dynamic side
             raise CheckpointError(
                 f"{file} is not a face recogniser as ONNX, (N, 3, S, S) with a fixed S → (N, D): {error}."
             ) from error
         self.finder = FaceFinder.load(face_models)
 
     def embeddings(self, pictures: Sequence[Path]) -> Floats:
-        """(N, D), of length 1; NaN where no face, or no one face, is found."""
+        """(N, D), of length 1; NaN for a picture in which no face, or no single one, can be chosen."""
         found: list[Floats | None] = []
         for path in pictures:
             try:
@@ -153,7 +153,7 @@ class Faces:
 def measure(
     pictures: Path, references: Path, clip: Clip | None, aesthetic: Aesthetic | None, faces: Faces | None
 ) -> tuple[dict[str, Floats], Names]:
-    """Metric → one number per picture of the folder, in the order of names; and of every picture the person in it.
+    """Metric → one number per picture of the folder, in the order of names; and the person in every picture.
 
     pictures:   NAME.png with its prompt in NAME.txt (or a metadata.jsonl). references: the ID photo of each, by NAME.
     clip_t: cosine of picture and prompt. clip_i, facenet: cosine of picture and ID photo. aesthetic: 1 to 10.

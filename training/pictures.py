@@ -1,4 +1,4 @@
-"""Training examples from a folder of the user's pictures: their captions as files, their faces found by the runtime."""
+"""Training examples from a folder of the user's pictures: captions come from files, and the runtime finds the faces."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from realisid_trt.persons.photo import WORKING_SIDE_PX, LoadedPhoto, load_photo
 from .store import LeftOut, check_least
 
 METADATA = "metadata.jsonl"  # {"file_name": …, "text": …} per line, the layout of Hugging Face's image folders
-ROOM = 0.15  # of a face square, kept between it and the edge of the picture where the photo has it
+ROOM = 0.15  # of a face square, kept free between it and the edge of the picture if the photo is large enough
 BYSTANDER = 0.5  # a face narrower than this share of the widest one belongs to a bystander
 
 
@@ -38,14 +38,14 @@ class PictureFolder:
                  is cut to a square about its middle, moved as far as the faces need, and scaled.
     crop_px:     side s of the ID crops: the image encoder's. margin: `face_margin` of the checkpoint.
     least_face:  least side of a face over the picture's; a checkpoint's own least is f·2^(L-1) px.
-    persons:     1: photos of single persons, or of one in front of others; more: also of up to so many at once, all of
-                 whom are learned, merged as in inference.
-    least_px:    least side, in the photo, of the square that is cut: a smaller one would be enlarged, and teach blur.
+    persons:     1: photos of one person, or of one who is clearly the largest. N: also photos of up to N people; all of
+                 them are learned, merged as in inference.
+    least_px:    least side of the square that is cut, in px of the photo: enlarging a smaller one would teach blur.
                  0: half of S.
 
     An example is as `WorldScenes` has it, for `persons` at most. ID crops are of the picture itself, as in the paper.
-    Photos that are too small, without a face, with more similar ones than `persons`, with one that is too small or with
-    some that no square holds are left out, and the store says why.
+    A photo is left out, and the store says why, if it is too small, has no face, has more faces of similar size than
+    `persons`, has a face that is too small, or has faces that no square holds together.
 
     Raises RequestError for a folder without pictures, for a picture without a caption and for wrong numbers.
     """
@@ -118,7 +118,7 @@ class PictureFolder:
         return self.least_px or (self.size_px + 1) // 2
 
     def describe(self) -> dict[str, Any]:
-        """Hashes in the place of names: the same pictures elsewhere are the same examples."""
+        """With hashes instead of names: the same pictures in another folder are the same examples."""
         photos = [(sha256(Path(self.folder, name).read_bytes()), text) for name, text in captions_of(self.folder)]
         options = {"size_px": self.size_px, "crop_px": self.crop_px, "margin": self.margin}
         found = sha256(json.dumps(photos).encode())

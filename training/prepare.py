@@ -1,6 +1,6 @@
 """python -m training.prepare: makes examples.
 
-Every flag is a field of its class of examples, in examples.py, and has its default.
+Every flag is a field of a class of examples (examples.py, pictures.py), with the field's default.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
             one.add_argument(flag, **arguments)
         if kind == "pictures":
             one.add_argument(
-                "--checkpoint", metavar="CKPT", help="to be trained: sets --size-px, --crop-px and --margin"
+                "--checkpoint", metavar="CKPT", help="checkpoint to train: sets --size-px, --crop-px and --margin"
             )
             one.add_argument("--base-model", metavar="MODEL", help="folder or hub id for what the checkpoint lacks")
             one.add_argument("--variant", help='of the checkpoint\'s weight files, e.g. "fp16"')

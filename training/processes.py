@@ -15,7 +15,7 @@ from torch import distributed
 
 from realisid_trt.errors import RealisIDError, RequestError
 
-WAIT_IN_STEP = timedelta(minutes=30)  # for the others: then a hanging or missing process ends all
+WAIT_IN_STEP = timedelta(minutes=30)  # for the other processes; after that a hanging or missing one ends all
 WAIT_FOR_ONE = timedelta(hours=6)  # while one process writes a state or makes files for all
 # Variables of accelerate's launcher and configuration that change what a step computes → their values that do not.
 NEUTRAL_VALUES = {
@@ -86,7 +86,7 @@ def main_first() -> Iterator[None]:
 def wait_for_all() -> None:
     """Returns when all processes have called it, even if one of them works alone for hours."""
     if distributed.is_initialized():
-        distributed.monitored_barrier(_patient(), timeout=WAIT_FOR_ONE)  # which names missing processes
+        distributed.monitored_barrier(_patient(), timeout=WAIT_FOR_ONE)  # it names missing processes
 
 
 @functools.cache

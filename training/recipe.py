@@ -34,7 +34,7 @@ from .stages import STAGES
 from .store import Examples, OnDemandStore, store_of
 from .train import main as train
 
-# of the runs behind the weights: the losses of the first steps, by name; of what is compared, of all steps
+# losses by step of the recipe: the first ones of the shipped weights, all of the compared designs
 LOSSES = Path(__file__).parent / "results" / "losses"
 SHIPPED = "checkpoints/miniature"
 START: dict[str, Any] = {
@@ -46,7 +46,7 @@ START: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One training. after: the step whose checkpoint it begins with, None the untrained one; data: of DATA."""
+    """One training. after: the step whose checkpoint it begins with, None the untrained one; data: a key of DATA."""
 
     name: str
     stage: str
@@ -92,7 +92,7 @@ RECIPE: dict[str, Step] = {
              options=TrainingOptions(steps=1400, decay=0.6, learning_rate=1e-3, batch_size=32, save_steps=200)),
         Step(name="branches-three-again", stage="branches", after="branches-three", data="companies", new=False,
              options=TrainingOptions(steps=900, decay=0.7, seed=1, learning_rate=1e-3, batch_size=32, save_steps=100)),
-        # the full model and what it is compared with, all on the same examples, seeds and steps
+        # the full model and the designs that it is compared with: the same examples, seeds and steps
         *(Step(name=name, stage=stage, after="id-encoder", data="portraits",
                options=TrainingOptions(steps=4000, learning_rate=1e-3, batch_size=32, save_steps=250))
           for name, stage in (("branches-compared", "branches"), *((name, name) for name in (
@@ -105,7 +105,7 @@ RECIPE: dict[str, Step] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed, 2 bad usage."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    cut = words.index("--") if "--" in words else len(words)  # argparse takes no "--" after an option
+    cut = words.index("--") if "--" in words else len(words)  # argparse does not take "--" after an option
     given, more = _parser().parse_args(words[:cut]), words[cut + 1 :]
     step, out = RECIPE[given.step], Path(given.out)
     if given.check is None:
@@ -143,7 +143,7 @@ def prepared(step: Step, out: Path, more: Sequence[str] = ()) -> list[str]:
 def _check(step: Step, steps: int, checkpoint: str | None, out: Path, tolerance: float) -> Outcome:
     """Computes the first losses again, and compares them with those of the run that made the weights."""
     if steps < 1:
-        raise RequestError(f"--check is {steps}, expected a number of steps.")
+        raise RequestError(f"--check is {steps}, expected a number of steps from 1.")
     path = LOSSES / f"{step.name}.jsonl"
     if not path.is_file():
         raise RequestError(f"{path} is missing: no run of {step.name} is on record.")
@@ -166,8 +166,8 @@ def _check(step: Step, steps: int, checkpoint: str | None, out: Path, tolerance:
 def first_losses(step: Step, checkpoint: Path, steps: int) -> list[float]:
     """The losses of the first steps, of a run that keeps nothing, on examples made on demand.
 
-    checkpoint: one that holds what the step begins with: the trained miniature, for every step that begins with new
-    weights, since earlier parts are not changed by later steps; the checkpoint of the step before it for the others.
+    checkpoint: holds the parts that the step begins with. For a step that begins with new weights, this is the trained
+    miniature, since later steps do not change earlier parts. For the others, it is the checkpoint of the step before.
     """
     kind = STAGES[step.stage]
     options = step.options.of(kind)
@@ -204,11 +204,9 @@ def _parser() -> argparse.ArgumentParser:
         "--check",
         type=int,
         metavar="N",
-        help="only compare the first N losses with those of the run behind the weights",
+        help="only compare the first N losses with those of the run that made the weights",
     )
-    add(
-        "--checkpoint", metavar="CKPT", help=f"of --check: what holds the parts that the step reads (default {SHIPPED})"
-    )
+    add("--checkpoint", metavar="CKPT", help=f"of --check: with the parts that the step reads (default {SHIPPED})")
     add("--tolerance", type=float, default=0.01, help="of --check, relative (default %(default)s)")
     add("--json", action="store_true", help="of --check: the last line of stdout is one JSON object")
     return parser

@@ -1,7 +1,7 @@
 """Eqs. (4) to (6) with gradients, for a batch of pictures whose boxes differ; and the method's baselines.
 
-A resize of X is R_y·X·R_xᵀ with the runtime's own matrices (`realisid_trt.kernels.resample`), rows of zeros outside the
-box: so boxes are data, and a batch takes two matrix products per tensor.
+A resize of X is R_y·X·R_xᵀ with the runtime's own matrices (`realisid_trt.kernels.resample`), which are zero outside
+the box. Boxes are therefore data, and a batch takes two matrix products per tensor.
 """
 
 from __future__ import annotations
@@ -145,14 +145,14 @@ class Branches(nn.Module):
 
 
 class LocalOnly(Branches):
-    """Table 2's "without the global branch", trained so."""
+    """Table 2's "without the global branch", trained without it from the start."""
 
     name = "local-only"
     parts = {"local": "pose_image"}
 
 
 class GlobalOnly(Branches):
-    """Table 2's "without the local branch", trained so."""
+    """Table 2's "without the local branch", trained without it from the start."""
 
     name = "global-only"
     parts = {"global": "location_mask"}
@@ -207,7 +207,7 @@ KEYPOINTS = {468: (255, 0, 0), 473: (0, 255, 0), 1: (0, 0, 255), 61: (255, 255, 
 
 
 class FiveKeypoints(Branches):
-    """As InstantID: one branch that sees the whole latents and five keypoints in their place, as large as both of ours.
+    """InstantID's design: one branch, as large as both of ours, that sees the whole latents and five keypoints.
 
     Its transformers are deeper than the UNet's until it has as many parameters. Blocks that the UNet has are copied,
     and the others begin as identities.
@@ -283,7 +283,7 @@ def merged(per_person: list[dict[str, Residuals]]) -> Residuals:
 
 
 def merged_rows(residuals: dict[str, Residuals], picture: Tensor, num_persons: Tensor) -> Residuals:
-    """The same of pictures with different numbers of persons.
+    """`merged`, for pictures with different numbers of persons.
 
     residuals: of one person per row; picture (R,): which picture each is in; num_persons (B,), of every picture.
     """

@@ -34,8 +34,8 @@ def write_checkpoint(
 ) -> dict[str, Path]:
     """The checkpoint `start` with these parts in the place of its own, published atomically.
 
-    What `start` takes from a base model stays there, unless it was trained. Returns the files of the trained weights
-    by part. Raises DiskError.
+    Parts that `start` takes from a base model stay there, unless they were trained. Returns the files of the trained
+    weights by part. Raises DiskError.
     """
     with whole_folder(out) as partial, disk_errors(out.parent):
         shutil.copytree(
@@ -57,10 +57,10 @@ def _skipped(folder: Path, names: list[str], start: Checkpoint, trained: Mapping
 
 
 def _write_index(start: Path, partial: Path, out: Path) -> None:
-    """model_index.json: a base model given by a relative path is still the same folder, and the weights are trained."""
+    """Adapts model_index.json: mends the relative path of a base model, and removes the marks of random weights."""
     path = partial / "model_index.json"
     index = json.loads(path.read_text(encoding="utf-8"))
-    for ours in ("_made_by", "_recipe"):  # of random weights, which their maker may replace
+    for ours in ("_made_by", "_recipe"):  # marks of random weights, which their maker may overwrite
         index.pop(ours, None)
     base = index.get("base_model")
     if isinstance(base, str) and (start / base).is_dir():
@@ -76,7 +76,7 @@ def _write_component(folder: Path, module: Any, before: Component, dtype: torch.
         if hasattr(module, "save_config"):
             module.save_config(folder)
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            config.pop("_name_or_path", None)  # of the machine that trained it
+            config.pop("_name_or_path", None)  # a path on the machine that trained it
             (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         elif hasattr(module, "config"):
             module.config.architectures = [before.class_name]

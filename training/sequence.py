@@ -53,7 +53,7 @@ def batches(
 ) -> DataLoader[Item]:
     """Batches number `step` to `steps` - 1: the part of process `rank` of `processes`, which divide `batch_size`.
 
-    workers: forks that prepare them. pinned: in memory from which a GPU copies while it computes.
+    workers: forks that prepare them. pinned: they are put in memory from which a GPU copies while it computes.
     """
     return DataLoader(
         ExampleSequence(stage, seed),

@@ -1,7 +1,7 @@
-"""python -m training.start: a RealisID checkpoint to begin a training with, out of the user's base model.
+"""python -m training.start: a RealisID checkpoint to begin a training with, made from the user's base model.
 
-Both branches begin as copies of the UNet's encoder followed by zero convolutions: at first it makes the base's
-pictures.
+Both branches begin as copies of the UNet's encoder followed by zero convolutions: before it is trained, the checkpoint
+makes the base model's pictures.
 """
 
 from __future__ import annotations
@@ -73,11 +73,11 @@ def start_checkpoint(
                    sdxl_models/, or a model in diffusers' layout); its JSON and safetensors are copied. Photos are
                    normalised as the preprocessor_config.json in it, or in feature_extractor/ beside it, has it; as
                    CLIP does, with a warning, if there is neither.
-    config:        realisid_config.json, but for the base's setting for an absent prompt.
+    config:        of realisid_config.json; only the setting for an absent prompt is the base's.
     projection:    "linear" or "resampler" (16 tokens). seed: of its weights.
     variant:       of the weight files of both, e.g. "fp16"; a part without it uses its plain files.
 
-    Raises CheckpointError for what the folders lack, RequestError if `out` is taken, DiskError.
+    Raises CheckpointError if the folders lack something, RequestError if `out` is taken, DiskError.
     """
     out = target_folder(out)
     if out.exists() and any(out.iterdir()):
@@ -116,7 +116,7 @@ def _encoder_folder(given: Path) -> Path:
 
 
 def _copy_encoder(encoder: Path, out: Path, config: Mapping[str, Any]) -> None:
-    """image_encoder/, without what may be a pickle, and feature_extractor/."""
+    """Copies image_encoder/, without files that may be pickles, and feature_extractor/."""
     (out / ENCODER).mkdir()
     for file in sorted(encoder.iterdir()):
         if file.suffix in (".json", ".safetensors") and file.name != PREPROCESSOR:

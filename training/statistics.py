@@ -29,7 +29,7 @@ class Estimate:
 
 
 class Sample:
-    """Values (N,), NaN where there is none; and of every value its person (N,) and its picture (N,)."""
+    """Values (N,), NaN where there is none, and the person (N,) and the picture (N,) of every value."""
 
     def __init__(self, values: ArrayLike, people: ArrayLike, pictures: ArrayLike) -> None:
         self.values = np.asarray(values, np.float64)
@@ -66,9 +66,10 @@ def ratio(above: Sample, below: Sample) -> Estimate:
 
 
 def surely(values: Sequence[float | None], groups: int, cells: int) -> bool:
-    """Whether zero lies outside of [mean, low, high], a 95 % interval of `groups` groups widened for a table's `cells`.
+    """Whether zero lies outside of an interval after it was widened for all `cells` differences of a table.
 
-    All of them together then hold the truth with 95 % (Bonferroni).
+    values: mean, low and high of a 95 % interval over `groups` groups. After the widening, all intervals of the table
+    together hold the truth with 95 % (Bonferroni).
     """
     mean, low, high = values
     if mean is None or low is None or high is None:
@@ -78,11 +79,12 @@ def surely(values: Sequence[float | None], groups: int, cells: int) -> bool:
 
 
 def _interval(mean: float, influence: Floats, people: Names, pictures: Names) -> Estimate:
-    """influence: (N,), by how much each value moves the mean.
+    """The interval of a mean. influence: (N,), by how much each value moves the mean.
 
-    The variance is that of people, plus that of pictures, less that of single values, which is in both. Only by chance
-    is it less than one of the two alone, so it is not taken for less. Sources: Cameron, Gelbach, Miller 2011, "Robust
-    inference with multiway clustering"; MacKinnon, Nielsen, Webb 2024, "Jackknife inference with two-way clustering".
+    The variance is that of people, plus that of pictures, less that of single values, which both contain. Only chance
+    can make it less than the variance of people or of pictures alone, so these are its lower bounds. Sources: Cameron,
+    Gelbach, Miller 2011, "Robust inference with multiway clustering"; MacKinnon, Nielsen, Webb 2024, "Jackknife
+    inference with two-way clustering".
     """
     pairs = np.unique(np.stack([_numbers(people), _numbers(pictures)], 1), axis=0, return_inverse=True)[1].reshape(-1)
     of_people, of_pictures, of_pairs = (_variance(influence, names) for names in (people, pictures, pairs))
@@ -127,8 +129,8 @@ def kernel_difference(one: Floats, other: Floats, truth: Floats, people: ArrayLi
     """How much farther `one` is from `truth` than `other`, in KID: without the bias that Fréchet distances have.
 
     one, other: (N, D) features of the same N cases; people: (N,) or (N, persons), the people of each; truth: (M, D) of
-    other pictures than those cases' own truth. The interval is given `truth`: each picture's part is the
-    jackknife's, and pictures that share a person are not independent. Source: Bińkowski et al. 2018, "KID", with its
+    other pictures than those cases' own truth. The interval takes `truth` as exact: each picture's part comes from
+    the jackknife, and pictures that share a person are not independent. Source: Bińkowski et al. 2018, "KID", with its
     kernel (x·y/D + 1)³.
     """
     cast = np.asarray(people).reshape(len(one), -1)
@@ -145,7 +147,7 @@ def kernel_difference(one: Floats, other: Floats, truth: Floats, people: ArrayLi
 
 
 def _distances(features: Floats, truth: Floats) -> tuple[float, Floats]:
-    """The squared distance without the term of the truth alone; and (N,) the same without each of the features."""
+    """The squared distance without the term of the truth alone; and (N,) the same with each feature left out."""
     among = _kernel(features, features)
     np.fill_diagonal(among, 0)
     to_truth, rows, count = _kernel(features, truth).mean(1), among.sum(1), len(features)

@@ -24,8 +24,8 @@ from realisid_trt.errors import RequestError
 
 FORMAT = 1
 WORTH_A_POOL = 256  # examples
-RECORD_EVERY = 64  # examples that are brought to the disk, and then recorded, at once
-RECORD = "made.jsonl"  # of a store in the making: what it will be, then a line for every example that is made
+RECORD_EVERY = 64  # examples that are flushed to the disk together, and then recorded
+RECORD = "made.jsonl"  # of an unfinished store: its description, then a line for every example made so far
 CAPTION = "caption"  # the one entry of an example that is not an array
 Array = NDArray[Any]
 
@@ -94,7 +94,7 @@ class Store:
         return self.arrays[name]
 
     def first(self, count: int) -> Store:
-        """The first `count` examples, without storing data computed from them: for a few of very many."""
+        """The first `count` examples. Data computed from them is not stored: it is for a few of very many."""
         few = copy.copy(self)
         few.keeps = False
         few.arrays = {name: array[:count] for name, array in self.arrays.items()}
@@ -118,7 +118,7 @@ class OnDemandStore(Store):
 
     @property
     def captions(self) -> list[str]:  # type: ignore[override]
-        """Of all examples; those that can say theirs without being made do."""
+        """The captions of all examples. No example is made if its kind can give a caption alone."""
         caption_of = getattr(self.examples, "caption_of", None) or (lambda index: self.example(index)[CAPTION])
         return [caption_of(index) for index in range(len(self))]
 
@@ -245,7 +245,7 @@ def _made(examples: Examples, first: int) -> Iterator[Mapping[str, Any] | LeftOu
     if len(numbers) < WORTH_A_POOL:
         yield from map(examples.__getitem__, numbers)
         return
-    # "spawn": a fork of a process whose libraries have threads of their own may wait for one that it does not have
+    # "spawn": a forked process lacks the threads of its parent's libraries, and may wait for one of them for ever
     with multiprocessing.get_context("spawn").Pool(os.cpu_count(), _one_thread) as pool:
         yield from pool.imap(examples.__getitem__, numbers, chunksize=16)
 

@@ -48,7 +48,7 @@ class AbsentPrompt:
     def where(
         self, drop: Tensor, prompt_embeds: Tensor, pooled: Tensor | None, encoders: Sequence[nn.Module]
     ) -> tuple[Tensor, Tensor | None]:
-        """The embeddings, with the absent prompt's in the rows that `drop` (B,) bool says."""
+        """The embeddings, with the absent prompt's in the rows that `drop` (B,) bool marks."""
         if self.ids is None:
             empty = torch.zeros_like(prompt_embeds[:1]), None if pooled is None else torch.zeros_like(pooled[:1])
         else:

@@ -1,4 +1,4 @@
-"""python -m training.train: the command.
+"""python -m training.train: trains one stage.
 
 python -m training.train vae --checkpoint START --data DATA --out RUN
 accelerate launch --num_processes 2 --cpu -m training.train vae …      # several processes, GPUs or machines
@@ -132,8 +132,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--new", action="store_true", help="begin with new weights in the parts that are trained")
     shown = "default %(default)s"
     words = {
-        "steps": f"in all ({shown})",
-        "batch_size": "of all processes together (default: the stage's)",
+        "steps": f"steps in all ({shown})",
+        "batch_size": "examples per step, of all processes together (default: the stage's)",
         "learning_rate": "default: the stage's",
         "accumulate": "work through a batch in N parts",
         "warmup_steps": shown,
@@ -151,10 +151,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--no-further", action="store_true", help="only write the checkpoint of the state that was saved last")
     add("--half", action="store_true", help="write the trained parts in half precision")
     add("--cpu", action="store_true", help="on the CPU, even where there is a GPU")
-    add("--threads", type=int, help="of a process on the CPU (default: OMP_NUM_THREADS, or else its share of the "
-        "cores)")  # fmt: skip
-    add("--workers", type=int, metavar="N", help="processes that prepare examples for each that trains (default: 4 "
-        "where that has a GPU, else none)")  # fmt: skip
+    add("--threads", type=int, help="threads of a process on the CPU (default: OMP_NUM_THREADS, or else its share "
+        "of the cores)")  # fmt: skip
+    add("--workers", type=int, metavar="N", help="processes that prepare examples for one that trains (default: 4 if "
+        "that has a GPU, else none)")  # fmt: skip
     add("--json", action="store_true", help="the last line of stdout is one JSON object")
     return parser
 

@@ -63,7 +63,7 @@ def _validate(given: argparse.Namespace) -> Outcome:
         checkpoint = _checkpoint(folder, base)
         stage = _trained(folder, origin, checkpoint or start, store.first(count), accelerator, new=checkpoint is None)
         if given.noise_levels > 1 and "timestep" not in stage.item(0, np.random.default_rng(given.seed)):
-            raise RequestError(f"{folder}: {stage.name} adds no noise to anything. Leave --noise-levels out.")
+            raise RequestError(f"{folder}: {stage.name} trains without noise. Leave --noise-levels out.")
         found, timesteps = losses(stage, count, given.draws, given.seed, str(folder), accelerator.device)
         groups = groups or _groups(store, stage, timesteps, given.noise_levels)
         first = first or found
@@ -94,7 +94,7 @@ def losses(
 ) -> tuple[Losses, NDArray[np.int64]]:
     """Name → (count, draws) losses of the first `count` examples, each with that many noises, timesteps and drops.
 
-    Beside them (count, draws) timesteps, -1 for a stage that has none.
+    Also returns the (count, draws) timesteps, -1 for a stage that has none.
     """
     found: dict[str, list[float]] = {}
     timesteps = []
@@ -129,7 +129,9 @@ def _origin(folder: Path) -> dict[str, Any]:
                 "training.train … --no-further."
             )
     if not STAGES[origin["stage"]].whole_batch:
-        raise RequestError(f"{folder}: {origin['stage']} compares examples with each other, so none has its own loss.")
+        raise RequestError(
+            f"{folder}: {origin['stage']} compares examples with each other, so no example has a loss of its own."
+        )
     return origin
 
 
@@ -143,7 +145,7 @@ def _start(folders: Sequence[Path], origins: Sequence[Mapping[str, Any]], base: 
     """A checkpoint that one of the runs left, for the parts that other runs read and did not train."""
     start = next((found for folder in folders if (found := _checkpoint(folder, base))), None)
     if start is None:
-        raise RequestError(f"none of {', '.join(map(str, folders))} left a checkpoint. Name a run that did, too.")
+        raise RequestError(f"none of {', '.join(map(str, folders))} left a checkpoint. Add the --run of one that did.")
     for other, origin in zip(folders, origins, strict=True):
         trained = set(STAGES[origin["stage"]].writes) | set(origin["written"])
         read = {name: key for name, key in origin["weights"].items() if name not in trained}
@@ -169,7 +171,7 @@ def _trained(
 
 
 def _groups(store: Store, stage: Stage, timesteps: NDArray[np.int64], levels: int) -> dict[str, Chosen]:
-    """Name → which of the (count, draws): all, by size of face, each of these by level of noise; no empty ones."""
+    """Name → mask (count, draws): all, by size of face, and each of these by level of noise; without empty groups."""
     count, draws = timesteps.shape
     sizes = {ALL: np.full(count, True), **_by_face(store, count)}
     groups = {name: np.repeat(chosen[:, None], draws, 1) for name, chosen in sizes.items()}
@@ -235,8 +237,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--base-model", metavar="MODEL", help="as given to the trainings")
     add("--variant", help="as given to the trainings")
     add("--examples", type=int, default=1000, help="number of examples, from the first on (default %(default)s)")
-    add("--draws", type=int, default=4, help="of noise and timestep per example (default %(default)s)")
-    add("--noise-levels", type=int, default=1, metavar="N", help="list them by that many ranges of the timestep "
+    add("--draws", type=int, default=4, help="draws of noise and timestep per example (default %(default)s)")
+    add("--noise-levels", type=int, default=1, metavar="N", help="list losses by that many ranges of the timestep "
         "(default %(default)s)")  # fmt: skip
     add("--seed", type=int, default=0, help="of noise, timesteps and drops (default %(default)s)")
     add("--out", metavar="FILE", help="JSON file to write")

@@ -10,9 +10,9 @@ KIT/
 
 An *item* (plan.py) is a set of files: `cubins`, wheels, an engine, a checkpoint. A *file* is a blob, or a blob with
 gaps that are filled with weights (weightless.py): these are drawn again from their seed, or read from a checkpoint of
-the source tree, so that 13 GB are copied as one. A *blob* is kept by its SHA-256, compressed where that helps, once for
-all items, and cut into *pieces* that fill the parts: the most important first.
+the source tree, so that most of 13 GB need not be copied. A *blob* is stored under its SHA-256, once for all items,
+compressed where that helps. Blobs are cut into *pieces* that fill the parts, the most important first.
 
 Every file has its size and SHA-256 in the index and is verified when it is put in its place. A part that was not copied
-is named, and only the items with pieces in it are missing.
+is named in the error, and only the items with pieces in it are missing.
 """

@@ -15,7 +15,7 @@ from .place import place
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command. Returns the exit status: 0 there, 1 failed, 2 not available."""
+    """The command. Returns the exit status: 0 in its place, 1 failed, 2 not available."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.kit",
         description="Put an item of a kit in its place: an engine or a checkpoint, weights drawn again, verified.",
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
   python -m benchmarks.kit gpu-kit sdxl --out engines/sdxl-fp16""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("kit", type=Path, metavar="KIT", help="with the parts that were copied")
+    parser.add_argument("kit", type=Path, metavar="KIT", help="folder with the parts that were copied")
     parser.add_argument("item", metavar="ITEM", help="such as miniature, sdxl or sdxl-checkpoint")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to make")
     parser.add_argument("--json", action="store_true", help="the last line of stdout is one JSON object")

@@ -24,7 +24,7 @@ class KitError(RequestError):
 class File:
     """One file of an item.
 
-    blob: its content; or the rest of it, when the weights are taken out.
+    blob: the blob with its content; or with the rest of it, when the weights are taken out.
     gaps: the blob with the places of the weights (weightless.py), or None.
     """
 
@@ -37,7 +37,7 @@ class File:
 
 @dataclass(frozen=True)
 class Item:
-    """key: hash over all that it was made from. files: in any order."""
+    """One item of a kit. key: hash over all that it was made from. files: in any order."""
 
     key: str
     files: tuple[File, ...]
@@ -61,7 +61,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Blob:
-    """bytes: of the content, when unpacked. compressed: by xz."""
+    """A content, in pieces. bytes: of the content, when unpacked. compressed: by xz."""
 
     bytes: int
     compressed: bool
@@ -84,8 +84,7 @@ class Kit:
 
     @classmethod
     def open(cls, folder: Path) -> Kit:
-        """The kit in a folder; the first part's index counts. Raises KitError if no part is there, or that index cannot
-        be read."""
+        """The kit in a folder; the first part's index counts. Raises KitError without a part or a readable index."""
         indexes = {path.parent.name: path.read_bytes() for path in sorted(folder.glob(f"part-*/{INDEX}"))}
         advice = f"Carry at least one part of it; it is made by: python -m benchmarks.gpu --prepare {folder}"
         if not indexes:
@@ -118,7 +117,7 @@ class Kit:
         if not absent:
             return None
         reasons = ", ".join(f"{part} {reason}" for part, reason in sorted(absent.items()))
-        return f"a part of {self.folder} that {item} lies in was not carried: {reasons}"
+        return f"{self.folder} lacks parts that hold {item}: {reasons}"
 
     def content(self, name: str) -> bytes:
         """A blob, its pieces joined and verified. Raises KitError."""

@@ -24,8 +24,8 @@ from .store import Store
 from .weightless import ROOT, TensorIndex, source_of_checkpoint, take_out
 from .wheels import WHEELS, download
 
-FORMAT = 1  # of the stored files of items; with another number all are made again
-MAX_REST = 0.5  # of a folder's bytes, when its weights are taken out; of the miniature's engine a third is left
+FORMAT = 1  # of the stored files of items; with another number all items are made again
+MAX_REST = 0.5  # the most of a folder that may be left without its weights; of the miniature's engine a third is left
 PHOTOS = {  # name by demo_photos: name in the cache
     "astronaut.png": f"{ASTRONAUT_SHA256[:16]}-{Path(ASTRONAUT).name}",
     "hopper.jpg": f"{HOPPER_SHA256[:16]}-{Path(HOPPER).name}",
@@ -40,8 +40,10 @@ class ItemMaker:
         self.plan, self.store, self.report = plan, store, report
 
     def make(self, name: str) -> bool:
-        """Makes an item, unless it is up to date. Returns whether it was made. Raises BuildError, RequestError,
-        DiskError."""
+        """Makes an item, unless it is up to date. Returns whether it was made.
+
+        Raises BuildError, RequestError, DiskError.
+        """
         key, files = MAKERS[name](self)
         key = content_key(FORMAT, name, key)
         if self.store.stands(name, key):
@@ -60,7 +62,7 @@ class ItemMaker:
         return f"{nvrtc.key()} {architecture}", files
 
     def photos(self) -> Draft:
-        """As `export.wheels` keeps them, so that the far machine need not download them."""
+        """The demo photographs, as `export.wheels` caches them: the far machine need not download them."""
 
         def files() -> list[File]:
             with tempfile.TemporaryDirectory() as folder:
@@ -111,7 +113,7 @@ class ItemMaker:
         backends = sorted({build.backend for build in manifest.builds.values()})
         if backends != ["onnxruntime"]:
             raise RequestError(
-                f"{engine} was built for {', '.join(backends)}; plans are too large to travel. Name another --engine, "
+                f"{engine} was built for {', '.join(backends)}; plans are too large to copy. Name another --engine, "
                 "which is built for ONNX Runtime alone."
             )
         if (precision := manifest.build_for("onnxruntime", "cuda").precision) != "float16":
@@ -150,7 +152,7 @@ class ItemMaker:
         if rest_bytes > MAX_REST * whole_bytes:
             raise BuildError(
                 f"{rest_bytes / 1e6:.0f} of {whole_bytes / 1e6:.0f} MB of {folder} are not weights of {checkpoint}: it "
-                f"was built from others. Remove {folder} and run the same command again, which builds it anew."
+                f"was built from other weights. Remove {folder} and run the same command again, which builds it anew."
             )
         return files
 

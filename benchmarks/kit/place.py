@@ -43,7 +43,7 @@ def place(kit: Kit, item: str, folder: Path) -> int:
 
 
 def place_beside(kit: Kit, item: str, folder: Path) -> None:
-    """The same for files that lie in a folder with others. Raises KitError, DiskError."""
+    """Writes an item's files into a folder that may hold other files too. Raises KitError, DiskError."""
     if problem := kit.missing(item):
         raise KitError(f"{problem}. Carry every part of a kit that was prepared with it.")
     with disk_errors(folder):
@@ -63,7 +63,7 @@ def write(kit: Kit, files: tuple[File, ...], folder: Path) -> None:
             entry = path, file.bytes, kit.content(file.blob), described["gaps"]
             by_source.setdefault(json.dumps(described["source"]), []).append(entry)
     for source, entries in by_source.items():
-        from .weightless import Gap, put_back, source_of  # torch, which other files do without
+        from .weightless import Gap, put_back, source_of  # imports torch, which files without gaps do not need
 
         put_back(
             ((path, nbytes, rest, [Gap.from_list(gap) for gap in gaps]) for path, nbytes, rest, gaps in entries),
@@ -77,7 +77,7 @@ def write(kit: Kit, files: tuple[File, ...], folder: Path) -> None:
 
 
 def _wrong(files: tuple[File, ...], folder: Path) -> list[str]:
-    """Files that are not what the index says, read on every core; what is right is remembered as verified."""
+    """Paths of files that differ from the index. Files are read on every core; equal ones are recorded as verified."""
     with VerifiedFiles() as verified, ThreadPoolExecutor(available_cores()) as pool:
 
         def right(file: File) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-# In order of importance, in which they fill the parts.
+# In order of importance. They fill the parts in this order.
 ITEMS = {
     "cubins": "the kernels, compiled for the far machine's GPU",
     "cuda-python": "wheels: cuda-core, cuda-bindings, cuda-pathfinder",
@@ -24,7 +24,7 @@ class Plan:
 
     folder:       KIT.
     items:        of ITEMS, to be in it; empty: all.
-    part_mib:     the most that a part takes. 32 fit beside the source tree into 64.
+    part_mib:     the most that a part takes, MiB. A part of 32 fits into 64 MiB together with the source tree.
     python:       of the far machine. architecture: of its GPU.
     engine, sdxl: engine directories of the miniature and of full size; built first if they are not there. The full-size
                   checkpoint is the folder `sdxl`-checkpoint.

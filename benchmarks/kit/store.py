@@ -17,7 +17,7 @@ from .index import INDEX, Blob, File, Item, Piece, write
 
 STORE, RECORDS = "store", "store.json"
 PACKED = {".whl", ".png", ".jpg"}  # compressed already
-PRESET = 1  # of xz: of an engine's graphs and face models it makes 6 % more than 6 does, in a quarter of the time
+PRESET = 1  # of xz: an engine's graphs and face models become 6 % larger than by preset 6, in a quarter of the time
 
 
 class Store:
@@ -36,7 +36,7 @@ class Store:
             pass  # nothing was made yet, or nothing that can be read
 
     def stands(self, name: str, key: str) -> bool:
-        """Whether an item was made from this, and is complete."""
+        """Whether an item with this key is stored, and complete."""
         item = self.items.get(name)
         return item is not None and item.key == key and all(self._is_whole(blob) for blob in item.blobs)
 
@@ -47,7 +47,7 @@ class Store:
         return self._folder / name, self._folder / f"{name}.xz"
 
     def _content_sha256(self, path: Path) -> str | None:
-        """None for what cannot be unpacked."""
+        """The SHA-256 of a stored content, when unpacked; None if it cannot be unpacked."""
         if path.suffix != ".xz":
             return file_sha256(path)
         try:
@@ -61,7 +61,7 @@ class Store:
         return File(name, len(content), sha256(content), self.add_blob(content, path.suffix not in PACKED))
 
     def add_blob(self, content: bytes, compress: bool = True) -> str:
-        """Keeps a content. Returns its name: its SHA-256."""
+        """Stores a content. Returns its name: its SHA-256."""
         name = sha256(content)
         if self._is_whole(name):
             return name
@@ -78,9 +78,9 @@ class Store:
         write_json(self._folder / RECORDS, {name: asdict(item) for name, item in self.items.items()})
 
     def cut(self, names: Sequence[str], part_bytes: int) -> list[Path]:
-        """Lays these items out in parts of at most `part_bytes` bytes each, in this order, and removes blobs that no
-        item
-        has any more. Returns the parts. Raises RequestError for parts that are too small, DiskError.
+        """Lays these items out in parts of at most `part_bytes` bytes each, in this order. Returns the parts.
+
+        Removes blobs that no item has any more. Raises RequestError for parts that are too small, DiskError.
         """
         items = {name: self.items[name] for name in names}
         blobs = dict.fromkeys(blob for item in items.values() for blob in item.blobs)
@@ -131,7 +131,7 @@ class Store:
                 yield name, Piece(f"part-{number:02d}", f"{name[:16]}.{count}", len(content), sha256(content)), content
 
     def _index_bytes(self, items: Mapping[str, Item], part_bytes: int) -> int:
-        """At most what the index takes: each blob and each of its pieces is a line of less than 300 bytes."""
+        """An upper bound of the index's bytes: each blob and each of its pieces takes less than 300 bytes."""
         names = {blob for item in items.values() for blob in item.blobs}
         stored = sum(path.stat().st_size for name in names for path in self._paths(name) if path.is_file())
         pieces = len(names) + 2 * stored // part_bytes + 2

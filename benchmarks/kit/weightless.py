@@ -1,7 +1,7 @@
 """Files without their weights: the places of the weights, the rest of a file, and the way back to the file.
 
-A weight in a graph is a tensor of the checkpoint, in the graph's precision, transposed where a matrix product needs it
-so. It is recognised by its bytes, independent of how the graph was made. All other bytes are the *rest*, which is
+A weight in a graph is a tensor of the checkpoint, in the graph's precision, transposed where a matrix product needs
+that. It is recognised by its bytes, independent of how the graph was made. All other bytes are the *rest*, which is
 copied. The weights come from a source that the other machine has too:
 
 - a checkpoint that `export.miniature` made is drawn again from its seed;
@@ -51,7 +51,7 @@ class Gap(NamedTuple):
         return cls(offset, component, key, tuple(shape), dtype, transposed)
 
     def content(self, tensor: Tensor) -> memoryview:
-        """The bytes that belong here, of this tensor. Raises CheckpointError for one of another shape."""
+        """The bytes that fill this gap, from this tensor. Raises CheckpointError if it has another shape."""
         if tuple(tensor.shape) != self.shape:
             raise CheckpointError(
                 f"{self.component} {self.key} is {tuple(tensor.shape)}, expected {self.shape}: it is not the "
@@ -147,14 +147,14 @@ class TensorIndex:
         self._found: dict[int, dict[str, tuple[Any, ...]]] = {}
 
     def gap(self, offset: int, content: memoryview) -> Gap | None:
-        """The tensor with these bytes."""
+        """The gap at this offset, for the checkpoint's tensor with these bytes; None if it has no such tensor."""
         if len(content) not in self._found:
             self._found[len(content)] = dict(self._of_size(len(content)))
         found = self._found[len(content)].get(sha256(content))
         return Gap(offset, *found) if found else None
 
     def _of_size(self, nbytes: int) -> Iterator[tuple[str, tuple[Any, ...]]]:
-        """Hash → all tensors that take so many bytes in some precision, plain and transposed."""
+        """(hash, tensor) of every tensor that takes so many bytes in some precision, plain and transposed."""
         from safetensors import safe_open
 
         for component, key, shape, file in self._tensors:
@@ -215,7 +215,7 @@ def extents(path: Path) -> Iterator[tuple[int, int]]:
 
 
 def _fields(content: memoryview, extent: tuple[int, int], wanted: int) -> Iterator[tuple[int, tuple[int, int]]]:
-    """Extents of a message's fields of one number that are bytes or messages. Protocol Buffers' wire format."""
+    """(number, extent) of a message's fields with this number that are bytes or messages. Protocol Buffers' format."""
 
     def varint(at: int) -> tuple[int, int]:
         value = shift = 0
@@ -241,9 +241,9 @@ def _fields(content: memoryview, extent: tuple[int, int], wanted: int) -> Iterat
 
 
 def put_back(files: Iterable[tuple[Path, int, bytes, Sequence[Gap]]], source: Source) -> None:
-    """Writes files again: (path, bytes, rest, gaps) each. Weights on every core, the largest first.
+    """Writes files again: (path, bytes, rest, gaps) each. Weights are made on every core, the largest first.
 
-    Raises OSError, and CheckpointError if the source lacks one.
+    Raises OSError, and CheckpointError if the source lacks a weight.
     """
     work: list[tuple[int, int, Gap]] = []
     opened: list[int] = []

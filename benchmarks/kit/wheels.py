@@ -18,7 +18,7 @@ from realisid_trt.errors import BuildError
 
 from .index import KitError
 
-# Item → requirements, without what they need in turn: numpy, protobuf and the like are wherever torch and onnx are.
+# Item → requirements, without their own requirements: numpy, protobuf and the like are wherever torch and onnx are.
 WHEELS: dict[str, tuple[str, ...]] = {
     "cuda-python": ("cuda-core>=1.2,<2", "cuda-bindings>=13,<14", "cuda-pathfinder"),
     "diffusers": ("diffusers>=0.42,<0.43",),
@@ -50,10 +50,10 @@ def download(item: str, python: str, folder: Path) -> list[Path]:
 
 
 def unzip(item: str, wheels: Sequence[Path], site: Path) -> str:
-    """Unzips an item's wheels into a folder for PYTHONPATH. Unzips none if the packages are installed in such versions
-    already, since those suit the other installed packages.
+    """Unzips an item's wheels into a folder for PYTHONPATH. Returns the result as a phrase.
 
-    Returns the result as a phrase. Raises KitError for wheels that this Python cannot import, DiskError.
+    Unzips none if the packages are already installed in versions that WHEELS accepts, since those suit the other
+    installed packages. Raises KitError for wheels that this Python cannot import, DiskError.
     """
     installed = {requirement.name: _installed(requirement.name) for requirement in map(Requirement, WHEELS[item])}
     if all(installed[r.name] and r.specifier.contains(installed[r.name] or "") for r in map(Requirement, WHEELS[item])):

@@ -18,7 +18,7 @@ from .staging import Artifact, content_key
 
 def versions() -> dict[str, str]:
     """The version of every package that can change the build."""
-    import onnxruntime  # a distribution of several names: onnxruntime, onnxruntime-gpu
+    import onnxruntime  # a module of several distributions: onnxruntime, onnxruntime-gpu
 
     packages = ("realisid_trt", "torch", "diffusers", "transformers", "onnx", "onnxscript")
     found = {package: importlib.metadata.version(package) for package in packages}
@@ -114,7 +114,7 @@ def _build(target: Target, installed: dict[str, str], architectures: Sequence[st
 
 
 def _network(artifact: Artifact) -> dict[str, Any]:
-    """One network of one build: its graph's hash, the size of graph and weights, and the worker's results."""
+    """One network of one build: the hash of its graph or plan, the bytes of all its files, and the worker's results."""
     info = {key: value for key, value in artifact.info.items() if key != "flops_per_row"}
     sizes = [listed["bytes"] for listed in artifact.files.values()]
     return {"sha256": artifact.files[info["file"]]["sha256"], "bytes": sum(sizes), **info}

@@ -15,8 +15,10 @@ from .staging import content_key
 
 
 def remember(manifest: Mapping[str, Any], *, checkpoint: Path, base_model: str | None, variant: str | None) -> None:
-    """Stores the arguments that open the checkpoint again, from any working folder. A cache that cannot be written is
-    ignored."""
+    """Stores the arguments that open the checkpoint again, from any working folder.
+
+    A cache that cannot be written is ignored.
+    """
     if base_model and Path(base_model).is_dir():  # else an id on the hub
         base_model = str(Path(base_model).absolute())
     origin = {"path": str(Path(checkpoint).absolute()), "base_model": base_model, "variant": variant}
@@ -25,8 +27,10 @@ def remember(manifest: Mapping[str, Any], *, checkpoint: Path, base_model: str |
 
 
 def recall(manifest: Mapping[str, Any]) -> dict[str, str | None]:
-    """Arguments of `Checkpoint.open` for the checkpoint with an engine's weights; empty if none are stored, or if its
-    folder is gone."""
+    """Arguments of `Checkpoint.open` for the checkpoint with an engine's weights.
+
+    Empty if none are stored, or if the checkpoint's folder does not exist any more.
+    """
     try:
         record = json.loads(_record(manifest).read_text(encoding="utf-8"))
         origin = {key: record[key] for key in ("path", "base_model", "variant") if isinstance(record[key], str | None)}

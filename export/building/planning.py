@@ -1,5 +1,4 @@
-"""The jobs of a build: every network in every form, every plan; and the parts that are up to date from an earlier
-build."""
+"""The jobs of a build, one per graph and per plan, and the graphs and plans of an earlier build that are up to date."""
 
 from __future__ import annotations
 
@@ -26,7 +25,7 @@ from .staging import Artifact, Staging, content_key
 from .workers import Job
 
 LEAST_SIDE = 2  # cells of the coarsest level
-# What a network, and a plan, is made with: files and folders of export/.
+# The files and folders of export/ that determine a graph, and a plan.
 ONNX_MAKERS = (
     "networks.py", "to_onnx.py", "forms.py", "truth/exact.py", "truth/verify.py", "truth/widen.py",
     "building/workers.py", "checkpoint",
@@ -40,7 +39,7 @@ def onnx_jobs(
     """The networks that are up to date, by artifact, and the jobs that export the others."""
     limits = Limits.of_requests(options.batch, options.persons, _longest(checkpoint, options))
     makers = sources(*ONNX_MAKERS)
-    # the folder that was found: a worker must not ask the hub again, which may have another revision by now
+    # The folder that was found: a worker must not ask the hub again, since it may have another revision by then.
     source = checkpoint.path, checkpoint.base or options.base_model, options.variant
     made: dict[str, Artifact] = {}
     jobs: dict[str, Job] = {}
@@ -48,12 +47,12 @@ def onnx_jobs(
         for name, network in known.items():
             form = target.form_of(name)
             artifact = artifact_name(name, form)
-            if artifact in made or artifact in jobs:  # of another target
+            if artifact in made or artifact in jobs:  # another target has the same graph
                 continue
             # Shapes come from other components too: the canvas from the UNet, the tokens from the projection.
             ports = [port_entry(port, form, limits) for port in (*network.inputs, *network.outputs)]
             weights = {component: checkpoint.weights_key(component) for component in network.components}
-            family = checkpoint.has_added_conditions  # which layer of a text encoder is read
+            family = checkpoint.has_added_conditions  # it decides the layer of a text encoder that is read
             key = content_key(name, form.name, ports, weights, family, makers, versions())
             if found := staging.find(artifact, key):
                 made[artifact] = found
@@ -151,5 +150,5 @@ def _longest(checkpoint: Checkpoint, options: Options) -> int:
 
 
 def _timing_cache(backend: str, gpu: Mapping[str, object] | None) -> Path:
-    """Kernels timed on this GPU by this version, for every engine of this machine."""
+    """The file with kernel times on this GPU by this TensorRT version, for every engine of this machine."""
     return cache_folder() / "timing" / f"{content_key(backend, FLAVOURS[backend].version, gpu)[:16]}.cache"

@@ -23,7 +23,7 @@ from ..to_plan import PlanSettings, Shapes, to_plan
 from .processes import belong_to
 from .staging import Artifact, Staging
 
-# Measured on SDXL's networks, TensorRT-RTX 1.7: a builder takes up to PEAK_PER_WEIGHT × the weights, and PEAK_BYTES.
+# Measured on SDXL's networks, TensorRT-RTX 1.7: a builder takes up to PEAK_PER_WEIGHT × the weights, plus PEAK_BYTES.
 PEAK_PER_WEIGHT, PEAK_BYTES = 3.6, 2**29
 PLAN_PER_WEIGHT, PLAN_BYTES = 1.05, 2**24
 TELL_SECONDS, CANCEL_SECONDS = 0.2, 20.0
@@ -105,7 +105,7 @@ def _in_a_process(job: PlanJob, folder: Path, tell: Any) -> dict[str, Any]:
         while True:
             try:
                 kind, *what = ours.recv()
-            except EOFError:  # it died
+            except EOFError:  # the process died
                 process.join()
                 raise BuildError(_death(job, process.exitcode)) from None
             if kind == TOLD:
@@ -118,7 +118,7 @@ def _in_a_process(job: PlanJob, folder: Path, tell: Any) -> dict[str, Any]:
                 info: dict[str, Any] = what[0]
                 return info
     except KeyboardInterrupt:
-        with contextlib.suppress(OSError):  # it has just ended
+        with contextlib.suppress(OSError):  # the process has just ended
             ours.send("cancel")
             process.join(CANCEL_SECONDS)
         raise
@@ -160,7 +160,7 @@ def _build(parent: int, job: PlanJob, folder: Path, pipe: Connection) -> None:
             built = to_plan(job.onnx_file, plan, job.network, job.shapes, job.settings, watch)
     except RealisIDError as error:
         pipe.send((FAILED, type(error).__name__, str(error)))
-    except Exception as error:  # our own, or of an untested TensorRT
+    except Exception as error:  # a bug of ours, or of an untested TensorRT
         words = f"{type(error).__name__}: {error}"
         pipe.send((FAILED, "BuildError", f"{job.network}: {words}. Report this, with the installed versions."))
     else:

@@ -1,4 +1,4 @@
-"""Processes that do one piece of a build, and end with it."""
+"""Processes that do one piece of a build, and end when the build's own process ends."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import signal
 
 
 def belong_to(parent: int) -> None:
-    """Called first in such a process: it ends with its parent, even if that is killed, and leaves Ctrl-C to the
-    parent."""
+    """Makes this process end with its parent, even if the parent is killed, and ignore Ctrl-C. Call it first."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(OSError, AttributeError):  # Linux only
         pr_set_pdeathsig = 1

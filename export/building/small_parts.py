@@ -1,4 +1,4 @@
-"""The small parts of an engine: constants, tokenizers, face models."""
+"""The small parts of an engine: constants, tokenizers, face models, CUDA kernels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .staging import Artifact, Staging, content_key
 def small_parts(
     staging: Staging, checkpoint: Checkpoint, face_landmarker: Path | None, face_parser: Path | None
 ) -> dict[str, Artifact]:
-    """Everything of an engine but its networks, by artifact name."""
+    """Constants, tokenizers and face models, by artifact name. Raises BuildError."""
     made = {"constants": _constants(staging, checkpoint)}
     for name in checkpoint.text_encoder_names:
         made[tokenizer_of(name)] = _tokenizer(staging, checkpoint, tokenizer_of(name))

@@ -115,7 +115,8 @@ class Staging:
     def stands(self, manifest: Mapping[str, Any], verifiable: Collection[str]) -> bool:
         """Whether the present engine is what this manifest describes; then the staging folder is removed.
 
-        verifiable: builds that this machine can compare with the reference: the present engine's must have been.
+        verifiable: builds that this machine can compare with the reference. Those of the present engine must have been
+                    compared.
         """
         derived = ("seal", "verified")
         same = all(self.current.get(key) == value for key, value in manifest.items() if key not in derived)
@@ -125,8 +126,7 @@ class Staging:
         return same and bool(self.current)
 
     def publish(self, manifest: dict[str, Any], names: list[str]) -> None:
-        """Writes the manifest, removes files that no longer belong, and exchanges the folder with the engine
-        directory."""
+        """Puts the folder in the place of the engine directory, with this manifest and without superfluous files."""
         self.prune(names)
         with disk_errors(self.folder):
             write_json(self.folder / MANIFEST, manifest)
@@ -135,7 +135,7 @@ class Staging:
         exchange(self.folder, self.out)
 
     def prune(self, names: list[str]) -> None:
-        """Removes artifacts other than `names`, and files that belong to none."""
+        """Removes the records of artifacts other than `names`, and files that belong to none of `names`."""
         self.artifacts = {name: self.artifacts[name] for name in names}
         write_json(self.folder / RECORDS, {name: asdict(artifact) for name, artifact in self.artifacts.items()})
         belonging = {self.folder / file for artifact in self.artifacts.values() for file in artifact.files}
@@ -171,7 +171,7 @@ def open_staging(out: Path) -> Iterator[Staging]:
             with disk_errors(out.parent, refusals=False):
                 yield staging
         finally:
-            with contextlib.suppress(OSError):  # published, or there is something to go on with
+            with contextlib.suppress(OSError):  # it was published, or it holds results for the next build
                 staging.folder.rmdir()
 
 
@@ -184,7 +184,7 @@ def _read_records(folder: Path) -> dict[str, Artifact]:
 
 
 def _recover(out: Path) -> None:
-    """Undoes a build that was killed between its two renames."""
+    """Mends a build that was killed between its two renames, or before it removed the old engine."""
     previous = out.with_name(out.name + ".old")
     if (previous / MANIFEST).is_file():
         if not out.exists():

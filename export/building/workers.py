@@ -29,7 +29,7 @@ from ..truth.verify import verify
 from .processes import belong_to
 from .staging import Artifact, Staging
 
-SMALL_BYTES = 2**30  # networks of components up to this size are exported two at a time
+SMALL_BYTES = 2**30  # networks with weights up to this size are exported two at a time
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,10 @@ class Job:
 
 
 def export_all(staging: Staging, jobs: Sequence[Job], workers: int | None, progress: bool) -> dict[str, Artifact]:
-    """Does the jobs, largest first. Returns the artifacts by name.
+    """Exports and verifies the networks, largest first. Returns the artifacts by name.
 
     Each is added to the staging folder as soon as it is verified, so that nothing is lost when the next one fails.
+    Raises BuildError or ParityError.
     """
     if not jobs:
         return {}
@@ -120,7 +121,7 @@ def export_network(job: Job, folder: Path) -> dict[str, Any]:
 
 
 def _start_worker(parent: int, threads: int) -> None:
-    """A worker ends with its build and keeps to its share of the cores."""
+    """Makes a worker end with its build, and limits torch to the worker's share of the cores."""
     belong_to(parent)
     import torch
 

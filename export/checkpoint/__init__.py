@@ -54,7 +54,7 @@ class Checkpoint:
     image_size, image_mean, image_std: of the image encoder's input, px and per colour.
     num_id_tokens:        T.
     scheduler_config:     of the DDIMScheduler, every key.
-    base:                 folder of the base model, where something was taken from it.
+    base:                 folder of the base model, if something was taken from it; else None.
     """
 
     path: Path
@@ -165,7 +165,7 @@ class Checkpoint:
             return sum(file.stat().st_size for file in self.components[component].files)
 
     def elements(self, component: str) -> dict[str, int]:
-        """How many numbers each of a component's weights holds. Reads headers only."""
+        """The number of elements of each of a component's weights, by key. Reads headers only."""
         with readable(self.path):
             headers = [read_header(file) for file in self.components[component].files]
         return {name: math.prod(shape) for header in headers for name, (_, shape) in header.items()}
@@ -216,7 +216,7 @@ class Checkpoint:
         return self.folders[tokenizer_of(name)]
 
     def load_tokenizer(self, name: str) -> Any:
-        """The CLIPTokenizer, from whichever files the folder has; `name` as in `tokenizer_folder`.
+        """The CLIPTokenizer, from the files that the folder has; `name` as in `tokenizer_folder`.
 
         Its backend_tokenizer.to_str() is the tokenizer.json that folders with vocab.json and merges.txt lack.
         """
@@ -310,7 +310,7 @@ class Checkpoint:
 
 @contextmanager
 def _possible(path: Path) -> Iterator[None]:
-    """Turns exceptions that no check foresaw into a CheckpointError."""
+    """Turns the exceptions of values that no check covers into a CheckpointError."""
     try:
         yield
     except (TypeError, KeyError, IndexError, ValueError, AttributeError, ArithmeticError) as error:

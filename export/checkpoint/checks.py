@@ -16,7 +16,7 @@ from .files import read_json
 from .id_projection import projection_dims
 
 Config = Mapping[str, Any]
-# Parts of diffusers' forward that the exported networks leave out: a model that needs one cannot be exported.
+# The exported networks leave out parts of diffusers' forward. Key → the values with which a model does not need them.
 UNET_ONLY = {
     "center_input_sample": (False,), "class_embed_type": (None,), "num_class_embeds": (None,),
     "encoder_hid_dim": (None,), "encoder_hid_dim_type": (None,), "time_embedding_type": ("positional",),
@@ -32,7 +32,7 @@ DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
 PREDICTIONS = ("epsilon", "v_prediction")
 SPACINGS = ("leading", "trailing", "linspace")  # of DDIM's timesteps
-# Keys of diffusers' schedulers that have no schedule of betas: EDM, flow matching.
+# Keys of those schedulers of diffusers that have no schedule of betas: EDM, flow matching.
 FOREIGN_SCHEDULES = ("sigma_data", "sigma_schedule", "use_flow_sigmas", "shift", "base_shift", "max_shift")
 
 
@@ -50,7 +50,7 @@ def with_defaults(cls: type, config: Config) -> dict[str, Any]:
 def residual_shapes(config: Config) -> tuple[tuple[int, int], ...]:
     """(channels, level) of every skip, then of the mid block, in the order in which diffusers' encoder makes them.
 
-    conv_in, then for every level its layers and, but for the last level, its downsampler.
+    conv_in; then every level's layers and, except at the last level, its downsampler.
     """
     widths, layers = config["block_out_channels"], config["layers_per_block"]
     last = len(widths) - 1
@@ -122,7 +122,7 @@ def _check_unet(unet: Config) -> None:
 
 
 def _check_vae(vae: Config) -> None:
-    """The numbers that latents are scaled by."""
+    """Checks the numbers that latents are scaled by."""
     scale, shift, channels = vae["scaling_factor"], vae.get("shift_factor"), vae["latent_channels"]
     if not is_finite(scale) or scale <= 0:
         raise refuse("vae", "scaling_factor", scale, "a number above 0: SDXL's is 0.13025, SD 1.5's 0.18215")
@@ -175,7 +175,7 @@ def _check_branch(name: str, branch: Config, unet: Config, channels: int, factor
             name,
             "conditioning_channels",
             branch["conditioning_channels"],
-            f"{channels}, since it sees {sees}",
+            f"{channels}, since its condition is {sees}",
             f"Check that {name} and {other} are not swapped.",
         )
     for key, allowed in BRANCH_ONLY.items():
@@ -244,7 +244,7 @@ def _check_text(encoders: list[tuple[str, Config]], unet: Config) -> int:
             name,
             "projection_dim",
             config["projection_dim"],
-            f"{pooled}: what the UNet's projection_class_embeddings_input_dim leaves beside six time ids",
+            f"{pooled}: the UNet's projection_class_embeddings_input_dim less the width of six time ids",
             "Take the text encoders of the UNet's own base model.",
         )
     return int(pooled)

@@ -60,7 +60,7 @@ def component_of(name: str, folder: Path, variant: str | None) -> Component:
 
 
 def class_name(name: str, config: Mapping[str, Any]) -> str:
-    """The class that a config.json names, if it is one that can stand in this place. Raises CheckpointError."""
+    """The class that a config.json names, if this component may have it. Raises CheckpointError."""
     if name == "id_projection":
         return str(config.get("class"))
     if name in DIFFUSERS_CLASSES:
@@ -90,7 +90,7 @@ def full_config(component: Component) -> dict[str, Any]:
 
 @contextmanager
 def _understood(component: Component) -> Iterator[None]:
-    """Turns a library's exceptions for impossible or contradicting values into a CheckpointError. Quiet."""
+    """Turns a library's exceptions for impossible values into a CheckpointError, and silences the library."""
     try:
         with quiet():
             yield
@@ -106,10 +106,10 @@ Mismatch = tuple[str, tuple[int, ...], tuple[int, ...]]
 
 
 def check_headers(component: Component) -> None:
-    """Raises CheckpointError unless the files' headers name what the component's module holds. Reads no weights.
+    """Raises CheckpointError unless the files' headers list the tensors of the component's module. Reads no weights.
 
     transformers adds or omits the prefix of CLIP's towers and accepts surplus position_ids; diffusers renames the
-    attention keys of VAEs of 2022. Both are left to the loaders.
+    attention keys of VAEs of 2022. The loaders check such files.
     """
     found: dict[str, tuple[int, ...]] = {}
     for file in component.files:
@@ -189,8 +189,10 @@ def module_class(name: str) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """A context without the libraries' log lines, warnings and progress bars. Restores verbosity, dtype and random
-    state."""
+    """A context without the libraries' log lines, warnings and progress bars.
+
+    Restores their verbosity, and torch's default dtype and random state.
+    """
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging
 
@@ -222,7 +224,7 @@ def ddim_config(folder: Path) -> dict[str, Any]:
             scheduler: Any = DDIMScheduler.from_config(source)  # type: ignore[no-untyped-call]
         config, alphas = dict(scheduler.config), scheduler.alphas_cumprod
         if not ((alphas >= 0) & (alphas <= 1)).all():  # NaN is neither
-            raise ValueError("its alphas_cumprod leave 0..1")
+            raise ValueError("its alphas_cumprod are not in 0..1")
     except Exception as error:  # ValueError, NotImplementedError, or others for a wrong value
         raise CheckpointError(
             f"{folder / 'scheduler_config.json'} is not a config of a DDIM scheduler: {error}. Correct the file."

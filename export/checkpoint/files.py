@@ -1,6 +1,6 @@
 """The files of a checkpoint's folders: JSON, and weights with their variants and shards.
 
-Checks read headers only: those of safetensors name the tensors and their extent.
+Checks read only the headers of safetensors: a header lists the file's tensors and their extents.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def read_json(path: Path, purpose: str) -> dict[str, Any]:
 
 
 def find_weights(folder: Path, stem: str, variant: str | None) -> tuple[tuple[Path, ...], str | None]:
-    """The weight files of a component, and the variant they have: the requested one, else none, as diffusers does.
+    """The weight files of a component, and their variant: the requested one, else None, as in diffusers.
 
     Raises CheckpointError when there are only pickles, only other variants, nothing, a missing shard, a file that is
     cut off, or both a single file and an index (libraries disagree about which one counts).
@@ -132,7 +132,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
 
 
 def _misplaced(file: Path, weight_map: dict[str, str]) -> list[tuple[str, str]]:
-    """(tensor, file) of every tensor that stands only in a shard or only in the index."""
+    """(tensor, file) of every tensor that only the shard or only the index lists."""
     inside = set(read_header(file))
     promised = {key for key, name in weight_map.items() if name == file.name}
     return [(key, file.name) for key in sorted(inside ^ promised)]
@@ -181,7 +181,7 @@ def read_weights(files: Iterable[Path]) -> dict[str, Tensor]:
 
 
 def component_key(config: Any, files: Iterable[Path]) -> str:
-    """sha256 over a config and the contents of files: what an export of the component depends on.
+    """sha256 over a config and the contents of files, on which an export of the component depends.
 
     Version stamps and paths that libraries write into a config do not count. Raises OSError.
     """
@@ -197,8 +197,8 @@ def component_key(config: Any, files: Iterable[Path]) -> str:
 def _sha256(file: Path, *stat: int) -> str:
     """sha256 of a file, remembered between processes.
 
-    And within this process: if the cache file cannot be written (a read-only home), a build would otherwise read a UNet
-    once for each of its networks.
+    It is remembered in this process too. Otherwise, if the cache file cannot be written (a read-only home), a build
+    would read a UNet once for each of its networks.
     """
     with VerifiedFiles() as verified:
         return verified.sha256(file)

@@ -1,4 +1,4 @@
-"""The folders of a checkpoint: its own, and what it takes from a base model named by reference."""
+"""The folders of a checkpoint: its own, and those that it takes from a base model named by reference."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Folders:
         index = read_json(path / "model_index.json", "it lists the checkpoint's parts and its base model")
         self.path, self.variant, self.local_files_only = path, variant, local_files_only
         if base_model is not None and (given := Path(os.path.expanduser(base_model))).exists():
-            base_model = given.absolute()  # an argument counts from the working directory
+            base_model = given.absolute()  # an argument is relative to the working directory
         self.reference = str(base_model or index.get("base_model") or "")
         self.base: Path | None = None
         self.found: dict[str, Path] = {}
@@ -91,9 +91,9 @@ def base_folder(
     """The folder of a base model: a local one (absolute, or relative to the checkpoint), or a hub snapshot.
 
     components: folders of it that are needed; of a hub model only their JSON, tokenizer files and safetensors are
-                downloaded, the asked variant where there is one. Raises CheckpointError.
+                downloaded, in the requested variant where there is one. Raises CheckpointError.
     """
-    folder = Path(os.path.normpath(checkpoint / os.path.expanduser(reference)))  # Path's own raises for ~nobody
+    folder = Path(os.path.normpath(checkpoint / os.path.expanduser(reference)))  # Path.expanduser raises for ~nobody
     if folder.is_dir():
         return folder
     if not HUB_ID.fullmatch(reference):

@@ -62,8 +62,8 @@ class QueryAttention(nn.Module):
 class Resampler(nn.Module):
     """A fixed number of ID tokens: learned queries that read the image tokens `depth` times.
 
-    Source: IP-Adapter-plus (tencent-ailab/IP-Adapter, ip_adapter/resampler.py, Apache-2.0): its key names and its
-    mathematics, so that its weights load; InstantID's has the same shape.
+    Source: IP-Adapter-plus (tencent-ailab/IP-Adapter, ip_adapter/resampler.py, Apache-2.0). Key names and mathematics
+    are the same, so that its weights load. InstantID's resampler has the same shape.
     features: (B, N, embedding_dim) float. Returns (B, num_queries, output_dim).
     """
 
@@ -114,8 +114,8 @@ class Resampler(nn.Module):
 def projection_dims(config: Mapping[str, Any], source: str) -> tuple[int, int, int | None]:
     """(input dim, output dim, number of ID tokens or None) of an `id_projection/config.json`.
 
-    None means "as many as the image encoder has tokens". Raises CheckpointError for an unknown class, a key that is
-    missing, surplus or not a positive number.
+    None means "as many as the image encoder has tokens". Raises CheckpointError for an unknown class, and for a key
+    that is missing, surplus or not a positive number.
     """
     kind = config.get("class")
     if kind not in ("linear", "resampler"):

@@ -1,7 +1,7 @@
-"""The VAE's latents and the UNet's: one scaling, for the export, the reference, trainings and their evaluation.
+"""The scaling between the VAE's latents and the UNet's, for the export, the reference, training and evaluation.
 
 z = (x - mean)·scaling_factor / std, where a VAE has statistics; else z = (x - shift_factor)·scaling_factor.
-Source: diffusers' pipelines of SDXL and of SD 3, which undo it.
+Source: diffusers' pipelines of SDXL and of SD 3, which invert it.
 """
 
 from __future__ import annotations

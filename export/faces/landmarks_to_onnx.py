@@ -22,8 +22,8 @@ def attention_to_onnx(content: bytes) -> Files:
     """MediaPipe's mesh with attention → body, heads and the facts that join them.
 
     The file's three custom operators cut it in two: the body computes 468 points and a feature map; per region (lips,
-    two eyes) Landmarks2TransformMatrix places a window on the map, TransformTensorBilinear reads it, a head refines,
-    and TransformLandmarks takes the result back. The options of these operators go into landmarks.json, and
+    two eyes) Landmarks2TransformMatrix places a window on the map, TransformTensorBilinear reads it, a head refines the
+    points, and TransformLandmarks maps them back. The options of these operators go into landmarks.json, and
     `realisid_trt.persons.faces.landmarks` computes the operators in NumPy.
     """
     model = TfliteModel(content, "face_landmark_with_attention.tflite")
@@ -99,7 +99,7 @@ def task_to_onnx(content: bytes, name: str = "face_landmarker.task") -> Files:
             f"expected a square RGB picture and {NUM_LANDMARKS} × 3 numbers. Give the .task of 2023 or later."
         )
     flags = [number for number in model.outputs if np.prod(model.shapes[number]) == 1]
-    outputs = {landmarks[0]: "landmarks", **dict(zip(flags[:1], ["face_flag"], strict=False))}  # the other: a tongue
+    outputs = {landmarks[0]: "landmarks", **dict(zip(flags[:1], ["face_flag"], strict=False))}  # the other is a tongue
     graph_v2 = tflite_to_onnx(model, {model.inputs[0]: "image"}, outputs)
     facts = {"model": "v2", "size_px": size[1]}
     return {"landmarks_v2.onnx": graph_v2.SerializeToString(), "landmarks.json": json.dumps(facts).encode()}

@@ -20,7 +20,7 @@ OPSET, IR_VERSION = 17, 9  # OpenCV reads these since 4.10
 
 
 def read_torch_weights(content: bytes) -> Weights:
-    """The state dict of a torch file of float32 tensors. Nothing of it is executed.
+    """The state dict of a torch file of float32 tensors. No code in it is executed.
 
     Raises BuildError when it is another format or holds anything else.
     """
@@ -67,7 +67,7 @@ def mtcnn_to_onnx(weights: Weights, net: str) -> onnx.ModelProto:
 
 
 class _Graph:
-    """A chain of layers with named weights; every call appends one and returns the graph."""
+    """A chain of layers with named weights; every layer's method appends it and returns the graph."""
 
     def __init__(self, weights: Weights) -> None:
         self.weights = weights

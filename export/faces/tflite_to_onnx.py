@@ -63,7 +63,7 @@ class TfliteModel:
     """
 
     def __init__(self, content: bytes, name: str) -> None:
-        """Raises BuildError when `content` is not a TFLite file of floats. name: what errors call it."""
+        """name: of the file, for errors. Raises BuildError if `content` is not a TFLite file, or has unknown types."""
         self.name = name
         if content[4:8] != b"TFL3":
             raise BuildError(f"{name} is not a TFLite file (no TFL3 mark). Give the file as MediaPipe publishes it.")
@@ -223,8 +223,7 @@ class _Conversion:
         raise BuildError(f"{self.model.name}: fused activation {function} is not supported.")
 
     def same_padding(self, number: int, kernel: tuple[int, int], stride: tuple[int, int]) -> list[int]:
-        """TFLite's SAME: as many cells as strides fit, the odd pixel of padding at the end. [top, left, bottom,
-        right]."""
+        """The padding of TFLite's SAME, [top, left, bottom, right]: ceil(length / stride) cells, an odd pixel last."""
         before, after = [], []
         for length, window, step in zip(self.model.shapes[number][1:3], kernel, stride, strict=True):
             total = max((-(-length // step) - 1) * step + window - length, 0)

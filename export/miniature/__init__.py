@@ -2,8 +2,8 @@
 
     python -m export.miniature --out CKPT --seed 0
 
-Pictures made with them are coloured noise, but everything else is as with trained weights: files, shapes, configs,
-tokens, how the prompt, the ID, the pose and the box reach the prediction.
+Pictures made with them are coloured noise, but everything else is as with trained weights: files, shapes, configs and
+tokens; and the prompt, the ID, the pose and the box change the prediction.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def make_checkpoint(out: str | Path, *, force: bool = False, progress: bool = Fa
             _write_components(recipe, modules, progress)
             for path in (*partial.rglob("*"), partial):
                 sync(path)
-    except (OSError, SafetensorError) as error:  # errors unknown to disk_errors; safetensors gives no errno
+    except (OSError, SafetensorError) as error:  # errors that disk_errors does not convert; safetensors' have no errno
         raise DiskError(f"{out} could not be written: {error}. Free some space, or choose another --out.") from error
     return out
 
@@ -110,7 +110,7 @@ def _weights_bytes(recipe: Recipe, modules: Modules) -> int:
 
 
 def weights_of(recipe: Recipe, unet: Mapping[str, Any]) -> Weights:
-    """The numbers of a recipe's checkpoint. unet: the config of its UNet."""
+    """The weights of a recipe's checkpoint. unet: the config of its UNet."""
     carried = {key: unet[key] for key in CARRY_KEYS} if recipe.prediction == "epsilon" else None
     return Weights(recipe.seed, 0.25 if recipe.preset == "sdxl" else 0.5, recipe.dtype, carried)
 
@@ -190,7 +190,7 @@ def _write_config_file(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def _check_target(out: Path, force: bool) -> None:
-    """Raises RequestError unless `out` is free, or ours and `force` was given."""
+    """Raises RequestError unless `out` is free, or holds a checkpoint of ours and `force` was given."""
     if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
         return
     try:

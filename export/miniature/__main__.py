@@ -35,7 +35,7 @@ def _make(given: dict[str, Any]) -> Outcome:
 
 
 def _parser() -> argparse.ArgumentParser:
-    """Its defaults are Recipe's and RealisIDConfig's."""
+    """The command line, with the defaults of Recipe."""
     parser = argparse.ArgumentParser(
         prog="python -m export.miniature",
         description="Make a RealisID checkpoint of the real classes with random weights.",

@@ -14,7 +14,7 @@ from realisid_trt.errors import RequestError
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
 CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 PRESETS = ("miniature", "world", "mid", "sdxl")
-SMALL = ("miniature", "world")  # of an eighth of CLIP's widths, and groups of 8
+SMALL = ("miniature", "world")  # a VAE of factor 4 by default, whose norms have 8 groups
 FAMILIES = ("sdxl", "sd15")
 PREDICTIONS = ("epsilon", "v_prediction")
 
@@ -29,7 +29,7 @@ class Recipe:
     family:     "sdxl" (3 levels, two text encoders, added conditions) or "sd15" (4 levels, one, none).
     vae_factor: 4 or 8; None takes the preset's: 4 for the two small ones, 8 for the others.
     prediction: "epsilon" or "v_prediction".
-    projection: "linear" or "resampler"; None takes linear unless `id_tokens` asks for another number than it gives.
+    projection: "linear" or "resampler"; None takes linear, unless `id_tokens` is another number than linear gives.
     id_tokens:  number of ID tokens; None takes the image encoder's for linear, 16 for the resampler.
     realisid:   the keys of realisid_config.json; box_snap None is written as the VAE's factor.
     """

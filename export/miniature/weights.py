@@ -21,7 +21,7 @@ from torch import Tensor
 from realisid_trt.machine import available_cores
 
 SHARD_BYTES = 2**30
-SILU_GAIN = 1.68  # 1/√E[silu(n)²] for a standard normal n: what follows a SiLU starts at unit variance again
+SILU_GAIN = 1.68  # 1/√E[silu(n)²] for a standard normal n: restores unit variance after a SiLU
 CARRY = 1.1  # weight of the carried noise in the prediction; see carry_noise
 
 # Pattern of the key → standard deviation of the matrix's outputs for inputs of unit variance; the first match counts.
@@ -34,7 +34,7 @@ GAINS: tuple[tuple[str, float | str], ...] = (
     (r"time_emb_proj\.", 0.5 * SILU_GAIN),
     (r"(time|add)_embedding\.linear_1\.", 1.4),  # sinusoids have a variance of one half
     (r"(time|add)_embedding\.linear_2\.", SILU_GAIN),
-    (r"(to_q|to_k|q_proj|k_proj|to_kv)\.", 1.5),  # attention that prefers some tokens to others
+    (r"(to_q|to_k|q_proj|k_proj|to_kv)\.", 1.5),  # attention that is not uniform
     (r"decoder\.conv_out\.", 0.5 * SILU_GAIN),  # pictures mostly inside [-1, 1]
     (r"conv_out\.|\.conv1\.", SILU_GAIN),
     (r"\.conv2\.", "silu"),
@@ -74,7 +74,7 @@ class Weights:
 
 @contextmanager
 def drawing_threads() -> Iterator[ThreadPoolExecutor]:
-    """A thread per core: NumPy draws without Python's lock. Torch's own threads would compete with them."""
+    """A pool of one thread per core: NumPy draws without Python's lock. Torch runs on one thread meanwhile."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -88,7 +88,8 @@ def draw(seed: int, component: str, key: str, shape: tuple[int, ...], branch_gai
     """One tensor, float32. The same (seed, component, key) gives the same numbers, independent of other draws.
 
     shape: of the tensor. Matrices and kernels are (out, in, …) and get gain/√fan_in; norms 1 ± 0.05; biases 0 ± 0.05.
-    branch_gain: share that a residual branch adds to its stream; smaller for deep nets, so half precision has room.
+    branch_gain: share that a residual branch adds to its stream; smaller for deep nets, which would overflow half
+                 precision.
     """
     digest = hashlib.sha256(f"{seed}/{component}/{key}".encode()).digest()
     stream = np.random.Generator(np.random.SFC64(int.from_bytes(digest[:16], "little")))
@@ -107,10 +108,8 @@ def draw(seed: int, component: str, key: str, shape: tuple[int, ...], branch_gai
 def carry_noise(key: str, tensor: Tensor, config: Mapping[str, Any]) -> None:
     """Makes a random ε-UNet predict roughly its own input. In place; changes three tensors, ignores the others.
 
-    A net whose ε ignores z_t multiplies the latents by 1/√ᾱ_T ≈ 14 over the steps of DDIM, and the conditions have no
-    visible effect.
-    Latent channel i is carried as a pair (+z, −z) in channels g·i and g·i + 1, both of norm group i (g channels a
-    group):
+    If ε ignores z_t, the steps of DDIM multiply the latents by 1/√ᾱ_T ≈ 14, and the conditions have no visible effect.
+    Latent channel i is carried as a pair (+z, −z) in channels g·i and g·i + 1, both of norm group i of g channels:
     conv_in → first skip → shortcut of the last resnet → norm → silu(a) − silu(−a) = a → conv_out.
     config: of the UNet.
     """
@@ -141,9 +140,8 @@ def write_weights(
 ) -> None:
     """`stem`.safetensors, or shards with their index when the tensors take more than `shard_bytes`.
 
-    shapes: key → shape of every tensor. make(key, shape) → its values, called by several threads at once; only one
-            shard
-    is in memory at a time.
+    shapes: key → shape of every tensor.
+    make:   (key, shape) → its values; called by several threads at once. Only one shard is in memory at a time.
     wrote:  called with the bytes of every tensor made, for a progress bar.
     """
     shards: list[dict[str, tuple[int, ...]]] = [{}]

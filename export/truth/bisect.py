@@ -17,7 +17,7 @@ from .widen import widened
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16, TensorProto.DOUBLE)
 SIZES = ("Shape", "Size")  # their outputs are not computed from their input's values
-MARKS = 16  # values compared in one run; every run divides the remaining ones by about this
+MARKS = 16  # values compared in one run; every run divides the number of remaining values by about this
 
 # Runs an ONNX file: inputs by name (it may not need all) → outputs by name.
 RunGraph = Callable[[Path, Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
@@ -66,8 +66,8 @@ def first_difference(
 ) -> Difference | None:
     """The first node whose output differs by more than `bound` (relative RMS), its inputs by less; None if none does.
 
-    Searches upwards from a wrong output. Right values cut the graph off. Of the remaining values, evenly spread ones
-    are marked as outputs and run, repeatedly: both runners are called O(log n) times, each time with another file.
+    Searches upwards from a wrong output, and not beyond right values. Of the remaining values, evenly spread ones are
+    marked as outputs and compared, repeatedly: both runners are called O(log n) times, each time with another file.
     """
     graph = _Graph(path)
     errors: dict[str, float] = {}
@@ -90,7 +90,7 @@ def first_difference(
         if not before:
             break
         error = errors[value]
-        look([*_spread(before, marks), value])  # the value too: the path to it must stay the same
+        look([*_spread(before, marks), value])  # the value too, since marks may change how it is computed
         if alone := not errors[value] <= bound:
             continue
         errors[value] = error

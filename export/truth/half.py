@@ -16,7 +16,7 @@ SLOW = frozenset({"convolution", "mm", "addmm", "bmm", "baddbmm", "_scaled_dot_p
 
 
 def narrow(module: nn.Module, dtype: torch.dtype) -> None:
-    """Weights in `dtype`; float32 goes in and comes out."""
+    """Gives a module weights in `dtype`; its inputs and outputs stay float32."""
     for parameter in module.parameters():
         parameter.data = parameter.data.to(dtype)
     module.register_forward_pre_hook(
@@ -28,13 +28,13 @@ def narrow(module: nn.Module, dtype: torch.dtype) -> None:
 
 @contextmanager
 def quick_half() -> Iterator[None]:
-    """Half precision on a CPU, in seconds and not in minutes."""
+    """A context in which half precision on a CPU takes seconds and not minutes."""
     with _QuickHalf():  # type: ignore[no-untyped-call]
         yield
 
 
 def _cast(values: Any, of: torch.dtype, to: torch.dtype) -> Any:
-    if type(values) is dict:  # half precision does not hold a picture's size
+    if type(values) is dict:  # time_ids stay float32: half precision does not hold every picture size
         return {name: value if name == "time_ids" else _cast(value, of, to) for name, value in values.items()}
     return tree_map(lambda value: value.to(to) if isinstance(value, Tensor) and value.dtype == of else value, values)
 

@@ -1,4 +1,4 @@
-"""The reference with its networks in half precision and all between them in float32, as a half build has it."""
+"""The reference with its networks in half precision and the VAE and all sums in float32, as a half build has it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .reference import Reference
 
 @contextmanager
 def half_reference(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[Reference]:
-    """The reference, its networks in `dtype`. Latents, residuals' sums, guidance and the sampler stay float32."""
+    """The reference, its networks in `dtype`. The VAE, latents, sums of residuals, guidance and DDIM stay float32."""
     reference = Reference(checkpoint, torch.float32)
     for module in (
         reference.unet,

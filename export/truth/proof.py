@@ -49,7 +49,7 @@ class AllowedFloat32:
         )
 
 
-# As the inspector words them, the widest first: a layer that writes two types counts as the wider one.
+# The inspector's names of the types, the widest first: a layer that writes two types counts as the wider one.
 INSPECTED = {"FLOAT": r"\b(FP32|Float)\b", "BF16": r"\b(BF16|BFloat16)\b", "HALF": r"\b(FP16|Half)\b"}
 SINUSOIDS = frozenset({"CONSTANT", "ELEMENTWISE", "UNARY", "SHUFFLE", "CONCATENATION", "UNSQUEEZE", "SHAPE"})
 MOST_SINUSOIDS = 6 * 512  # of the six time_ids; a timestep alone has fewer
@@ -62,7 +62,7 @@ ALLOWED = (
         kinds=frozenset({"INPUT"}),
     ),
     AllowedFloat32(
-        ".*_time", "the sinusoids of those angles, narrowed after them", kinds=SINUSOIDS, most=MOST_SINUSOIDS
+        ".*_time", "the sinusoids of those angles, before they are narrowed", kinds=SINUSOIDS, most=MOST_SINUSOIDS
     ),
     AllowedFloat32(".*", "a single number, such as the scale of an attention", kinds=frozenset({"CONSTANT"}), most=1),
 )
@@ -180,5 +180,5 @@ def fused_attentions(plan: Path) -> int:
 
 
 def _volume(tensor: trt.ITensor) -> int:
-    """Elements, a dynamic size counted as one."""
+    """The number of elements, with a dynamic size counted as one."""
     return math.prod(max(1, size) for size in tensor.shape)

@@ -30,8 +30,8 @@ WORST_RATIO = 4.0
 # chance one order of the same sums may have many times the error of another. So a graph with too large an error is
 # compared with the worst of this many more draws: the module on inputs moved by one rounding, against the same float64.
 DRAWS = 8
-# A row of more operations than this, at the smallest size that the network takes (a branch on its canvas), is compared
-# once and in float32: a CPU would take hours for it in half precision.
+# A network with more operations per row than this, at the smallest size that it takes (a branch on its canvas), is
+# compared at that size only. Its graph is compared in float32: a CPU would take hours for it in half precision.
 HEAVY_FLOPS = 2e11
 
 # Runs a network: inputs by name → outputs in its order. bfloat16 goes in and comes out as float32.
@@ -85,7 +85,7 @@ def verify(
     module:  in the form's precision.
     run:     the network to compare; an ONNX file is run by ONNX Runtime on the CPU. It has no bfloat16, so a bfloat16
              graph is compared widened, as is a heavy one in half precision.
-    limits:  of what `run` takes.
+    limits:  of the inputs that `run` takes.
     explain: called when an output differs; None: the error names --bisect.
     """
     units = parity_shapes(limits)
@@ -151,7 +151,7 @@ class _Draws:
 
 
 def _run_module(module: nn.Module, inputs: Sequence[Tensor], on_gpu: bool) -> list[Tensor]:
-    """The module's outputs. on_gpu: on torch's GPU, if it has one, and back."""
+    """The module's outputs on the CPU. on_gpu: computed on a GPU, if torch has one."""
     device = "cuda" if on_gpu and torch.cuda.is_available() else "cpu"
     outputs = module.to(device)(*(tensor.to(device) for tensor in inputs))
     module.to("cpu")
@@ -219,8 +219,7 @@ class _RoundedScalars(TorchDispatchMode):
 
 @contextmanager
 def _in_float32(module: nn.Module) -> Iterator[None]:
-    """A context with every weight widened, restored afterwards. `.to` would also narrow weights that were never
-    half."""
+    """A context with every weight in float32. Restores the weights: `.to` would narrow those that were never half."""
     tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
     kept = [tensor.data for tensor in tensors]
     for tensor in tensors:

@@ -27,7 +27,7 @@ from .reference import Reference, ReferencePerson
 from .verify import rms_of
 from .verify_plans import verify_plans
 
-STEPS, RATIO = 4, 0.5  # with and without the ID
+STEPS, RATIO = 4, 0.5  # steps without and with the ID
 PROMPT = "a photo of two people"
 WORST_RATIO = 4.0  # times the error of the reference in the same precision
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -45,8 +45,8 @@ def verify_engine(
     """The errors of every build that can run here, and of plain torch in its precision, by build.
 
     report: called with a line for each build that cannot run here, with the reason.
-    whole:  False compares plans one by one, and not the engine as a whole: for checkpoints that the reference cannot
-            hold.
+    whole:  False compares plans one by one, and not the engine as a whole: for checkpoints that are too large for the
+            reference.
     bisect: the error of a plan names the first node that differs.
 
     Raises ParityError if a build's error is more than WORST_RATIO times that of plain torch.
@@ -155,7 +155,7 @@ class Scene:
 def _judge(
     build: Build, manifest: Manifest, scene: Scene, ours: Outcomes, plain: Outcomes, truth: Outcomes
 ) -> dict[str, Any]:
-    """The figures for the manifest."""
+    """The figures for the manifest. Raises ParityError."""
 
     def errors(mine: np.ndarray, theirs: np.ndarray, true: np.ndarray, what: str) -> Mapping[str, float]:
         rms, rms_torch = (rms_of(latents - true) / rms_of(true) for latents in (mine, theirs))

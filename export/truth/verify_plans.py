@@ -73,7 +73,7 @@ def limits_of(network: Network) -> Limits:
 
 
 def through_backend(manifest: Manifest, build: Build, name: str, device: str) -> RunGraph:
-    """Runs a piece of one network's graph as the build would: made a plan, opened and run by its backend."""
+    """A function that runs a piece of one network's graph by the build's backend, as a plan if the build has plans."""
     types = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16"}
     types |= {onnx.TensorProto.BFLOAT16: "bfloat16", onnx.TensorProto.INT64: "int64"}
 

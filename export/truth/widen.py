@@ -1,5 +1,4 @@
-"""A half-precision graph → its twin in float32, with the same weights: the same computation without rounding to
-half."""
+"""A half-precision graph → its float32 twin on the same weights: the same computation without rounding to half."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from onnx import AttributeProto, NodeProto, TensorProto, ValueInfoProto, externa
 
 HALVES = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 TYPED = ("to", "dtype", "output_dtype", "softmax_precision", "stash_type")  # attributes that name a type
-EMBED_BYTES = 1024  # larger weights lie beside the twin: float32 may pass a protobuf's 2 GiB where half did not
+EMBED_BYTES = 1024  # larger weights lie beside the twin: float32 may exceed a protobuf's 2 GiB
 
 
 @contextmanager

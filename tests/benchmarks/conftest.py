@@ -1,4 +1,4 @@
-"""One measurement that many tests look at."""
+"""One measurement that many tests share."""
 
 from __future__ import annotations
 

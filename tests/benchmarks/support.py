@@ -1,4 +1,4 @@
-"""What the tests of the benchmarks share."""
+"""Helpers that the tests of the benchmarks share."""
 
 from __future__ import annotations
 

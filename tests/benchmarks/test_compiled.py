@@ -19,7 +19,7 @@ STEPS = {"num_inference_steps": 2, "decode": False}
 
 @pytest.mark.slow
 def test_every_shape_is_compiled_once_and_none_later(engine_dir: Path, checkpoint_dir: Path) -> None:
-    """The tracer is the real one; the compiler behind it passes the graph on."""
+    """The tracer is the real one; the compiler after it returns the graph unchanged."""
     model = Manifest.read(engine_dir).model
     eager = NaivePipeline(Checkpoint.open(checkpoint_dir))
     latents = np.random.default_rng(0).standard_normal((1, model.latent_channels, 32, 32)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Which engines take part, and who is left out with a reason."""
+"""The engines that take part, and the ones that are left out with a reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from realisid_trt.manifest import Manifest
 
 
 class Abacus:
-    """A manifest that lists a build for a backend which nobody has, before those that are there."""
+    """A manifest that lists, before its other builds, one for a backend that does not exist."""
 
     def __init__(self, manifest: Manifest) -> None:
         first = next(iter(manifest.builds.values()))
@@ -60,7 +60,7 @@ def test_beside_a_baseline_there_is_one_precision(
     monkeypatch.setattr(Engine, "load", as_built)
     engines, left_out = open_engines(options(engine_dir, "all", baseline="naive"), manifest, "cpu:1")
     assert list(engines) == ["engine:abacus"]
-    assert "it computes float32, another bfloat16" in left_out["onnxruntime"]
+    assert "it computes in float32 and another in bfloat16" in left_out["onnxruntime"]
     assert len(open_engines(options(engine_dir, "all"), manifest, "cpu:1")[0]) > 1
-    with pytest.raises(RequestError, match="engine:onnxruntime: it computes float32"):
+    with pytest.raises(RequestError, match="engine:onnxruntime: it computes in float32"):
         open_engines(options(engine_dir, "onnxruntime", "abacus", baseline="naive"), manifest, "cpu:1")

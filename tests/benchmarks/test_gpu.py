@@ -1,4 +1,4 @@
-"""What runs everything on a GPU, where there is none: its parts, what it leaves out, and what it says."""
+"""benchmarks.gpu without a GPU: its parts, the parts that it leaves out, and its messages."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_parts_that_pass_fail_and_cannot_be(tmp_path: Path) -> None:
 
 
 def test_a_sanitizer_that_refuses_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It is no failure of ours; any other word of it is."""
+    """This is not our failure; any other error of the sanitizer is."""
     program = tmp_path / "compute-sanitizer"
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     for said, status in (("Device not supported. Please refer to …", None), ("1 error", 1)):
@@ -68,7 +68,7 @@ def test_a_sanitizer_that_refuses_the_device(tmp_path: Path, monkeypatch: pytest
 def test_a_part_that_hangs_is_ended_with_all_that_it_started() -> None:
     children = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(60)'])"
     start = time.perf_counter()
-    hung = run_part(f"""{PYTHON} -c "{children}" """, seconds=1)  # returns when nobody holds the output any more
+    hung = run_part(f"""{PYTHON} -c "{children}" """, seconds=1)  # returns when no process holds the output any more
     assert hung["status"] == -signal.SIGKILL and "stopped after 1 s" in hung["output"]
     assert time.perf_counter() - start < 30
 
@@ -97,7 +97,7 @@ def test_without_a_gpu(tmp_path: Path) -> None:
 
 
 def test_one_file_is_left(stand_in: dict[str, str], tmp_path: Path) -> None:
-    """On the stand-in, with the part that needs no more than a driver."""
+    """On the stand-in, with the part that needs only a driver."""
     out = tmp_path / "gpu.json"
     done = run(stand_in, "--only", "kernels", "--out", str(out))
     assert done.returncode == 0, done.stderr
@@ -119,7 +119,7 @@ def session(tmp_path: Path, minutes: float | None, versions: dict[str, str] | No
 
 
 def test_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part that they are too short for is not begun; one that runs into their end is stopped, and has not failed."""
+    """A part that would take longer is not begun. A part that runs out of minutes is stopped, and has not failed."""
     sleep = f"{PYTHON} -c 'import time; time.sleep(60)'"
     parts = {
         "quick": Part(f"{PYTHON} -c pass", min_seconds=1),
@@ -235,7 +235,7 @@ def test_bad_usage(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def kit(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """By the command, of what needs no network; the first part as it was carried. A wheel lies in no part here."""
+    """A kit of the items that need no network, made by the command; its parts were copied. It holds no wheel."""
     folder = tmp_path_factory.mktemp("kit")
     engine = for_onnxruntime(engine_dir, folder / "engine")
     items = "--items", "cubins", "miniature"
@@ -248,12 +248,12 @@ def kit(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def lent(stand_in: dict[str, str], **variables: str) -> dict[str, str]:
-    """The environment of a machine that is lent: lent_machine/sitecustomize.py."""
+    """The environment variables of a lent machine, as lent_machine/sitecustomize.py imitates it."""
     return stand_in | {"PYTHONPATH": str(LENT)} | variables
 
 
 def test_a_machine_that_is_lent(kit: Path, stand_in: dict[str, str], tmp_path: Path) -> None:
-    """No network, torch 2.11, no diffusers, an ONNX Runtime for the CPU: one file, and why what was left out."""
+    """No network, torch 2.11, no diffusers, ONNX Runtime for the CPU: one file, with reasons for the parts left out."""
     out, engine = tmp_path / "gpu.json", tmp_path / "engine"
     only = [name for name in PARTS if name != "kernel-tests"]  # which test_through_cuda rehearses
     line = ["--kit", str(kit), "--minutes", "12", "--engine", str(engine), "--sdxl", str(tmp_path / "sdxl")]
@@ -313,7 +313,7 @@ def test_a_machine_that_is_lent_with_an_onnxruntime_for_its_gpu(
 
 
 def test_every_part_has_its_place() -> None:
-    """The order is that of their worth: what the others need first comes before them."""
+    """Parts are in the order of their worth, and after the parts that they need."""
     names = list(PARTS)
     for name, part in PARTS.items():
         assert all(names.index(other) < names.index(name) for other in part.after)

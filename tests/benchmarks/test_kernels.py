@@ -1,4 +1,4 @@
-"""The kernel benchmark without a GPU: what must move, and in how many launches."""
+"""The kernel benchmark without a GPU: the bytes that must move, and the number of launches."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def test_torch_is_timed_where_the_fused_kernels_do_not_run(
 
 
 def test_the_torch_operations_need_nothing_but_torch() -> None:
-    """In a process that can import nothing of what torch alone does not bring."""
+    """In a process that can import only the packages that torch brings with it."""
     with_torch, ours = (
         subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
         for program in (LOADED.format("import torch"), LOADED.format("import benchmarks.torch_operations"))

@@ -1,4 +1,4 @@
-"""A kit: what travels without its weights comes together again to the byte, in parts that are no larger than asked."""
+"""A kit: files that travel without their weights are restored to the byte, from parts that are no larger than asked."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def restored(path: Path, checkpoint: Path, out: Path) -> tuple[int, int]:
 def test_graphs_without_weights(
     engine_dir: Path, checkpoint_dir: Path, tmp_path: Path, device: str, network: str
 ) -> None:
-    """Of the seeded checkpoint, in float32 and in float16: less than a tenth of a graph's weights stay in it."""
+    """For the seeded checkpoint, in float32 and float16: less than a tenth of a graph's weights stay in the kit."""
     manifest = Manifest.read(engine_dir)
     path = engine_dir / manifest.networks(manifest.build_for("onnxruntime", device))[network].file
     weights, _ = restored(path, checkpoint_dir, tmp_path / "graph.onnx")
@@ -209,14 +209,14 @@ def test_an_engine_of_other_weights_is_not_carried(
         capture_output=True,
     )  # fmt: skip
     monkeypatch.setattr("benchmarks.kit.items.recall", lambda manifest: {"path": str(other)})
-    with pytest.raises(BuildError, match=f"MB of {engine} are not weights of {other}: it was built from others"):
+    with pytest.raises(BuildError, match=f"MB of {engine} are not weights of {other}: it was built from other"):
         prepare(Plan(tmp_path / "kit", ("miniature",), engine=engine))
 
 
 def test_weights_that_come_out_otherwise_are_refused(
     kit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another NumPy could draw other numbers: then the hashes do not hold, and no engine is left."""
+    """Another NumPy could draw other numbers. Then a hash differs, and no engine is left behind."""
     from export.miniature import weights
 
     monkeypatch.setattr(weights, "CARRY", 1.2)
@@ -226,7 +226,7 @@ def test_weights_that_come_out_otherwise_are_refused(
 
 
 def test_pieces_fill_the_parts(tmp_path: Path) -> None:
-    """Sizes that are hard on a cut: nothing, one byte, a part and more, several parts; what repeats lies there once."""
+    """Sizes that are hard to cut: nothing, one byte, more than a part, several parts. Equal pieces are stored once."""
     store = Store(tmp_path / "kit")
     contents = [b"", b"x", bytes(range(256)) * 5000, b"y" * (3 * MIB), b"x"]
     files = []
@@ -257,7 +257,7 @@ def test_what_cannot_be_asked_for(tmp_path: Path, engine_dir: Path, engine: Path
     for plan, said in (
         (Plan(tmp_path, part_mib=61), "--part-mib is 61, expected 1 to 60"),
         (Plan(tmp_path, ("tensorrt",)), "--items tensorrt: unknown. Known: cubins"),
-        (Plan(tmp_path, ("miniature",), engine=engine_dir), "plans are too large to travel. Name another --engine"),
+        (Plan(tmp_path, ("miniature",), engine=engine_dir), "plans are too large to copy. Name another --engine"),
         (Plan(tmp_path, ("miniature",), engine=single), "has float32 networks for a GPU, .* built with --fp16"),
     ):
         with pytest.raises(RequestError, match=said):

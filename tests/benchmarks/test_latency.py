@@ -1,4 +1,4 @@
-"""The latency command: what it prints is what was done."""
+"""The latency command prints what it measured."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_promised_keys(measured: dict[str, Any]) -> None:
 
 
 def test_every_case_reads_its_prompt_anew(measured: dict[str, Any]) -> None:
-    """The engine remembers prompts, the baselines do not: a second case must not find the first one's."""
+    """The engine remembers prompts, the baselines do not: a second case must not use the first one's prompt."""
     for case in measured["cases"]:
         for contender in case["contenders"].values():
             assert contender["rows"]["text_encoder"] == 1
@@ -91,7 +91,7 @@ def test_an_engine_by_itself_is_measured_without_torch(engine_dir: Path) -> None
         (["--runs", "0"], "--runs is 0, expected at least 1."),
         (["--steps", "0"], "--steps is 0, expected at least 1."),
         (["--threads", "0"], "--threads is 0, expected at least 1."),
-        (["--threads", "1", "--device", "cpu:2"], "--threads 1 is for --device cpu; cpu:2 states its own."),
+        (["--threads", "1", "--device", "cpu:2"], "--threads 1 is for --device cpu. Leave it out for cpu:2."),
         (["--baseline", "none", "naive"], "--baseline none naive: expected some of naive, naive-shared"),
         (["--backend", "auto", "tensorrt"], "--backend auto tensorrt: expected different names, or auto or all alone."),
         (["--baseline", "naive-compiled"], "--warmup is 0, expected at least 1: else naive-compiled is compiled in a"),

@@ -21,7 +21,7 @@ def test_contenders_take_turns() -> None:
 
 
 def test_cores_that_were_lacking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a second, another process took half a core and the host a quarter; elsewhere than on Linux nobody knows."""
+    """In one second, another process took half a core and the host a quarter. Outside of Linux this is unknown."""
     stat, tick = tmp_path / "stat", measure.os.sysconf("SC_CLK_TCK")
     monkeypatch.setattr(measure, "STAT", stat)
     monkeypatch.setattr(measure.os, "times", lambda: measure.os.times_result((0, 0, 0, 0, 0)))

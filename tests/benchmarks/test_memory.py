@@ -21,7 +21,7 @@ MIB = 2**20
 
 
 def take_and_give_back() -> int:
-    """By how many bytes the peak rose."""
+    """The bytes by which the peak rose."""
     with Watch(bytes_used("cpu:1")) as watch:
         before = watch.peak
         taken = np.ones(64 * MIB, np.uint8)
@@ -31,14 +31,14 @@ def take_and_give_back() -> int:
 
 
 def test_a_peak_between_two_looks() -> None:
-    """In a fresh process, as `measure_alone`: one that has given gigabytes back may take these from there."""
+    """In a fresh process, as in `measure_alone`: an older one may reuse gigabytes that it has freed."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as alone:
         assert 60 * MIB < alone.submit(take_and_give_back).result() < 80 * MIB
 
 
 @pytest.mark.parametrize("baseline", [None, "naive"])
 def test_alone(engine_dir: Path, checkpoint_dir: Path, baseline: str | None) -> None:
-    """The weights are there at rest, and a picture takes more."""
+    """The weights are in memory at rest, and a picture takes more."""
     job = Job(
         options=Options(engine=engine_dir, checkpoint=checkpoint_dir, memory_format="contiguous"),
         backend="onnxruntime",

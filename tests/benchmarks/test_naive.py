@@ -42,7 +42,7 @@ def naive(path: Path, memory_format: str = "contiguous") -> NaivePipeline:
 
 
 def persons_of(checkpoint: Checkpoint, count: int) -> list[Person]:
-    """Two whose boxes overlap, so that every `overlap` shows."""
+    """Persons whose boxes overlap, so that every mode of `overlap` makes a difference."""
     rng = np.random.default_rng(3)
     side = checkpoint.sample_size * checkpoint.vae_scale_factor
     return [
@@ -137,7 +137,7 @@ def test_channels_last_changes_the_order_of_sums_only(checkpoint_dir: Path) -> N
 @pytest.mark.parametrize("precision", ["float16", "bfloat16"])
 @pytest.mark.parametrize("count", [0, 2])
 def test_in_half_precision_it_is_as_far_off_as_is_stated(checkpoint_dir: Path, count: int, precision: str) -> None:
-    """Half of what two of them may differ by; and the VAE is wide."""
+    """Its error is less than half of the stated difference between two of them; the VAE is float32."""
     checkpoint = opened(checkpoint_dir)
     pipeline = NaivePipeline(checkpoint, dtype=getattr(torch, precision))
     assert pipeline.unet.dtype == pipeline.text_encoders["text_encoder"].dtype == getattr(torch, precision)

@@ -1,4 +1,4 @@
-"""Figures → what people read."""
+"""Figures → the report that people read."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_a_plot(
 
 
 def test_the_unit_is_the_machine_s(measured: dict[str, Any]) -> None:
-    """GFLOP/s on a CPU, TFLOP/s on a GPU; and its name above all."""
+    """GFLOP/s on a CPU, TFLOP/s on a GPU; the GPU's name is the first line."""
     speed = measured["cases"][0]["contenders"]["engine"]["gflop_per_s"]
     [shown] = [line for line in table(measured).splitlines() if line.startswith("GFLOP/s")][:1]
     assert shown.split()[1] == f"{speed:.3g}"

@@ -17,7 +17,7 @@ README, PAGE, CHANGELOG = (
 
 
 def flat(text: str) -> str:
-    """On one line, as a shell and a reader see it."""
+    """The text on one line, as a shell and a reader see it."""
     return " ".join(text.replace("\\\n", " ").split())
 
 

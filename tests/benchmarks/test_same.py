@@ -1,4 +1,4 @@
-"""What cannot be compared is refused with a sentence."""
+"""Contenders that cannot be compared are refused with a sentence."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_on_a_gpu_a_baseline_computes_as_the_engine_does(precision: str) -> None
 def test_a_baseline_beside_a_half_precision_engine_is_bad_usage(
     engine: Engine, engine_dir: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine.backend, "precision", "float16")  # what such an engine says of itself on a GPU
+    monkeypatch.setattr(engine.backend, "precision", "float16")  # the precision that such an engine reports on a GPU
     monkeypatch.setattr(Engine, "load", lambda *_, **__: engine)
     assert main(["--engine", str(engine_dir)]) == 2
     assert "--baseline none" in capsys.readouterr().err

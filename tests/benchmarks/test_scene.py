@@ -1,4 +1,4 @@
-"""What everybody is asked to draw."""
+"""The scene that every contender draws, and its warm-up."""
 
 from __future__ import annotations
 

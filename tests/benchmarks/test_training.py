@@ -1,4 +1,4 @@
-"""What a training costs, measured where it can be: on a CPU, on the miniature."""
+"""The cost of a training, measured on a CPU with the miniature."""
 
 from __future__ import annotations
 

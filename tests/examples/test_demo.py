@@ -1,4 +1,4 @@
-"""`make demo`'s sheet, on the engine of the tests: what was asked for stands where it belongs."""
+"""`make demo`'s sheet, on the engine of the tests: every requested picture is at its place."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def made(engine_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """The folder it wrote, and what it said."""
+    """The folder that it wrote, and its output."""
     out = tmp_path_factory.mktemp("demo") / "out"
     command = [sys.executable, "-m", "examples.photographs", "--engine", str(engine_dir), "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""A network that is wrong in one place: that place is named, whatever lies behind it."""
+"""A network that is wrong in one place: that place is named, whatever follows it."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def scaled(name: str, factor: float) -> Tamper:
 
 
 def first_with(graph: onnx.GraphProto, op_type: str, at: float) -> onnx.NodeProto:
-    """The node of this kind so far along the graph."""
+    """The node of this kind at the share `at` of the graph."""
     found = [node for node in graph.node if node.op_type == op_type]
     return found[int(at * len(found))]
 
@@ -109,7 +109,7 @@ def test_another_operation(engine_dir: Path, known: dict[str, Network]) -> None:
 
 @pytest.mark.parametrize("name", ["unet_encoder", "unet_decoder", "text_encoder_2", "local_time"])
 def test_half_precision_is_no_difference(engine_dir: Path, known: dict[str, Network], name: str) -> None:
-    """Against its float32 twin, within what the parity gate accepts; and an overflow is one."""
+    """Compared with its float32 twin, it stays within the parity bound; an overflow is a difference."""
     file, feed = file_of(engine_dir, name, HALF), feed_of(known[name], HALF)
     described = json.loads((engine_dir / MANIFEST).read_text())["networks"][name]["builds"]
     accepted = WORST_RATIO * described["onnxruntime-opset23-fp16"]["parity"]["rms_torch"]
@@ -123,7 +123,7 @@ def test_half_precision_is_no_difference(engine_dir: Path, known: dict[str, Netw
 
 
 def test_what_differs_only_as_a_whole(engine_dir: Path, known: dict[str, Network]) -> None:
-    """A fusion that is wrong, and that marking outputs prevents, is not blamed on another node."""
+    """A fusion is wrong, and extra outputs prevent it: no other node is blamed."""
     file, feed = file_of(engine_dir, "text_encoder", SINGLE), feed_of(known["text_encoder"], SINGLE)
 
     def fused(marked: Path, feed: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
@@ -155,7 +155,7 @@ def test_the_flag_reaches_the_workers(checkpoint_dir: Path, known: dict[str, Net
 
 
 def test_the_build_s_error_has_it(checkpoint_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A worker whose ONNX Runtime computes something else than the graph says."""
+    """The ONNX Runtime of a worker computes something else than the graph."""
     from export.building import workers
     from export.forms import Limits
     from export.truth import verify as gate

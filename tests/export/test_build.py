@@ -1,4 +1,4 @@
-"""The build: resumable, atomic, verified, and honest about what went wrong."""
+"""The build: resumable, atomic, verified, with errors that say what happened."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def manifest_of(engine: Path) -> dict[str, Any]:
 
 
 def file_of(path: Path) -> tuple[int, int]:
-    """Which file it is, and when it was written."""
+    """The inode of a file and the time at which it was written."""
     return path.stat().st_ino, path.stat().st_mtime_ns
 
 
@@ -95,14 +95,14 @@ def test_another_configuration_is_another_manifest_and_nothing_more(
 
 
 CHANGED = {"vae": "vae_decoder", "text_encoder": "text_encoder", "text_encoder_2": "text_encoder_2"}
-# How far a build has come when it is killed: it has made so many of the changed networks, and then so many seconds.
+# When a build is killed: after it has made this number of the changed networks, and then this number of seconds.
 MOMENTS = [(0, 0.0), (0, 3.0), (1, 0.0), (1, 0.5), (2, 0.0), (2, 0.5), (3, 0.0), (3, 0.5), (3, 1.5), (3, 3.0)]
 
 
 @pytest.mark.long
 def test_killed_at_any_moment(own: Options) -> None:
-    """Ten kills, from before the first network to the exchange: after each the engine is an old or a new one, whole;
-    what was finished stands, and resuming finishes the rest."""
+    """Ten kills, from before the first network to the exchange: after each, the engine is whole, the old or a new
+    one. Finished parts stay, and resuming finishes the rest."""
     assert own.checkpoint is not None and own.out is not None
     command = [sys.executable, "-u", "-m", "export.build", "--checkpoint", str(own.checkpoint), "--out", str(own.out)]
     command += ["--backend", "onnxruntime"]
@@ -119,7 +119,7 @@ def test_killed_at_any_moment(own: Options) -> None:
         return {name: made.get(f"{name}:opset20-fp32") for name in CHANGED.values()}
 
     def wait_for(networks: int, seconds: float) -> None:
-        """Until the process has come so far, or has ended."""
+        """Returns when the process has come so far, or has ended."""
         while process.poll() is None:
             if sum(now != before[name] for name, now in recorded().items()) >= networks:
                 with contextlib.suppress(subprocess.TimeoutExpired):
@@ -170,7 +170,7 @@ def test_an_altered_engine_is_not_built_upon(own: Options) -> None:
 
 
 def test_a_network_that_computes_something_else(own: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One weight of the exported graph is wrong by a thousandth: refused, and the old engine still stands."""
+    """One weight of the exported graph is wrong by a thousandth: the build fails, and the old engine is still there."""
     import onnx
     from onnx import numpy_helper
 
@@ -200,7 +200,7 @@ def test_a_network_that_computes_something_else(own: Options, monkeypatch: pytes
 
 @pytest.mark.slow
 def test_an_engine_that_computes_something_else(own: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every network right and the runtime wrong: the whole is compared too, before anything is published."""
+    """Every network is right and the runtime is wrong: the whole engine is compared too, before it is published."""
     assert own.checkpoint is not None and own.out is not None
     monkeypatch.setattr("realisid_trt.loop.prologue.guidance_weights", lambda t, i, on: (-6.5, 2.51, 4.99))
     change_weights(own.checkpoint, "text_encoder_2")
@@ -218,7 +218,7 @@ def test_one_network_at_a_time(own: Options, tmp_path: Path) -> None:
     result = build(fresh, said.append)
     assert not result["complete"] and len(result["missing"]) == 12 and not (tmp_path / "fresh").exists()
     assert any("12 networks are still missing" in line for line in said)
-    assert build(fresh)["built"] == []  # it stands in the staging folder
+    assert build(fresh)["built"] == []  # it is in the staging folder
 
 
 def test_an_out_that_is_something_else(own: Options, tmp_path: Path) -> None:
@@ -318,7 +318,7 @@ def test_networks_are_stale_when_another_component_changes_their_shapes(own: Opt
 
 def test_fp16_is_for_a_gpu_and_float32_stands_beside_it(own: Options) -> None:
     said: list[str] = []
-    assert build(dataclasses.replace(own, precision="fp16"), said.append)["built"] == []  # engine_dir is built so
+    assert build(dataclasses.replace(own, precision="fp16"), said.append)["built"] == []  # engine_dir is built this way
     assert any("runs float32: its networks are built too; those in float16 are for a GPU" in line for line in said)
     manifest = manifest_of(own.out)  # type: ignore[arg-type]
     single, half = manifest["builds"]["onnxruntime-opset20-fp32"], manifest["builds"]["onnxruntime-opset23-fp16"]
@@ -363,7 +363,7 @@ def test_the_command(own: Options, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_no_path_of_the_building_machine_in_the_engine(engine_dir: Path) -> None:
-    """An engine is given away: nothing in it says where it was built."""
+    """An engine is given to others: nothing in it says where it was built."""
     for file in engine_dir.rglob("*"):
         if file.is_file():
             content = file.read_bytes()

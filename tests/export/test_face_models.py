@@ -1,4 +1,4 @@
-"""The face models of an engine: what is written, what is said of it, and which files of the user's are refused."""
+"""The face models of an engine: their files, their description, and the user's files that are refused."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_description_is_what_lies_there(built: tuple[Path, dict[str, Any]]) -> N
     assert description["model_id"] == FaceFinder.load(folder).model_id
     assert {source["licence"] for source in description["sources"]} == {"MIT", "Apache-2.0"}
     assert all(len(source["sha256"]) == 64 for source in description["sources"])
-    json.dumps(description)  # it goes into a manifest
+    json.dumps(description)  # the result goes into a manifest
 
 
 def test_building_again_gives_the_same_bytes(built: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_second_build_needs_no_network(
 
 
 def test_attention_regions_come_out_of_the_file(built: tuple[Path, dict[str, Any]]) -> None:
-    """The lists stand in the custom operators' own options: 80 lip and 2 × 71 eye landmarks, and the irises."""
+    """The custom operators' options hold the lists: 80 lip and 2 × 71 eye landmarks, and the irises."""
     facts = json.loads((built[0] / "landmarks.json").read_text())
     regions = {region["name"]: region for region in facts["regions"]}
     assert facts["size_px"] == 192 and list(regions) == ["lips", "left_eye", "right_eye"]

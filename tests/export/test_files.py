@@ -41,7 +41,7 @@ def overlay(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_layer_of_an_image_is_told_before_the_hour(overlay: Path) -> None:
-    """And the way out that the message gives works."""
+    """It is refused before the long work, and the command in the message helps."""
     engine = overlay / "engine"
     with pytest.raises(DiskError, match="a layer of the container's image .* copy it out of the layer") as caught:
         target_folder(engine)
@@ -63,7 +63,7 @@ def test_an_exchange_that_the_system_refuses_is_typed(overlay: Path) -> None:
 
 
 def test_what_cannot_be_removed_is_left_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A network's file system keeps files that a server has open (.nfs…): the new engine is published all the same."""
+    """A network file system keeps files that a server has open (.nfs…). The new engine is published all the same."""
     for name in ("new", "old"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").write_text(name)
@@ -73,7 +73,7 @@ def test_what_cannot_be_removed_is_left_and_said(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(shutil, "rmtree", refuse)
     with pytest.warns(
-        RealisIDWarning, match="old is the new one; the one before could not be removed completely .*Remove"
+        RealisIDWarning, match="old is published, but the previous folder could not be removed completely .*Remove"
     ):
         exchange(tmp_path / "new", tmp_path / "old")
     assert (tmp_path / "old" / "file").read_text() == "new"
@@ -88,12 +88,12 @@ with whole_folder(Path(sys.argv[1])) as partial:
 
 
 def test_what_another_container_makes_is_not_swept(tmp_path: Path) -> None:
-    """Its number means another process here, or none; it holds a lock."""
+    """Its process number means another process here, or none. A lock shows that it runs."""
     out, words = tmp_path / "made [1]", [sys.executable, "-c", MAKER]
     with subprocess.Popen([*words, str(out)], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         name = process.stdout.readline().strip()
-        elsewhere = tmp_path / f".{out.name}.1-0a0b0c0d.part"  # a number that lives in every container
+        elsewhere = tmp_path / f".{out.name}.1-0a0b0c0d.part"  # a process number that every container has
         (tmp_path / name).rename(elsewhere)
         with whole_folder(out) as partial:
             (partial / "file").touch()
@@ -126,7 +126,7 @@ def test_a_block_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
 def test_permissions_are_the_umask_s(tmp_path: Path, umask: int) -> None:
-    """Also of a file that its library writes for the owner alone."""
+    """This holds for a file too that its library writes for the owner alone."""
     before = os.umask(umask)
     try:
         with whole_or_not(tmp_path / "file") as partial:
@@ -151,7 +151,7 @@ for turn in range(150):
 
 @pytest.mark.slow
 def test_many_processes_make_one_folder(tmp_path: Path) -> None:
-    """None takes another's for abandoned, and all that they replace goes."""
+    """No process takes another's folder for abandoned, and all replaced folders are removed."""
     out, words = tmp_path / "made", [sys.executable, "-c", RACE]
     started = [subprocess.Popen([*words, str(out)], cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     for process in started:

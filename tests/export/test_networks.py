@@ -1,4 +1,4 @@
-"""The networks: cut where the design says, equal to diffusers' own forward, and other families load too."""
+"""The networks are cut where the design says and equal diffusers' own forward; other families load too."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a build is asked for: what is filled in, and what is refused before anything is read."""
+"""The options of a build: values that are filled in, and values that are refused before anything is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real TensorRT-RTX plans, built here without a GPU: what is in them, and every way in which building one can fail."""
+"""Real TensorRT-RTX plans, built here without a GPU: their contents, and every way in which a build can fail."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def test_every_network_of_the_miniature_has_a_plan(engine_dir: Path) -> None:
 
 
 def test_profiles_hold_what_the_runtime_asks_for() -> None:
-    """Whatever a batch within the limits is, no network meets more rows than its plan takes."""
+    """No batch within the limits gives a network more rows than its plan takes."""
     names = ["unet_encoder", "unet_decoder", "local_branch", "global_branch", "local_condition", "unet_time", "x"]
     rng = np.random.default_rng(0)
     for per_row in (False, True):
@@ -123,7 +123,7 @@ def test_a_graph_that_is_secretly_float32(tmp_path: Path, doubled: Path) -> None
         to_plan(doubled, tmp_path / "plan", "unet_decoder", SHAPES, dataclasses.replace(HALF, precision="bf16"))
     found = to_plan(doubled, tmp_path / "plan", "unet_decoder", SHAPES, HALF).proof
     assert found.half == found.outputs and not found.wider
-    # Hidden between two casts, where no input or output tells.
+    # Between two casts: no input or output of the graph shows it.
     nodes = [
         helper.make_node("Cast", ["x"], ["wide"], to=TensorProto.FLOAT),
         helper.make_node("Mul", ["wide", "two"], ["product"], name="hidden"),
@@ -135,7 +135,7 @@ def test_a_graph_that_is_secretly_float32(tmp_path: Path, doubled: Path) -> None
 
 
 def test_what_the_inspector_says() -> None:
-    """The wordings of different releases; what is not understood is not counted as half."""
+    """The wordings of different releases. A tensor with an unknown wording is not counted as half."""
     layers = [
         {"Name": "conv", "Outputs": [{"Name": "a", "Format/Datatype": "Row major linear FP16 format"}]},
         {"Name": "attention", "Outputs": [{"Name": "b", "Format": "Half", "Dimensions": [2, 4]}]},
@@ -163,7 +163,7 @@ def test_a_type_that_an_architecture_does_not_have(tmp_path: Path) -> None:
 
 
 def test_turing_multiplies_no_float32_matrices(tmp_path: Path) -> None:
-    """Why sm_75 is not among the architectures that are built for unless asked: the VAE is float32."""
+    """This is why sm_75 is not built for by default: the VAE is float32."""
     multiply = helper.make_node("MatMul", ["x", "w"], ["y"])
     product = graph(tmp_path / "g.onnx", [multiply], {"w": np.ones((4, 4), np.float32)}, TensorProto.FLOAT)
     to_plan(product, tmp_path / "plan", "vae_decoder", SHAPES, HALF)
@@ -179,7 +179,7 @@ def test_an_architecture_that_it_does_not_know(doubled: Path, tmp_path: Path) ->
 
 
 def test_a_broken_graph(tmp_path: Path) -> None:
-    """The mixed types of diffusers' own half-precision forward, which export without a word."""
+    """The mixed types of diffusers' own half-precision forward, which are exported without an error."""
     concat = helper.make_node("Concat", ["x", "w"], ["y"], axis=0, name="mixed")
     broken = graph(tmp_path / "broken.onnx", [concat], {"w": np.ones((1, 4), np.float32)})
     with pytest.raises(BuildError, match=r"(?s)cannot read the graph: .*of the same type.* \(node mixed, Concat\)"):
@@ -268,7 +268,7 @@ if __name__ == "__main__":
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert "KeyboardInterrupt" in errors and process.returncode != 0
-    with open_staging(tmp_path / "engine"):  # nobody holds it any more
+    with open_staging(tmp_path / "engine"):  # no process holds it any more
         pass
 
 

@@ -1,4 +1,4 @@
-"""The parity gate: however a network is run, in whatever precision, it is held to the same bound."""
+"""The parity gate holds a network to the same bound in every precision and with every way to run it."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ def known(checkpoint: Checkpoint) -> dict[str, Network]:
     return networks(checkpoint)
 
 
-# text_encoder: a number of the code, GELU's 1.702, is rounded into the graph. unet_time: casts between precisions.
+# text_encoder: GELU's 1.702, a number of the code, is rounded in the graph. unet_time: casts between precisions.
 @pytest.mark.parametrize("name", ["text_encoder", "unet_time"])
 def test_bfloat16_is_verified_widened(known: dict[str, Network], name: str, tmp_path: Path) -> None:
-    """No CPU kernel knows bfloat16: its graph runs in float32, with the very same weights."""
+    """CPU kernels do not know bfloat16: the graph runs in float32, with the same weights."""
     module, file = known[name].module(BF16.dtype), tmp_path / "network.onnx"
     to_onnx(known[name], module, BF16, LIMITS, file)
     kept = [(tensor, tensor.clone()) for tensor in (*module.parameters(), *module.buffers())]
@@ -105,14 +105,14 @@ def test_a_runner_is_asked_within_its_limits(known: dict[str, Network]) -> None:
 
 
 class NearTies(torch.nn.Module):
-    """Exact where the timestep is a whole number; one rounding beside it, errs a thousand times the rounding."""
+    """Exact where the timestep is a whole number; one rounding beside it, errs by a thousand times the rounding."""
 
     def forward(self, timestep: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
         return timestep + 1000 * torch.frac(timestep + 0.5)
 
 
 def test_what_torch_errs_is_the_worst_of_several_draws(known: dict[str, Network]) -> None:
-    """A lucky draw of torch's rounding errors is no measure for another order of the same sums."""
+    """A lucky draw of torch's rounding errors is not a bound for another order of the same sums."""
     limits, asked = Limits(rows=(1, 1), timesteps=(1, 2), side=(2, 2)), 0
 
     class Counted(NearTies):
@@ -135,7 +135,7 @@ def test_what_torch_errs_is_the_worst_of_several_draws(known: dict[str, Network]
 
 
 def test_every_network_through_a_backend(engine_dir: Path, checkpoint: Checkpoint) -> None:
-    """What a GPU will do with its plans, with the backend of the CPU and its networks."""
+    """The check of plans on a GPU, done here with the backend and the networks of the CPU."""
     manifest = Manifest.read(engine_dir)
     parities = verify_plans(engine_dir, checkpoint, BUILD)
     assert list(parities) == list(manifest.values["networks"])

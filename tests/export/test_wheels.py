@@ -18,7 +18,7 @@ HELLO = hashlib.sha256(b"hello").hexdigest()
 
 @pytest.fixture
 def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder that pip takes for all of PyPI, with one wheel in it: demo 1.0, member demo/words.txt."""
+    """A folder that pip uses instead of PyPI, with one wheel in it: demo 1.0, member demo/words.txt."""
     folder = tmp_path / "shop"
     folder.mkdir()
     with zipfile.ZipFile(folder / "demo-1.0-py3-none-any.whl", "w") as wheel:
@@ -45,7 +45,7 @@ def test_member_is_fetched_once_and_then_cached(shop: Path, tmp_path: Path) -> N
     assert path.read_bytes() == b"hello" and path.parent == cache
     (shop / "demo-1.0-py3-none-any.whl").unlink()  # from here on there is no network
     assert wheels.fetch_member("demo==1.0", "demo/words.txt", HELLO, cache) == path
-    path.write_bytes(b"hullo")  # a cache that somebody altered is not believed
+    path.write_bytes(b"hullo")  # an altered cache is not used
     with pytest.raises(BuildError, match="cannot be downloaded"):
         wheels.fetch_member("demo==1.0", "demo/words.txt", HELLO, cache)
 
@@ -84,7 +84,7 @@ def test_python_without_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_cache_is_the_users_and_needs_no_home(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Some containers know no home; the cache is then a temporary folder."""
+    """Some containers have no home; the cache is then a temporary folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert wheels.fetch_member("demo==1.0", "demo/words.txt", HELLO).parent == tmp_path / "xdg" / "realisid_trt"
     monkeypatch.delenv("XDG_CACHE_HOME")

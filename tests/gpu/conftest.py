@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _enqueue_on_the_cpu(sessions: Any, session: Any, binding: Any, options: Any) -> None:
-    """A network that runs when the stream comes to it, and again in every replay: as on a GPU."""
+    """Enqueues a network: it runs when the stream comes to it, and again in every replay, as on a GPU."""
     from cuda.bindings import driver
 
     function = HostFunction(lambda _: session.run_with_iobinding(binding))
@@ -98,7 +98,7 @@ def plans_replayed(plans_engine: Path, flavour: str) -> Any:
 
 @pytest.fixture(autouse=True)
 def nothing_failed_on_the_stream() -> Iterator[None]:
-    """What a plan's stand-in could tell nobody."""
+    """Checks the failures that a plan's stand-in could not raise."""
     yield
     if plans := sys.modules.get("tests.gpu.plans_on_the_cpu"):
         assert plans.failures == []
@@ -106,7 +106,7 @@ def nothing_failed_on_the_stream() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def device_bytes() -> Callable[[], int]:
-    """Device memory in use, by everybody."""
+    """A function that returns the bytes of device memory in use, by all processes."""
     if REHEARSAL:
         from tests.kernels.stand_in import Counters
 
@@ -135,12 +135,12 @@ def bounds(plain_errors: dict[str, dict[str, float]]) -> dict[str, float]:
 
 @pytest.fixture(scope="session")
 def id_bounds(plain_errors: dict[str, dict[str, float]]) -> dict[str, float]:
-    """The same of ID tokens."""
+    """The same bounds for ID tokens."""
     return _bounds(plain_errors["id_tokens"])
 
 
 def _bounds(errors: dict[str, float]) -> dict[str, float]:
-    """An engine may err four times as much as plain torch in its precision; so may the CPU's, which is float32."""
+    """An engine may err four times as much as plain torch in its precision. So may the CPU's engine, in float32."""
     return {precision: 4 * error + 4 * errors["float32"] for precision, error in errors.items()}
 
 
@@ -187,7 +187,7 @@ def single(engine_dir: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def single_replayed(engine_dir: Path) -> Any:
-    """With steps replayed, where the networks allow it."""
+    """The same with replayed steps, where the networks allow it."""
     from realisid_trt import Engine
 
     with pytest.MonkeyPatch.context() as patch:

@@ -6,7 +6,7 @@ classes, strict where the real ones are, or where they fail silently:
 - a shape outside the profile, a missing address or one that is not aligned, too little scratch memory: an error;
 - work is done when the stream comes to it, and again in every replay, at the addresses of the moment it was enqueued;
 - a context must have run before it is captured, and a graph of it is stale once its addresses have changed;
-- the scratch memory is overwritten by every run: nobody else may lie there.
+- every run overwrites the scratch memory: nothing else may lie there.
 
 test_plans_on_the_cpu.py holds these classes to the real ones, name by name.
 """
@@ -26,19 +26,19 @@ import tensorrt_rtx as trt
 from realisid_trt.manifest import Axis, Manifest, Network
 
 CLASSES = ("Runtime", "ICudaEngine", "IRuntimeCache", "IRuntimeConfig", "IExecutionContext", "EngineInspector")
-REAL = {name: getattr(trt, name) for name in CLASSES}  # before the first of them is put in their place
+REAL = {name: getattr(trt, name) for name in CLASSES}  # before the first stand-in replaces it
 HostFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 ALIGNMENT, HEADER_BYTES = 256, 64
 SCRATCH_PER_NUMBER = 3  # bytes of scratch memory per number of the inputs; any will do
 DTYPES = {"float32": "FLOAT", "float16": "HALF", "bfloat16": "BF16", "int64": "INT64"}
-failures: list[str] = []  # of work on the stream: nothing else can tell
+failures: list[str] = []  # of work on the stream, which cannot raise
 CAPTURABLE = True
 invalid = 0  # a bit of EngineInvalidityDiagnostics to say of every plan
 _plans: dict[str, tuple[Manifest, Network, str]] = {}  # by the plan's hash: whose it is, and its graph
 
 
 def know(manifest: Manifest) -> None:
-    """The plans of an engine will run as their graphs."""
+    """Makes the plans of an engine run as their graphs from now on."""
     for build in manifest.builds.values():
         if build.backend == "tensorrt-rtx":
             for name, network in manifest.networks(build).items():
@@ -215,7 +215,7 @@ class IExecutionContext:
         return True
 
     def _work(self, captured: bool) -> Callable[[Any], None]:
-        """What the GPU would do: everything that it needs is as it is now."""
+        """The work as the GPU would do it, with addresses and shapes of this moment."""
         network, session, generation = self.engine.network, self.engine.session, self.generation
         addresses, (scratch, size) = dict(self.addresses), self.scratch
         shapes = self.shapes | network.output_shapes(self.shapes)
@@ -230,7 +230,7 @@ class IExecutionContext:
                 feed = {port.name: _at(addresses[port.name], shapes[port.name], port.dtype) for port in network.inputs}
                 for port, output in zip(network.outputs, session.run(None, feed), strict=True):
                     _at(addresses[port.name], shapes[port.name], port.dtype)[...] = output
-            except BaseException as error:  # nobody above would hear of it
+            except BaseException as error:  # no caller would get the exception
                 failures.append(f"{network.name}: {error}")
 
         return work

@@ -1,4 +1,4 @@
-"""What the tests of a GPU share."""
+"""Helpers that the tests of a GPU share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STEPS = {"num_inference_steps": 5, "subject_conditioning_ratio": 0.7}  # of the 
 
 
 def float32_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An engine opened on the GPU takes its float32 networks."""
+    """Engines that are opened on the GPU take their float32 networks from now on."""
     from realisid_trt.manifest import Manifest
 
     chosen = Manifest.build_for
@@ -19,7 +19,7 @@ def float32_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def person(model: Any, seed: int, box: tuple[float, float, float, float]) -> Any:
-    """Somebody, given by ID tokens and a drawing."""
+    """A person, given by ID tokens and a drawing."""
     from realisid_trt import Person
 
     rng = np.random.default_rng(seed)

@@ -97,7 +97,7 @@ def test_memory_does_not_grow(half: Engine, device_bytes: Callable[[], int]) -> 
 
 @pytest.mark.slow
 def test_engines_come_and_go(engine_dir: Path, half: Engine, device_bytes: Callable[[], int]) -> None:
-    """One opened beside others in the same memory of ONNX Runtime makes the same pictures, and gives back its own."""
+    """An engine opened beside others in the same ONNX Runtime memory makes the same pictures, and frees its memory."""
     expected, before, held = latents(half, 2), device_bytes(), []
     for _ in range(3):
         with Engine.load(engine_dir, "onnxruntime", "cuda") as engine:
@@ -112,7 +112,7 @@ def test_engines_come_and_go(engine_dir: Path, half: Engine, device_bytes: Calla
 
 @pytest.mark.skipif(not REHEARSAL, reason="needs two GPUs; the stand-in takes any context for one")
 def test_the_caller_s_device_stays_the_caller_s(engine_dir: Path, half: Engine) -> None:
-    """torch on another GPU, or another engine in the progress callback: each finds the device that it left."""
+    """torch on another GPU, or another engine in the progress callback: each finds its own device current."""
     from cuda.bindings import driver
 
     def current() -> int:
@@ -137,7 +137,7 @@ def test_the_caller_s_device_stays_the_caller_s(engine_dir: Path, half: Engine) 
         assert current() == 0xABC0
         with pytest.raises(RequestError):
             engine.generate("x", num_inference_steps=0)
-        del engine  # its end may come in any thread
+        del engine  # it may be closed in any thread
         gc.collect()
         assert current() == 0xABC0
     finally:
@@ -181,7 +181,7 @@ def test_two_engines_take_turns(single: Engine, half: Engine) -> None:
 def test_an_overflow_is_found_on_the_gpu(half: Engine) -> None:
     with pytest.raises(NumericsError, match="the final latents holds .* NaN or infinite"):
         latents(half, 1, local_scale=3e38)
-    assert np.isfinite(latents(half, 1).latents).all()  # and nothing of it stays
+    assert np.isfinite(latents(half, 1).latents).all()  # and none of its memory stays
 
 
 @needs_capture
@@ -224,7 +224,7 @@ def test_one_launch_of_each_kernel_per_step(half: Engine, monkeypatch: pytest.Mo
     latents(half, 3, num_inference_steps=7)
     for kernel in ("crop_upsample", "relocate_merge", "guide_step"):
         assert sum(name.startswith(kernel) for name in launched) == 7
-    # Beside them rows are gathered: latents for two networks, four embeddings, and few things once per phase.
+    # The other launches gather rows: latents for two networks, four embeddings, and a few arrays once per phase.
     assert len(launched) < 7 * (3 + 6) + 40
 
 

@@ -1,4 +1,4 @@
-"""What the kernel benchmark times is the same work: on a GPU as it is, in the rehearsal on the stand-in's memory."""
+"""The kernel benchmark times the same work for kernel and torch: on a GPU, or rehearsed in the stand-in's memory."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> GpuBench:
 @pytest.mark.parametrize("kernel", ["crop_upsample", "relocate_merge", "guide_step"])
 @pytest.mark.parametrize("case", [SMALL, Case(256, 192, faces=1, fraction=2, rows=1)], ids=["guided", "plain"])
 def test_kernel_and_torch_do_the_same(bench: GpuBench, kernel: str, case: Case) -> None:
-    figures = bench.time(kernel, case)  # compares before it times
+    figures = bench.time(kernel, case)  # it compares results before it times
     assert set(figures) == {"us", "torch_us", "torch_graph_us"} and all(value > 0 for value in figures.values())
 
 

@@ -1,4 +1,4 @@
-"""TensorRT plans on a GPU: parity, capture, memory, and what is refused. Each flavour that this card runs."""
+"""TensorRT plans on a GPU: parity, capture, memory and refusals, for each flavour that this card runs."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_it_makes_the_cpu_s_pictures(cpu_engine: Engine, plans: Engine, bounds: 
 def test_the_plans_are_gated_by_themselves_and_as_a_whole(
     plans_engine: Path, checkpoint_dir: Path, flavour: str
 ) -> None:
-    """What a build does on a machine with a GPU before it publishes: every plan, the engine, and one guided ε."""
+    """The checks of a build on a machine with a GPU, before it publishes: every plan, the engine, and one guided ε."""
     from export.checkpoint import Checkpoint
     from export.truth.verify_engine import verify_engine
 
@@ -122,7 +122,7 @@ def test_one_scratch_memory_for_all_networks(plans: Engine) -> None:
 
 
 def test_a_gpu_that_is_full(plans: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks for memory: it is an error of ours, with what to do."""
+    """Every request for memory fails with an error of ours that says what to do."""
 
     def full(nbytes: int) -> Any:
         raise RuntimeError("CUDA_ERROR_OUT_OF_MEMORY")
@@ -140,7 +140,7 @@ def test_a_gpu_that_is_full(plans: Engine, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.skipif(not REHEARSAL, reason="asks the stand-in's contexts what they were told")
 def test_a_smaller_scratch_memory_at_the_same_address(plans: Engine) -> None:
-    """As an allocator gives it after one that was refused: every context is told its size before it runs."""
+    """An allocator may return it after a refusal. Every context gets the size of its memory before it runs."""
     contexts: Any = plans.backend._runner  # type: ignore[attr-defined]
     expected = latents(plans, 1).latents
     contexts._scratch_of(contexts._scratch.size + 4096)
@@ -182,7 +182,7 @@ def test_what_was_unloaded_is_loaded_again(plans: Engine, device_bytes: Callable
     plans.unload()
     assert set(engines) == {name for name in LOOP_NETWORKS if name in plans.manifest.values["networks"]}
     assert np.array_equal(latents(plans, 1).latents, expected)
-    assert "id_encoder" not in engines  # nobody needed it
+    assert "id_encoder" not in engines  # it was not needed
 
 
 def test_what_was_compiled_is_kept_beside_the_engine(plans_engine: Path, flavour: str, tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_what_was_compiled_is_kept_beside_the_engine(plans_engine: Path, flavour
     def use() -> bytes:
         with Engine.load(own, backend=flavour) as engine:
             latents(engine, 1)
-        engine.manifest.check_files()  # it is nothing that the manifest would miss
+        engine.manifest.check_files()  # the cache is not a file of the manifest
         [file] = (own / "plans" / flavour).glob("*.cache")
         return file.read_bytes()
 
@@ -207,7 +207,7 @@ def test_what_was_compiled_is_kept_beside_the_engine(plans_engine: Path, flavour
 def test_a_server_that_is_told_to_end_has_kept_it(
     plans_engine: Path, flavour: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nothing runs after SIGTERM; and where the engine's folder cannot be written, it is kept for this user."""
+    """Nothing runs after SIGTERM. If the engine's folder cannot be written, the cache is kept in the user's folder."""
     if flavour != "tensorrt-rtx":
         pytest.skip("tensorrt compiles nothing where a plan runs")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -219,7 +219,7 @@ def test_a_server_that_is_told_to_end_has_kept_it(
     assert len(content) > 50
     engine.close()
     file.unlink()
-    file.mkdir()  # such a place as cannot be written
+    file.mkdir()  # a place that cannot be written
     with Engine.load(own, backend=flavour) as second:
         second.warm_up(1, num_inference_steps=1, output="latents")
         [kept] = (tmp_path / "cache" / "realisid_trt" / "compiled").iterdir()
@@ -253,7 +253,7 @@ def test_an_engine_that_claims_something_else(
 
 
 def test_a_plan_that_tensorrt_does_not_open(plans_engine: Path, flavour: str, tmp_path: Path) -> None:
-    """Altered with its hashes: what nobody else can notice, TensorRT does."""
+    """A plan was altered together with its hashes. Only TensorRT can notice it."""
     from realisid_trt.files import file_sha256
 
     engine = Path(shutil.copytree(plans_engine, tmp_path / "engine"))
@@ -270,7 +270,7 @@ def test_a_plan_that_tensorrt_does_not_open(plans_engine: Path, flavour: str, tm
 
 @pytest.mark.skipif(not REHEARSAL, reason="the stand-in's own test")
 def test_the_stand_in_says_when_a_graph_is_stale(plans_replayed: Engine) -> None:
-    """A context whose addresses have changed behind a graph's back: the rehearsal would not pass over it."""
+    """The addresses of a context change after its capture: a replay then fails in the rehearsal."""
     from tests.gpu import plans_on_the_cpu
 
     steps = {"num_inference_steps": 12, "subject_conditioning_ratio": None}

@@ -1,4 +1,4 @@
-"""The stand-in for TensorRT's runtime has nothing that the real one has not."""
+"""The stand-in for TensorRT's runtime has only methods that the real one has."""
 
 from __future__ import annotations
 

@@ -55,4 +55,4 @@ def test_float32(built: Any, with_config: Callable[..., Path], monkeypatch: pyte
 @pytest.mark.parametrize("case", [CASES[0], CASES[2]], ids=["nobody", "overlapping"])
 def test_float16(built: Any, with_config: Callable[..., Path], case: dict[str, Any]) -> None:
     ours, plain = case_errors(case, built, with_config, torch.float16)
-    assert 1e-4 < ours <= WORST_RATIO * plain  # 2⁻¹¹ is one rounding: it is half precision that ran
+    assert 1e-4 < ours <= WORST_RATIO * plain  # 2⁻¹¹ is one rounding: so half precision ran

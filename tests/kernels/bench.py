@@ -1,4 +1,4 @@
-"""Where kernels are tried: the launcher of realisid_trt, and memory for what it is given, NaN until it is written.
+"""Benches for kernels: the launcher of realisid_trt, and memory for its arguments, NaN until it is written.
 
 OnCpu calls the g++ build of the kernels; OnGpu goes through cuda.core. Both are used alike.
 """
@@ -18,7 +18,7 @@ GUARD_BYTES = 512  # before and behind every array, NaN in all types
 
 
 def narrow(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
-    """As they are stored: float32 and float16 as they are, bfloat16 as uint16; rounded to nearest, ties to even."""
+    """Numbers as they are stored: float32, float16, or bfloat16 as uint16; rounded to nearest, ties to even."""
     if dtype != "bfloat16":
         with np.errstate(over="ignore"):
             return values.astype(dtype)
@@ -66,7 +66,7 @@ class OnCpu:
         self._stored[array.address][0][...] = narrow(values, array.dtype) if "float" in array.dtype else values
 
     def get(self, array: Array) -> NDArray[Any]:
-        """The numbers, halves widened. Nothing beside the array was written."""
+        """The numbers, halves widened. Asserts that nothing beside the array was written."""
         stored, buffer = self._stored[array.address]
         start = array.address - buffer.ctypes.data
         assert (buffer[:start] == 0xFF).all() and (buffer[start + stored.nbytes :] == 0xFF).all()
@@ -136,7 +136,7 @@ class OnGpu:
         return widen(stored, array.dtype) if array.dtype in ("float16", "bfloat16") else stored
 
     def clear(self) -> None:
-        """All arrays are given back."""
+        """Frees all arrays."""
         for buffer in self._buffers:
             buffer.close()
         self._buffers.clear()

@@ -1,4 +1,4 @@
-"""Random inputs of the kernels, what the references make of them, and how they are launched."""
+"""Random inputs of the kernels, their results by the references, and their launches."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def draw(rng: np.random.Generator, dtype: str, *shape: int) -> Floats:
 
 
 def row_plan(rng: np.random.Generator, most_persons: int = 8) -> tuple[RowPlan, int]:
-    """A step of 1-4 pictures with 0-8 persons each, as the runtime plans it; and how many persons there are."""
+    """A step of 1-4 pictures with 0-8 persons each, as the runtime plans it; and the number of persons."""
     counts = rng.integers(0, most_persons + 1, rng.integers(1, 5))
     pictures, persons = [], 0
     for picture, count in enumerate(counts):
@@ -98,7 +98,7 @@ class Merge:
         local_rows, global_rows = len(plan.local_branch.rows), len(plan.global_branch.rows)
         boxes = [of_person[row.person] for row in plan.local_branch.rows]
         scales = rng.uniform(-1, 2, (len(plan.decoder), 2)).astype(np.float32)
-        scales[:, rng.random(2) < 0.5] = rng.uniform(0, 2)  # each of them the same for all rows, or not
+        scales[:, rng.random(2) < 0.5] = rng.uniform(0, 2)  # each of these may be the same for all rows
         return cls(
             plan,
             [draw(rng, dtype, len(plan.encoder), c, height >> k, width >> k) for c, k in entries],
@@ -120,7 +120,7 @@ class Merge:
         )
 
     def magnitude(self, mode: str, overlap: str) -> list[Floats]:
-        """What the terms of each sum amount to without their signs, every sample as large as the largest."""
+        """The sum of the terms without their signs, with every sample as large as the largest."""
         largest = [np.full_like(a, np.abs(a).max(initial=0)) for a in self.local]
         return reference.relocate_merge(
             [np.abs(a) for a in self.skips], largest, [np.abs(a) for a in self.whole], *self.of, self.boxes,
@@ -128,7 +128,7 @@ class Merge:
         )  # fmt: skip
 
     def window(self) -> int:
-        """The most lines and columns, added up, that one sample of mode "area" reads."""
+        """The largest sum of lines and columns that one sample of mode "area" reads."""
         most = 0
         for level, local in zip(self.levels, self.local, strict=bool(self.local)):
             height, width = local.shape[2:]

@@ -41,7 +41,7 @@ def draws(request: pytest.FixtureRequest, seed: int) -> Callable[[int], list[lis
 
 @pytest.fixture(scope="module", params=["cpu", pytest.param("gpu", marks=pytest.mark.gpu)])
 def new_bench(request: pytest.FixtureRequest) -> Callable[[], Any]:
-    """Makes a bench without any arrays: OnCpu, or the OnGpu that there is."""
+    """Makes a bench without any arrays: OnCpu or OnGpu."""
     if request.param == "cpu":
         library = request.getfixturevalue("host_kernels")
         return lambda: OnCpu(library)

@@ -1,7 +1,7 @@
-"""A GPU for tests on machines without one: libcuda.so.1 of our own behind the real cuda-python.
+"""A GPU for tests on machines without one: libcuda.so.1 of our own under the real cuda-python.
 
-What executes is the g++ build of the kernels; all else, from loading the cubin to replaying a graph, is what would
-happen on a GPU, as far as a driver can be seen from outside. stand_in.cpp says what it is strict about.
+The g++ build of the kernels executes. Everything else, from loading the cubin to replaying a graph, happens as on a
+GPU, as far as a driver can be seen from outside. stand_in.cpp lists the rules that it enforces.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def build_kernels(folder: Path, *options: str) -> Path:
 
 
 def build(folder: Path, kernels: Path | None = None) -> dict[str, str]:
-    """Builds the stand-in, and the kernels unless given, into `folder`; the environment of a process that shall use it.
+    """Builds the stand-in, and the kernels unless given, into `folder`; returns the environment of a process to use it.
 
     Merge it into os.environ; the options in stand_in.cpp are further variables.
     """

@@ -3,8 +3,8 @@ and what must be exact. Compiled by g++ on a CPU, and by NVRTC on a GPU.
 
 Bounds are counted roundings. u = 2⁻²⁴ is the most that one float32 operation errs, relative to its result; a sum of
 products errs by at most (its roundings)·u·(the sum of the magnitudes). For a result v of float32 arithmetic that is B
-away from the reference, stored in a half type: |stored - reference| ≤ |nearest half - reference| + 2·B. Whatever plain
-half arithmetic computes is a half number too, so it is no nearer to the truth than the nearest one.
+away from the reference, stored in a half type: |stored - reference| ≤ |nearest half - reference| + 2·B. Plain
+half arithmetic yields half numbers too, so it is not nearer to the truth than the nearest one.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def test_take_and_take_step(source: str, dtype: str, new_bench: NewBench, draws:
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_the_halves_are_rounded_as_torch_rounds_them(dtype: str, new_bench: NewBench) -> None:
-    """Every half number, the middle between two, what lies beside it, the infinite and NaN; in the kernels and here."""
+    """Every half number, the middle between two, its neighbours, infinity and NaN; in the kernels and here."""
     bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
     halves = bits.view(getattr(torch, dtype)).float()
     finite = halves[halves.isfinite()].sort().values.numpy()
@@ -132,7 +132,7 @@ def test_find_nonfinite(value: float, new_bench: NewBench) -> None:
         bench.kernels.find_nonfinite(bench.stream, bench.put(wrong), found)
         assert bench.get(found) == [1]
     bench.kernels.find_nonfinite(bench.stream, array, found)
-    assert bench.get(found) == [1]  # it stays
+    assert bench.get(found) == [1]  # it keeps its value
 
 
 def test_a_cell_that_falls_on_a_cell_is_copied(new_bench: NewBench) -> None:

@@ -1,4 +1,4 @@
-"""NVRTC: every architecture without a GPU, errors with the compiler's log, names that say what is inside."""
+"""NVRTC: every architecture without a GPU, errors with the compiler's log, names that state the contents."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_names_change_with_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_arithmetic_of_the_source_is_what_is_compiled() -> None:
-    """Divisions are IEEE's, halves go 16 bytes at a time, and every load knows its memory."""
+    """Divisions are IEEE's, halves are loaded 16 bytes at a time, and every load names its memory space."""
     ptx = compiling.compile_for("compute_90").decode()
     assert "div.rn.f32" in ptx and "div.approx" not in ptx and ".ftz" not in ptx
     bodies = dict(zip(*[iter(re.split(r"\.visible \.entry (\w+)\(", ptx)[1:])] * 2, strict=True))
@@ -86,7 +86,7 @@ def test_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Non
 
 
 def test_what_was_compiled_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without NVRTC: the cubin of these sources, whichever release made it; not that of others, nor another GPU's."""
+    """Without NVRTC, a cubin of these sources by any release is used, but none of other sources or another GPU."""
     elsewhere, here = tmp_path / "elsewhere", tmp_path / "here"
     here.mkdir()
     [name] = compiling.compile_elsewhere(elsewhere, ["sm_90"])

@@ -159,7 +159,7 @@ def test_outside_the_box_the_local_branch_is_not_seen() -> None:
 
 
 def test_copies_of_a_person() -> None:
-    """N times the same person: the global mean stays, the local sum is N-fold, its average is not, its last covers."""
+    """N times the same person: the global mean stays; the local sum is N-fold; its average and the last one stay."""
     one = one_person((1, 1, 7, 7))
     expected = {
         overlap: relocate_merge(**{**one, "scales": np.array([[factor, 1]], np.float32)})[0]
@@ -191,7 +191,7 @@ def test_nobody_gets_the_skip_alone() -> None:
 
 @pytest.mark.parametrize("branch, scale", [("local", 0), ("global", 1)])
 def test_a_branch_without_rows_is_one_whose_scale_is_zero(branch: str, scale: int) -> None:
-    """To the bit, whether other rows have it, or nobody."""
+    """To the bit, whether other rows have the branch or none has it."""
     rng = np.random.default_rng(4)
     for overlap in ("sum", "average", "priority"):
         case = merge_case(rng)

@@ -1,4 +1,4 @@
-"""The launcher: which file a GPU gets, and what is said where there is none."""
+"""The launcher: the file that a GPU gets, and the error where there is none."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_what_is_no_kernel_is_not_chosen() -> None:
 
 
 def test_without_a_driver() -> None:
-    """In a process of its own, twice: cuda.core's second call would never return."""
+    """In a process of its own, twice, since cuda.core's second call would never return."""
     try:
         ctypes.CDLL("libcuda.so.1")
     except OSError:

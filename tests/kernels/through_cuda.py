@@ -1,8 +1,9 @@
-"""What test_through_cuda.py runs in a process of its own, where libcuda is the stand-in.
+"""The program that test_through_cuda.py runs in a process of its own, where libcuda is the stand-in.
 
     python -m tests.kernels.through_cuda NAME FOLDER LIBRARY
 
-FOLDER holds the compiled kernels; LIBRARY is their g++ build, which says what is right. Prints one line when all is.
+FOLDER holds the compiled kernels; LIBRARY is their g++ build, which gives the right results. Prints one line if
+all are right.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def find_nonfinite(bench: Any) -> list[Array]:
 
 
 def every_kernel(folder: Path, library: Path) -> str:
-    """What comes back through cuda.core is, bit for bit, what the g++ build computes when called directly."""
+    """Results through cuda.core equal, bit for bit, those of the g++ build when it is called directly."""
     gpu, used = open_gpu(folder), set()
     for seed in range(4):
         for name, launch in [*launches(seed), ("find_nonfinite_float32", find_nonfinite)]:
@@ -144,11 +145,11 @@ def replay(folder: Path, library: Path) -> str:
 
 
 def refusals(folder: Path, library: Path) -> str:
-    """An entry point that is missing or takes other arguments; and that the stand-in is strict."""
+    """An entry point that is missing or takes other arguments is refused; and the stand-in is strict."""
     gpu = open_gpu(folder)
     address = gpu.put(np.zeros(4, np.float32)).address
     for name, sizes, said in (
-        ("nobody", (), "does not give its kernel nobody"),
+        ("nobody", (), "the kernel nobody cannot be read from"),
         ("take_float32", (1, 2, 3, 4, 5), "takes 4 arguments, expected 5"),
     ):
         try:
@@ -161,7 +162,7 @@ def refusals(folder: Path, library: Path) -> str:
     try:
         gpu.kernels.find_nonfinite(gpu.stream, Array(4096, (4,), "float32"), found)
     except BackendError as error:
-        assert "the GPU refused its kernel find_nonfinite_float32: CUDA_ERROR_ILLEGAL_ADDRESS" in str(error), error
+        assert "the GPU refused the kernel find_nonfinite_float32: CUDA_ERROR_ILLEGAL_ADDRESS" in str(error), error
     else:
         raise AssertionError("an address of nobody's was taken")
     refused(lambda: gpu.device.allocate(2**40, stream=gpu.stream), "OUT_OF_MEMORY")
@@ -171,7 +172,7 @@ def refusals(folder: Path, library: Path) -> str:
     builder.end_building().close()
     before = Counters().launches
     gpu.kernels.find_nonfinite(gpu.stream, floats, found)
-    assert Counters().launches == before  # nobody has waited for it
+    assert Counters().launches == before  # no call has waited for it
     gpu.stream.sync()
     assert Counters().launches == before + 1
     empty = np.zeros(0, np.int32)
@@ -237,7 +238,7 @@ def open_gpu(folder: Path) -> OnGpu:
 
 
 def close(gpu: OnGpu) -> str:
-    """Everything given back."""
+    """All memory is given back."""
     kernels: Kernels = gpu.kernels
     gpu.close()
     gc.collect()

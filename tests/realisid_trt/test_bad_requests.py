@@ -1,4 +1,4 @@
-"""Bad input ends in a typed error whose text says what was expected; no network has run by then."""
+"""Bad input raises a typed error whose text says what was expected, before any network runs."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_an_overflow_is_reported_not_painted(engine: Engine) -> None:
 
 
 def test_a_prompt_of_megabytes_is_read_as_far_as_it_counts(engine: Engine) -> None:
-    """The same tokens as of all of it, in a moment, and a note of readable length."""
+    """Its tokens are those of the whole text; they take a moment, and the note has a readable length."""
     words = "a red house on a hill, " * 100_000
     prompts = engine._prologue._prompts
     with pytest.warns(RealisIDWarning, match=r"this was cut off: .*… \(\d+ characters\)") as caught:

@@ -1,4 +1,4 @@
-"""Colour profiles, wide numbers and odd containers: what a file means reaches the face front end, whatever holds it."""
+"""Colour profiles, wide numbers and odd containers: the face front end gets the colours that a file means."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def test_transparency_stays_beside_a_profile(muted: Image.Image) -> None:
 
 
 def test_srgb_changes_no_pixel(photos: Any) -> None:
-    """By whoever it was written."""
+    """Whichever program wrote the profile."""
     plain = Image.open(photos.hopper).convert("RGB")
     own = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     np.testing.assert_array_equal(load_photo(encoded(plain, "PNG", icc_profile=own)).rgb, np.array(plain))
@@ -221,7 +221,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_jpeg_that_lacks_pixels_is_not(photos: Any, kind: str) -> None:
-    """Cut anywhere, and where a decoder would not notice: before a restart marker, or between two scans."""
+    """It is cut anywhere, and where a decoder would not notice: before a restart marker, or between two scans."""
     content = encoded(Image.open(photos.astronaut).convert("RGB"), "JPEG", quality=90, **KINDS[kind])
     expected, rng = load_photo(content).rgb, np.random.default_rng(0)
     first = content.index(b"\xff\xda")

@@ -1,4 +1,4 @@
-"""python -m realisid_trt: what it writes, what it prints, how it ends."""
+"""python -m realisid_trt: the files it writes, the lines it prints, its exit status."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_inspect_an_engine(capsys: Any, engine_dir: Path) -> None:
 
 
 def test_inspect_names_a_network_that_needed_more_than_one_draw(capsys: Any, engine_copy: Path) -> None:
-    """A gate that a network passes only after several draws is seen to have grown."""
+    """`inspect` shows it if a network passed the parity gate only after several draws."""
     manifest = json.loads((engine_copy / MANIFEST).read_text())
     manifest["networks"]["unet_decoder"]["builds"]["onnxruntime-opset20-fp32"]["parity"]["draws"] = 9
     manifest["seal"] = seal(manifest)
@@ -136,7 +136,7 @@ def test_doctor(capsys: Any, engine_dir: Path, tmp_path: Path) -> None:
 def test_a_doctor_misses_no_backend_that_nobody_needs(
     capsys: Any, engine_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where the engine runs on another; where none runs, the one that every machine can use is missing."""
+    """If the engine runs on one backend, no other is missing. If it runs on none, onnxruntime is missing."""
     monkeypatch.setattr("realisid_trt.commands.doctor.installed", lambda name: False)
     assert call(capsys, "doctor", "--engine", engine_dir)[0] == 0
     status, printed, _ = call(capsys, "doctor", "--engine", engine_dir / "nowhere")
@@ -144,7 +144,7 @@ def test_a_doctor_misses_no_backend_that_nobody_needs(
 
 
 def test_a_gpu_that_cannot_be_asked_for_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """ONNX Runtime for a GPU, and no cuda-python."""
+    """ONNX Runtime is built for a GPU, but cuda-python is not installed."""
     monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
     for module in [name for name in sys.modules if name.split(".")[0] == "cuda"]:
         monkeypatch.delitem(sys.modules, module)
@@ -351,4 +351,4 @@ def test_a_stream_that_was_never_there(engine_dir: Path, closed: str, status: in
     done = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == status and "Traceback" not in done.stdout + done.stderr
     if closed == "2>&-":
-        json.loads(done.stdout)  # one object, and nothing for people among it
+        json.loads(done.stdout)  # one object, and no lines for people

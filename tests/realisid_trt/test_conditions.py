@@ -1,4 +1,4 @@
-"""What the networks are shown: pixels, drawings and masks, by their properties."""
+"""The networks' inputs for a person: pixels, drawings and masks, by their properties."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_drawing_scales_with_its_size(landmarks: Landmarks) -> None:
 
 
 def test_shifted_landmarks_are_a_shifted_drawing(landmarks: Landmarks) -> None:
-    """By whole pixels, and away from the edge where lines are cut."""
+    """For whole pixels, away from the edge, where lines are cut."""
     centered = (landmarks - landmarks.mean(axis=0)) * 0.5 + 0.5
     shifted = pose_image(centered + (16 / 256, 8 / 256), 256)
     np.testing.assert_array_equal(np.roll(pose_image(centered, 256), (8, 16), axis=(1, 2)), shifted)

@@ -59,7 +59,7 @@ def test_impossible_numbers_of_steps(steps: int) -> None:
 
 
 def test_initial_noise_is_the_same_everywhere() -> None:
-    """Golden values: whoever changes the noise changes every picture of every user."""
+    """Golden values: other noise would change every picture of every user."""
     noise = initial_noise(7, (4, 8, 8))
     assert noise.dtype == np.float32 and noise.shape == (4, 8, 8)
     golden = np.array(GOLDEN, np.float32)

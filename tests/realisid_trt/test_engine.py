@@ -1,4 +1,4 @@
-"""What a caller sees of an engine: rows, batches, seeds, scales, outputs."""
+"""An engine from a caller's side: rows, batches, seeds, scales, outputs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def close(a: np.ndarray, b: np.ndarray) -> bool:
     """Equal to rounding: the networks' sums run in another order when a batch has another size.
 
     Plain torch in float32 errs about 2e-6 of the latents' RMS in these few steps (test_truth.py); one element may err
-    8.57 times as much in guidance. 32 times is far below any change of what was asked.
+    8.57 times as much in guidance. A bound of 32 times is far below any change of the request.
     """
     return bool(np.abs(a - b).max() <= 32 * 2e-6 * np.sqrt(np.mean(a**2)))
 
@@ -87,7 +87,7 @@ def test_without_persons_no_branch_runs(engine: Engine) -> None:
 
 @pytest.mark.parametrize("branch", ["local", "global"])
 def test_a_branch_without_scale_does_not_run(engine: Engine, branch: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """To the bit the picture of one that runs for nothing; also beside a picture that has the branch."""
+    """The picture is to the bit that of a branch that runs for nothing; also beside a picture with the branch."""
     off, on = {f"{branch}_scale": 0.0}, {"local_scale": 0.5, "global_scale": 0.25}
     options: dict[str, Any] = {"num_inference_steps": 3, "output": "latents"}
     common: dict[str, Any] = {"seed": 2, "subject_conditioning_ratio": None}
@@ -184,7 +184,7 @@ def test_given_latents_override_the_noise_and_stay_untouched(engine: Engine) -> 
 
 
 def test_persons_pose_place_prompt_and_scales_are_seen(engine: Engine) -> None:
-    """Nothing a caller can say is ignored."""
+    """No part of a request is ignored."""
     persons = people(engine, 1)
     base = latents_of(engine, persons)
     other = people(engine, 1, seed=1)[0]
@@ -254,9 +254,9 @@ def test_a_warm_up_and_an_unloading_change_nothing(engine: Engine) -> None:
     engine.unload()
     sessions = engine.backend._sessions  # type: ignore[attr-defined]
     assert set(sessions) == {name for name in LOOP_NETWORKS if name in engine.manifest.values["networks"]}
-    found = engine.generate("a beach", seed=3, num_inference_steps=2)  # texts are known, times and the VAE are not
+    found = engine.generate("a beach", seed=3, num_inference_steps=2)  # the texts are remembered
     assert np.array_equal(found.latents, expected)
-    assert "vae_decoder" in sessions and "id_encoder" not in sessions  # nobody needed it
+    assert "vae_decoder" in sessions and "id_encoder" not in sessions  # it was not needed
 
 
 def test_a_closed_engine_says_so(engine_dir: Path, photos: Any) -> None:
@@ -271,7 +271,7 @@ def test_a_closed_engine_says_so(engine_dir: Path, photos: Any) -> None:
 
 
 def test_photos_poses_and_stored_identities(engine_dir: Path, photos: Any, tmp_path: Path) -> None:
-    """photo → Identity → file → picture: the same picture as from the photo; and the caches answer."""
+    """photo → Identity → file → picture: the same picture as from the photo; the second time from the caches."""
     engine = Engine.load(engine_dir)  # with empty caches
     boxes = [(4, 16, 60, 72), (66, 20, 124, 78)]
     options: dict[str, Any] = {"num_inference_steps": 2, "seed": 3, "output": "latents"}
@@ -302,7 +302,7 @@ def test_without_a_box_the_face_stays_where_it_is_in_the_photo(engine: Engine, p
 
 
 def test_own_face_boxes_and_landmarks(engine: Engine, photos: Any) -> None:
-    """Drawn characters have no MTCNN box: the caller's is taken, and the landmarks, if given."""
+    """Drawn characters have no MTCNN box: the caller's box is used, and the caller's landmarks if given."""
     found = engine.embed(photos.hopper)
     boxed = engine.embed(photos.hopper, box=found.box)
     assert np.abs(boxed.landmarks - found.landmarks).max() < 0.05

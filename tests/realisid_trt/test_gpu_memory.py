@@ -1,4 +1,4 @@
-"""The arena on a GPU, and the turns of engines in it, without one: orders that a real GPU would punish."""
+"""The arena on a GPU, and the turns of engines in it, tested without a GPU: a wrong order would fail on a real one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Buffer:
 
 
 def test_pieces_are_given_back_before_one_is_taken() -> None:
-    """The stream's pool keeps what was freed until it is waited for."""
+    """The stream's pool keeps freed memory until the stream is waited for."""
     log: list[str] = []
     arena = Arena(lambda nbytes: Buffer(nbytes, log), lambda: log.append("waited"))
     for _ in range(2):
@@ -56,7 +56,7 @@ def test_an_engine_that_is_collected_within_a_turn_leaves_it() -> None:
     arena, dropped, stays = shared(), Stream(), Stream()
 
     class Engine:
-        """In a cycle, so that the collector ends it."""
+        """In a reference cycle, so that the garbage collector ends it."""
 
         def __init__(self) -> None:
             self.itself = self
@@ -127,7 +127,7 @@ def test_a_capture_is_not_interrupted_by_the_collector() -> None:
 
 
 def test_two_captures_at_once() -> None:
-    """The end of one does not let the collector into the other."""
+    """The end of one does not enable the garbage collector during the other."""
     inner_done, outer_may_end, found = threading.Event(), threading.Event(), list[bool]()
 
     def outer() -> None:

@@ -28,7 +28,7 @@ def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPro
     ("marked", "least"), [("gpu and not slow", 40), pytest.param("gpu and slow", 6, marks=pytest.mark.slow)]
 )
 def test_the_engine_on_a_gpu(marked: str, least: int, environment: dict[str, str], engine_dir: Path) -> None:
-    """least: all but what only a real GPU can tell. engine_dir: built before, so that the other process finds it."""
+    """least: of tests that need no real GPU. engine_dir: built before, so that the other process finds it."""
     card = environment | {"STAND_IN_CAPABILITY": "8.9"}  # one that TensorRT-RTX has plans for
     done = run(card, "-m", "pytest", "-q", "-m", marked, "tests/gpu", "-p", "no:cacheprovider")
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
@@ -85,7 +85,7 @@ def test_memory_that_cannot_be_shared(environment: dict[str, str], engine_dir: P
 
 @pytest.mark.parametrize("end", ["engine.close()", "del engine", "pass"])
 def test_an_orderly_end(environment: dict[str, str], engine_dir: Path, end: str) -> None:
-    """Closed, let go, or open at the interpreter's exit: networks, memory and stream go, in order and silently."""
+    """Closed, dropped, or open at the interpreter's exit: networks, memory and stream are freed, in order."""
     program = f"""
 import atexit, gc, sys
 def count():

@@ -1,4 +1,4 @@
-"""Identities: what is kept, what a file gives back, and which files are refused."""
+"""Identities: their fields, their files, and files that are refused."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_stored_and_loaded_is_the_same(tmp_path: Path) -> None:
 
 
 def test_arrays_in_column_order_are_stored_as_what_they_are(tmp_path: Path) -> None:
-    """safetensors writes memory as it lies; a transposed array came back as another one."""
+    """safetensors writes memory in its order, so a transposed array once came back changed."""
     plain = make()
     turned = make(id_tokens=np.asfortranarray(plain.id_tokens), landmarks=np.asfortranarray(plain.landmarks))
     turned.save(tmp_path / "alice.safetensors")
@@ -115,7 +115,7 @@ def test_fields_that_cannot_be_meant(changes: dict[str, Any], message: str) -> N
 
 
 def test_numbers_of_numpy_are_stored_too(tmp_path: Path) -> None:
-    """JSON knows no float32."""
+    """JSON cannot hold a float32."""
     made = make(box=np.array([1, 2, 3, 4], np.float32), photo_size=np.array([600, 512]))
     assert made.box == (1.0, 2.0, 3.0, 4.0) and made.photo_size == (600, 512)
     made.save(tmp_path / "alice.safetensors")

@@ -99,7 +99,7 @@ def test_what_ran_in_the_lean_environment_imported_nothing_else(lean: Path, engi
 def test_importing_is_quick(lean: Path, tmp_path: Path) -> None:
     """At most 1.5 times what numpy, cv2 and PIL take, in turns, each in a process of its own.
 
-    Seconds of the processor: on a clock, whoever else reads the disk meanwhile would count too.
+    Processor time is compared: on a clock, other processes that read the disk would count too.
     """
     timer = "import time; s = time.process_time(); import {}; print(time.process_time() - s)"
     ours, theirs = [], []

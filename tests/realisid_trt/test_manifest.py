@@ -38,7 +38,7 @@ def test_every_file_of_the_engine_is_listed(engine_dir: Path) -> None:
 
 
 def test_a_changed_byte_anywhere_is_refused(engine_copy: Path) -> None:
-    """In the first, a middle and the last byte of every listed file, whatever the clock says of it."""
+    """The first, a middle and the last byte of every listed file, with any modification time."""
     Manifest.read(engine_copy).check_files()
     for name in listed_files(engine_copy):
         file = engine_copy / name
@@ -47,7 +47,7 @@ def test_a_changed_byte_anywhere_is_refused(engine_copy: Path) -> None:
             altered = bytearray(content)
             altered[position] ^= 1
             file.write_bytes(altered)
-            os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as someone who hides it would
+            os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # as a person who hides the change would do
             with pytest.raises(
                 EngineDamaged, match=rf"{file.name} was altered after the build: its sha256 is .* Build it"
             ):
@@ -143,7 +143,7 @@ def test_backends_that_are_not_there(engine_copy: Path) -> None:
 
 
 def test_plans_without_a_gpu(engine_dir: Path) -> None:
-    """Where there is nothing else an engine runs on the CPU; asked for its plans, it says what is missing."""
+    """Without a GPU, an engine runs on the CPU; if its plans are asked for, the error says what is missing."""
     assert Engine.load(engine_dir, networks=()).backend.name == "onnxruntime"
     with pytest.raises(BackendError, match="there is no NVIDIA driver here .* On the CPU: device='cpu'"):
         Engine.load(engine_dir, backend="tensorrt-rtx")
@@ -152,7 +152,7 @@ def test_plans_without_a_gpu(engine_dir: Path) -> None:
 
 
 def test_what_was_verified_is_what_runs(engine_copy: Path) -> None:
-    """Networks are opened at once: what happens to the folder afterwards does not reach a loaded engine."""
+    """Networks are opened at once, so later changes of the folder do not reach a loaded engine."""
     loaded = Engine.load(engine_copy)
     expected = loaded.generate("a beach", seed=1, num_inference_steps=1).images[0].tobytes()
     shutil.rmtree(engine_copy)
@@ -160,7 +160,7 @@ def test_what_was_verified_is_what_runs(engine_copy: Path) -> None:
 
 
 def test_what_was_unloaded_is_not_taken_from_another_build(engine_copy: Path) -> None:
-    """The loop's networks would be of one model, the VAE of another."""
+    """Otherwise the loop's networks would be of one model and the VAE of another."""
     loaded = Engine.load(engine_copy)
     loaded.unload()
     for file in engine_copy.glob("onnx/*/vae_decoder.onnx"):  # of every precision
@@ -257,7 +257,7 @@ def outside(values: dict[str, Any], name: str, listed: bool) -> None:
 @pytest.mark.parametrize("listed", [True, False])
 @pytest.mark.parametrize("name", ["../outside.onnx", "/outside.onnx", "onnx/../../outside.onnx", "a\\..\\b.onnx"])
 def test_a_network_that_lies_outside_is_refused(engine_copy: Path, name: str, listed: bool) -> None:
-    """Though its hash were right: an engine is what lies in its folder."""
+    """It is refused even with the right hash: all files of an engine lie in its folder."""
     edit(engine_copy, lambda values: outside(values, name, listed), reseal=True)
     said = "does not lie in the folder" if listed else "is used and not listed among the files"
     with pytest.raises(EngineDamaged, match=said):
@@ -287,7 +287,7 @@ def test_a_manifest_of_other_contents_is_damaged(engine_copy: Path, section: str
 
 
 def test_only_what_is_opened_is_read(engine_copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Of an engine that holds several builds, in a container that remembers no hash."""
+    """The engine holds several builds, and the container remembers no hash."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     read: list[str] = []
     monkeypatch.setattr(realisid_trt.files, "file_sha256", lambda path: (read.append(path.name), file_sha256(path))[1])
@@ -299,7 +299,7 @@ def test_only_what_is_opened_is_read(engine_copy: Path, monkeypatch: pytest.Monk
     names = manifest.files_of(manifest.build_for("onnxruntime"), ("id_encoder",))
     assert sorted(read) == sorted(Path(name).name for name in names)
     assert sum(name.endswith(".onnx") and not name.startswith("faces/") for name in names) == 1
-    (engine_copy / next(iter(others))).write_bytes(b"damaged")  # and nobody minds until it is opened
+    (engine_copy / next(iter(others))).write_bytes(b"damaged")  # which is not an error until it is opened
     Engine.load(engine_copy, "onnxruntime", "cpu:1").close()
 
 

@@ -119,7 +119,7 @@ def test_what_is_no_array_of_numbers() -> None:
 def test_boxes_that_cannot_be_meant(engine: Engine, photos: Any, box: Any) -> None:
     with pytest.raises((RequestError, PhotoError)):
         engine.embed(photos.hopper, box=box)
-    if not isinstance(box, tuple) or box[2] > 1e300:  # a box of any size is shrunk to the picture, and that is told
+    if not isinstance(box, tuple) or box[2] > 1e300:  # a box of any size is shrunk to the picture, and a note says so
         with pytest.raises(RequestError):
             engine.generate("x", [Person(photos.hopper, box=box)] * 2, **OPTIONS)
 

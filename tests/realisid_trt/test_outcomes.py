@@ -1,4 +1,4 @@
-"""One request of a batch fails: the others are made, or its error says which it was."""
+"""One request of a batch fails: the others are made, or its error names the request."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_one_that_is_too_large_by_itself_fails_by_itself(engine: Engine) -> None
 
 
 def test_a_kept_error_holds_nothing(engine: Engine, tmp_path: Path) -> None:
-    """Neither the batch nor the engine: errors are collected by programs that run for weeks."""
+    """It holds neither the batch nor the engine: programs that run for weeks collect errors."""
     bad = BAD["photo"][0](engine, tmp_path / "none.jpg")
     gc.collect()
     gc.disable()

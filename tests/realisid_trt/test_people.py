@@ -1,4 +1,4 @@
-"""From a person asked for to conditions: caches, crops and poses of the caller's own, and what is said of a bad one.
+"""From a requested person to conditions: caches, crops and poses of the caller's own, and errors for bad ones.
 
 The face models are the real ones; the image encoder is a projection of the crop's means, so that nothing is built.
 """
@@ -81,7 +81,7 @@ def prepare(people: People, person: Person, name: str = "person 1") -> Any:
 
 
 def test_boxes_and_size_are_those_of_the_upright_original(people: People, hopper: LoadedPhoto) -> None:
-    """A box drawn by hand on a photo of 5400 px means its pixels, and what is reported can be handed in again."""
+    """A box drawn by hand on a photo of 5400 px is in its pixels, and a reported box can be given again."""
     small = embed(people, hopper.rgb, box=(160, 110, 350, 345))
     large = embed(people, enlarged(hopper, 9), box=np.array((160, 110, 350, 345)) * 9)
     assert large.photo_size == (5400, 4608) and small.photo_size == (600, 512)
@@ -118,7 +118,7 @@ def test_what_is_remembered_cannot_be_written(people: People, photos: Any) -> No
 
 
 def test_the_note_on_the_background_is_that_of_the_crop(people: People, astronaut: LoadedPhoto) -> None:
-    """Noise with a box by hand: the person net sees nobody, so the mask is the hull alone, and the note says that."""
+    """Noise with a box by hand: the net sees no person, so the mask is the hull alone, and the note says that."""
     noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3)).astype(np.uint8)
     identity = embed(people, noise, box=(64, 64, 192, 192), landmarks=embed(people, astronaut.rgb).landmarks)
     assert identity.mask_source == "hull"
@@ -127,7 +127,7 @@ def test_the_note_on_the_background_is_that_of_the_crop(people: People, astronau
 
 @pytest.mark.parametrize("face", [True, [0], 1.5, "left"])
 def test_a_wrong_face_is_refused_whatever_is_remembered(people: People, photos: Any, face: Any) -> None:
-    """True equals 1 as a key of a cache, a list is none at all."""
+    """As a key of a cache, True equals 1, and a list is not a valid key."""
     embed(people, photos.hopper, face=0)
     embed(people, photos.hopper, face=np.int64(0))  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="expected a whole number"):
@@ -162,7 +162,7 @@ def test_own_crop_is_what_the_encoder_sees(people: People, finder: FaceFinder, h
     reduced = large.resize((64, 64), Image.Resampling.BILINEAR)
     tokens = [embed(people, hopper.rgb, crop=picture).id_tokens for picture in (large, reduced)]
     np.testing.assert_array_equal(*tokens)
-    other = embed(people, hopper.rgb, crop=np.full((64, 64, 3), 200, np.uint8))  # remembered apart
+    other = embed(people, hopper.rgb, crop=np.full((64, 64, 3), 200, np.uint8))  # remembered separately
     assert np.abs(other.id_tokens - found.id_tokens).max() > 0.1 and embed(people, hopper.rgb) is found
 
 

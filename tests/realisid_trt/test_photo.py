@@ -22,7 +22,7 @@ from realisid_trt.persons.photo import MAX_PIXELS, WORKING_SIDE_PX, LoadedPhoto,
 
 
 def refusal(source: Any, code: str) -> str:
-    """The text with which a photo is refused; asserts the code and that the text says what to do."""
+    """The text of a refused photo's error; asserts its code, and that the text says what to do."""
     with pytest.raises(PhotoError) as caught:
         load_photo(source)
     assert caught.value.code == code
@@ -166,7 +166,7 @@ def no_rights() -> Iterator[None]:
 def test_file_without_permission_and_in_a_folder_without(photos: Any, tmp_path: Path, no_rights: None) -> None:
     """A folder that may not be searched used to end in a bare PermissionError."""
     rights = os.geteuid()
-    os.seteuid(os.getuid())  # the files belong to who runs the tests
+    os.seteuid(os.getuid())  # the files belong to the user of the tests
     secret = tmp_path / "secret.png"
     secret.write_bytes(photos.astronaut.read_bytes())
     secret.chmod(0)
@@ -248,7 +248,7 @@ def test_float_pictures(photos: Any, tmp_path: Path) -> None:
     assert "floating-point" in refusal(encoded(Image.fromarray(grey), "TIFF"), "mode")
     path = str(tmp_path / "float_rgb.tiff")
     assert cv2.imwrite(path, np.dstack([grey] * 3))
-    assert "8 bits per channel" in refusal(path, "unreadable")  # Pillow knows no float RGB
+    assert "8 bits per channel" in refusal(path, "unreadable")  # Pillow has no float RGB
 
 
 def test_modes_without_a_way_to_rgb() -> None:

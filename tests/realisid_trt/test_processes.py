@@ -1,4 +1,4 @@
-"""What a caller can meet crosses the border between processes: errors, people, requests, results."""
+"""Errors, people, requests and results can be sent from one process to another."""
 
 from __future__ import annotations
 

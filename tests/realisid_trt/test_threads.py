@@ -26,7 +26,7 @@ def threads() -> int:
 
 @pytest.mark.skipif(not TASKS.is_dir(), reason="only Linux lists the threads of a process")
 def test_every_engine_of_a_process_has_its_own_number_of_threads(engine_dir: Path) -> None:
-    """And a session of the caller's keeps the pool that it asked for."""
+    """A session of the caller's keeps its own pool, too."""
     Engine.load(engine_dir, device="cpu:1").close()  # the libraries start a thread of their own, once
     gc.collect()  # engines of other tests, whose threads would end meanwhile
     before = threads()

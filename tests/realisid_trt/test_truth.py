@@ -26,7 +26,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
 }
 MOST_CASES = 24
 LONG_CASES = (0, 5, 11, 17)  # of the cover, with thirty steps too
-EVERY_TIME, TOGETHER = range(0, MOST_CASES, 2), 8  # the others are slow; so many tell something together
+EVERY_TIME, TOGETHER = range(0, MOST_CASES, 2), 8  # the others are slow; least cases to judge together
 
 
 Pair = tuple[tuple[str, Any], tuple[str, Any]]
@@ -46,7 +46,7 @@ def pairwise_cover(choices: dict[str, tuple[Any, ...]]) -> list[dict[str, Any]]:
         case: dict[str, Any] = {}
         for name, values in choices.items():
             case[name] = max(values, key=lambda value: _gain(missing, case, name, value))  # noqa: B023 - used at once
-        if not pairs_of(case) & missing:  # greed found nothing new: take a missing pair as it is
+        if not pairs_of(case) & missing:  # the greedy search found nothing new: take a missing pair
             case |= dict(min(missing, key=str))
         missing -= pairs_of(case)
         cases.append(case)
@@ -95,7 +95,7 @@ def test_no_case_errs_four_times_as_much_as_torch(
 
 
 def test_all_cases_together_err_at_most_twice_as_much_as_torch() -> None:
-    """All that this run took."""
+    """All cases of this run."""
     if len(RESULTS) < TOGETHER:
         pytest.skip("needs the cases above in the same run")
     ours, plain = (math.sqrt(sum(e[i] ** 2 for e in RESULTS.values()) / len(RESULTS)) for i in (0, 1))

@@ -1,7 +1,7 @@
 """Type stubs (.pyi) of TensorRT's real Python modules, made on a machine that has neither TensorRT nor a GPU.
 
 The modules are in wheels of PyPI, apart from the gigabytes of libraries that they are linked against. Empty libraries
-of the same names let them be imported, in a process of its own, and pybind11-stubgen writes down every class, method,
+of the same names let them be imported, in a process of its own, and pybind11-stubgen lists every class, method,
 argument and enum member that it finds there.
 """
 
@@ -28,7 +28,7 @@ class Release:
 
     requirement: the wheel on PyPI.
     members:     {path inside the wheel: SHA-256} of the package's __init__.py and the module, in this order.
-    libraries:   what the module is linked against.
+    libraries:   that the module is linked against.
     """
 
     requirement: str
@@ -63,7 +63,7 @@ RELEASES = {
     ),
 }
 
-# (pattern, replacement, why). What the bindings' own signatures get wrong or leave out, as far as our code meets it.
+# (pattern, replacement, why). The errors and gaps of the bindings' own signatures that our code meets.
 CORRECTIONS = (
     (r"<\w+\.\w+: -?\d+>", "...", "the default value of an enum, as Python prints it"),
     (r"detail::accessor<.*>", "typing.Any", "a C++ type that Python does not have"),
@@ -80,7 +80,7 @@ CORRECTIONS = (
         r"\1 | None:",
         "None is how these fail",
     ),
-    # What Python's overrides are called with; the signature is that of the C++ method.
+    # The arguments of Python's overrides; the signature is that of the C++ method.
     (r"parent_phase: str", "parent_phase: str | None", "IProgressMonitor.phase_start: None for the outermost phase"),
     (r"data: typing_extensions\.CapsuleType, size: int", "data: bytes", "IStreamWriter.write"),
     (
@@ -92,9 +92,9 @@ CORRECTIONS = (
 
 
 def read_stub(release: Release, folder: Path) -> str:
-    """The stub of one module; `folder` is for what it takes to make it.
+    """The stub of one module; `folder` holds temporary files.
 
-    What the package's own __init__.py defines (nptype, volume, __version__) is not in it. Raises BuildError when the
+    It lacks the names of the package's own __init__.py (nptype, volume, __version__). Raises BuildError when the
     wheel cannot be had.
     """
     for path, cached in fetch_members(release.requirement, release.members).items():
@@ -108,7 +108,7 @@ def read_stub(release: Release, folder: Path) -> str:
         [sys.executable, "-m", "pybind11_stubgen", module.parent.name]
         + ["--print-invalid-expressions-as-is", "--output-dir", str(folder / "stubs")],
         env={**os.environ, "PYTHONPATH": str(folder), "LD_LIBRARY_PATH": str(folder)},
-        capture_output=True,  # a line for every expression that is no Python
+        capture_output=True,  # a line for every expression that is not Python
         text=True,
     )
     assert finished.returncode == 0, finished.stderr

@@ -1,5 +1,5 @@
-"""What our code asks of TensorRT exists, with these arguments, in 10.16, 11.4 and RTX 1.7: mypy says so, and needs no
-NVIDIA library for it."""
+"""Every TensorRT function that our code calls exists, with these arguments, in 10.16, 11.4 and RTX 1.7. mypy checks it
+without any NVIDIA library."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ FEATURES = {
 
 
 class Finding(NamedTuple):
-    """An error of mypy's: where, and what with its code in brackets."""
+    """An error of mypy's: its place, and its text with the code in brackets."""
 
     file: str
     line: int
@@ -81,7 +81,7 @@ def names(stubs: dict[str, str]) -> dict[str, set[str]]:
 
 @pytest.fixture(scope="session")
 def findings(stubs: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Finding]]:
-    """What mypy finds in FILES, in mistakes.py and in the stubs themselves, by the release that `tensorrt` is."""
+    """mypy's errors in FILES, in mistakes.py and in the stubs themselves, by the release that `tensorrt` is."""
     folder = tmp_path_factory.mktemp("mypy")
     (folder / "mypy.ini").write_text(SETTINGS, encoding="utf-8")
     found = {}

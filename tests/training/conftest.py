@@ -1,4 +1,4 @@
-"""Every test trains in this process, where accelerate keeps one state; and what most trainings begin with."""
+"""Every test trains in this process, where accelerate keeps one state; and the data that most trainings begin with."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from training.store import store_of
 
 @pytest.fixture(autouse=True)
 def _accelerate_forgets() -> Iterator[None]:
-    """So that each chooses its own precision."""
+    """Resets accelerate, so that each test chooses its own precision."""
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
 

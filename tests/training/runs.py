@@ -1,4 +1,4 @@
-"""The command of a training in the tests, and which of the examples it is for."""
+"""The command of a training in the tests, and the examples that its stage needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the tests of the world share."""
+"""Helpers that the tests of the world share."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def same(one: Picture, other: Picture) -> bool:
 
 
 def bare(identity: Identity) -> Identity:
-    """The same face without what may cover it: cropped hair, no glasses, no beard."""
+    """The same face without anything that may cover it: cropped hair, no glasses, no beard."""
     factors = identity.factors.copy()
     for name in ("hair_style", "glasses", "beard"):
         factors[FACTORS.index(name)] = 0.0

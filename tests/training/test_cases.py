@@ -1,4 +1,4 @@
-"""What the evaluation asks for: cases of every size, people and captions, and what is compared with them."""
+"""The cases of the evaluation, of every size, with their people and captions; and the pictures compared with them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_cases_are_what_is_asked_for() -> None:
 
 
 def test_every_person_meets_every_caption_equally_often() -> None:
-    """Of the full table, without drawing it: 40 people, 35 captions, twice."""
+    """In the full table, which is not drawn here: 40 people with 35 captions, twice each."""
     casting = Casting()
     object.__setattr__(casting, "case", lambda number, who, caption, face: (*who, caption))
     met = Counter(casting.table("regular", 40, 2800))
@@ -50,7 +50,7 @@ def test_guidance_is_chosen_on_people_whom_no_table_judges() -> None:
     ]
     others = [cases for name, cases in zip(EXPERIMENTS, tables, strict=True) if name != "guidance"]
     assert len(chosen[0]) == 400 and chosen[1] == set(range(100, 140))
-    judged = set(range(40)), set(range(200, 240))  # all tables but those of other people; those
+    judged = set(range(40)), set(range(200, 240))  # all tables but those of other people; then those
     assert all(not chosen[0] & numbers and any(people <= some for some in judged) for numbers, people in others)
     by_name = dict(zip(EXPERIMENTS, tables, strict=True))
     for persons in (1, 3):

@@ -52,7 +52,7 @@ def test_a_face_found_counts_for_one_box() -> None:
     first, second, third = match(asked_boxes, [(3.0, 0.0, 13.0, 10.0), (90.0, 90.0, 99.0, 99.0)])
     assert second[0] == pytest.approx(9 / 11) and second[1] == (3.0, 0.0, 13.0, 10.0)
     assert first == (0.0, None)
-    assert third == (0.0, (90.0, 90.0, 99.0, 99.0))  # elsewhere, but of all faces the nearest
+    assert third == (0.0, (90.0, 90.0, 99.0, 99.0))  # elsewhere, but the nearest of all faces
 
 
 def test_colours_under_the_face_are_checked_where_the_truth_shows_them() -> None:
@@ -65,7 +65,7 @@ def test_colours_under_the_face_are_checked_where_the_truth_shows_them() -> None
 
 
 def test_a_person_who_stands_elsewhere_is_looked_at_there() -> None:
-    """The same person half as large in another corner: wrong where asked for, right under the face that was drawn."""
+    """The same person half as large in another corner: wrong at the requested box, right under the drawn face."""
     case = CASTING.case(3, (5,), "a person in a red shirt in the park", (1 / 3, 1 / 3))
     elsewhere = np.zeros_like(case.picture.rgb)
     elsewhere[:64, 64:] = case.picture.rgb[::2, ::2]
@@ -108,7 +108,7 @@ def test_a_detector_gives_every_face_once() -> None:
 
 @pytest.fixture(scope="module")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Judges that know nothing: every number has its form."""
+    """Untrained judges: their numbers have the right form."""
     folder = tmp_path_factory.mktemp("judges")
     for name, kind in JUDGES.items():
         torch.manual_seed(0)
@@ -117,7 +117,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_judges_see_truth_and_galleries(untrained: Path) -> None:
-    """Who is compared with whom, and what counts once."""
+    """The comparisons that the judges make, and the values that a picture has once."""
     judges = Judges(untrained, CASTING)
     cases = [CASTING.case(1, (0,)), CASTING.case(2, (1, 2), None, (1 / 6, 1 / 5))]
     told = judges.judge(cases, np.stack([case.picture.rgb for case in cases]))
@@ -179,7 +179,7 @@ def test_the_sampler_makes_the_references_pictures(built, persons: int) -> None:
 
 
 def test_its_half_precision_is_that_of_a_half_build(built) -> None:
-    """As far from float32 as the half reference, and no farther from that than both are from it."""
+    """It is as far from float32 as the half reference, and not farther from that than both are from float32."""
     checkpoint, case = Checkpoint.open(built["x4"].checkpoint), CASTING.case(4, (4,))
     exact = reference_picture(Reference(checkpoint), case, 3)
     [made] = Sampler(checkpoint, steps=3, half=True).make([case], "")
@@ -193,7 +193,7 @@ def test_its_half_precision_is_that_of_a_half_build(built) -> None:
 
 
 def test_an_engine_makes_the_samplers_pictures(built) -> None:
-    """What the tables are about is what users run."""
+    """The tables are about the engine that users run."""
     cases = [CASTING.case(number, (number,)) for number in (2, 3)]
     with Engine.load(built["x4"].engine, backend="onnxruntime", device="cpu") as engine:
         one = EngineContender(engine, steps=3, batch=2).make(cases, "engine")
@@ -240,7 +240,7 @@ def test_the_command_makes_tables_and_makes_no_picture_twice(
     loaded = [np.load(path) for path in pictures]
     assert len(pictures) == 9 and all(one.shape == (4, 128, 128, 3) and one.dtype == np.uint8 for one in loaded)
     assert len({one.tobytes() for one in loaded}) == 9  # every row made other pictures
-    next(iter(pictures)).write_bytes(b"cut off")  # and what is not whole is made again
+    next(iter(pictures)).write_bytes(b"cut off")  # a damaged file is made again
     assert main([*arguments, "--experiment", "table2-small", "--experiment", "placement"]) == 0
     assert [np.load(path).tobytes() for path in pictures] == [one.tobytes() for one in loaded]
     again = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
@@ -248,7 +248,7 @@ def test_the_command_makes_tables_and_makes_no_picture_twice(
 
 
 def test_pictures_made_otherwise_are_other_pictures(built, tmp_path: Path) -> None:
-    """Every part of what decides a picture is part of its file's name."""
+    """Everything that determines a picture is part of its file's name."""
     checkpoint = Checkpoint.open(built["x4"].checkpoint)
 
     def named(row: Row, **options: Any) -> Path:
@@ -290,7 +290,7 @@ def test_only_designs_that_were_trained_alike_are_compared(built, tmp_path: Path
     run = {"batch_size": 4, "seed": 0, "new": True, "weights": {"vae": checkpoint.weights_key("vae")}}
 
     def trained(folder: Path, step: int, written: dict[str, Path], **other: Any) -> None:
-        """As a run of 12 steps leaves it that was stopped, looked at, or prolonged."""
+        """The files of a run of 12 steps that was stopped, looked at, or prolonged."""
         (folder / "run.json").write_text(json.dumps({"stage": folder.name, "steps": 12, **run, **other}))
         write_origin(folder, step, written)
 
@@ -307,7 +307,7 @@ def test_only_designs_that_were_trained_alike_are_compared(built, tmp_path: Path
         assert why in picture_cache.cannot(row) and bool(why) == bool(picture_cache.cannot(row))
     trained(full, 9, parts)
     assert PictureCache(options, CASTING).made["training"] == {"steps": 9, "batch_size": 4, "seed": 0, "new": True}
-    trained(full, 9, {**parts, "id_projection": files["uncropped"]})  # of a run that went on since
+    trained(full, 9, {**parts, "id_projection": files["uncropped"]})  # of a run that has gone on since
     assert (
         "the full model's weights" in picture_cache.cannot(row)
         and PictureCache(options, CASTING).made["training"] is None
@@ -323,7 +323,7 @@ def test_only_designs_that_were_trained_alike_are_compared(built, tmp_path: Path
 def evaluate(
     built, untrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, str]]:
-    """The command with everything in tmp_path: its exit status, and what it said."""
+    """The command with everything in tmp_path: its exit status and its output."""
 
     def evaluate(*more: str, engine: str = "x4") -> tuple[int, str]:
         made = ["--engine", str(built[engine].engine), "--checkpoint", str(built["x4"].checkpoint), "--device", "cpu"]

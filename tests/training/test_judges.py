@@ -42,7 +42,7 @@ def told(judges: Judges, cases: list[Case]) -> Judgement:
 
 
 def mean(told: Judgement, measure: str, persons: int = 40) -> float:
-    """Of the cases with one person, which come first."""
+    """The mean over the cases with one person, which come first."""
     return float(np.nanmean(told.values[measure][:persons]))
 
 
@@ -74,7 +74,7 @@ def test_the_detector_finds_faces_to_a_pixel(told: Judgement) -> None:
 
 
 def test_a_face_that_is_not_there_is_not_found(judges: Judges, cases: list[Case]) -> None:
-    """Of pictures in which the face was painted over by what stands beside it, few show a face at its place."""
+    """A face is painted over with its surroundings: few such pictures show a face at its place."""
     from training.judges.nets import overlap
 
     hits = []
@@ -88,7 +88,7 @@ def test_a_face_that_is_not_there_is_not_found(judges: Judges, cases: list[Case]
 
 
 def test_landmarks_mouths_and_brows_are_read(told: Judgement) -> None:
-    """Errors over the face's side; a mouth opens by up to a fifth of it."""
+    """Errors are divided by the face's side; a mouth opens by up to a fifth of it."""
     assert mean(told, "landmarks") < 0.035
     assert mean(told, "mouth") < 0.03 and mean(told, "brow") < 0.03
 
@@ -98,6 +98,6 @@ def test_the_classifier_reads_what_captions_say(told: Judgement) -> None:
 
 
 def test_somebody_elses_face_is_not_taken_for_ones_own(judges: Judges, cases: list[Case]) -> None:
-    """The pictures one place on: nobody is where and who they should be."""
+    """Each case gets the next case's picture: no person is the right one at the right place."""
     wrong = judges.judge(cases[:20], np.roll(pictures(cases[:20]), 1, axis=0))
     assert float(wrong.values["rank1"].mean()) < 0.35 and float(wrong.values["iou"].mean()) < 0.7

@@ -1,4 +1,4 @@
-"""The trained miniature as it is shipped: small, whole, in half precision; and its engine draws who was asked for."""
+"""The trained miniature as it is shipped: small, whole, in half precision. Its engine draws the requested people."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_the_engine_makes_the_references_pictures(cases: list[Case], pictures: N
 
 @with_its_engine
 def test_everybody_is_at_their_place_and_recognised(told: Judgement) -> None:
-    """The tables in training/results say how often, of hundreds; twelve must not be far from that."""
+    """The tables in training/results have the shares of hundreds of pictures; twelve must not be far from them."""
     assert told.values["iou"].mean() > 0.7
     assert told.values["rank1"].mean() >= 0.6  # of nine people; by chance 0.11
 
@@ -106,7 +106,7 @@ def test_the_sheet_in_the_readme_is_what_it_draws(engine: Engine, tmp_path: Path
     assert done.returncode == 0, done.stderr
     with Image.open(ROOT / "docs" / "demo.png") as shown, Image.open(tmp_path / "demo.png") as made:
         apart = np.abs(np.asarray(shown).astype(int) - np.asarray(made))
-    assert apart.mean() < 0.1  # levels of 255; other processors round otherwise, other weights draw other people
+    assert apart.mean() < 0.1  # levels of 255; other processors round differently, other weights draw other people
 
 
 @with_its_engine
@@ -120,7 +120,7 @@ def test_three_people_do_not_get_mixed_up(engine: Engine, judges: Judges) -> Non
 
 @with_its_engine
 def test_the_identity_comes_from_the_photo(engine: Engine, judges: Judges, cases: list[Case], told: Judgement) -> None:
-    """Without identity guidance the same noise, place and words give somebody else."""
+    """Without identity guidance, the same noise, place and words show another person."""
     nobody = EngineContender(engine, options={"id_guidance_scale": 0.0}).make(cases, "λi = 0")
     without = judges.judge(cases, nobody).values
     assert told.values["similarity"].mean() > without["similarity"].mean() + 0.1

@@ -1,4 +1,4 @@
-"""The paper's metrics through tiny random networks of the real classes: they see what they should compare."""
+"""The paper's metrics through tiny random networks of the real classes: each compares the right things."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its mark is 5 plus a thousandth of what the first layer's first unit says: linear, so it can be foretold."""
+    """An aesthetic head whose mark is 5 plus a thousandth of the first layer's first unit: the test can compute it."""
     sizes = [(0, 24, 1024), (2, 1024, 128), (4, 128, 64), (6, 64, 16), (7, 16, 1)]
     weights = {}
     for number, a, b in sizes:
@@ -72,7 +72,7 @@ def recogniser(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def folders(photos: Photos, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """One picture that is its ID photo, one of somebody else, one of nobody."""
+    """A picture that is its ID photo, one of another person, and one without a person."""
     made, references = tmp_path_factory.mktemp("made"), tmp_path_factory.mktemp("references")
     for name, picture, reference in (
         ("same", photos.astronaut, photos.astronaut),
@@ -119,7 +119,7 @@ def test_every_metric_compares_what_it_says(
 def test_pictures_of_one_person_are_not_so_many_persons(
     folders: tuple[Path, Path], clip: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Three pictures each of two ID photos, in sub-folders: the interval is that of two persons."""
+    """Three pictures each of two ID photos, in sub-folders: the interval is over two persons."""
     made, references = tmp_path / "made", tmp_path / "references"
     for number, name in enumerate(("same", "wall") * 3):
         for folder, source in ((made, folders[0]), (references, folders[1])):
@@ -168,7 +168,7 @@ def test_where_clip_computes(folders: tuple[Path, Path], clip: Path, capsys: pyt
     assert "device 'abacus' is unknown, expected cpu, cuda or cuda:N" in capsys.readouterr().err
     assert main([*base, "--device", "cuda:99"]) == 2
     assert "and --device is cuda:99. Install a CUDA build of torch, or" in capsys.readouterr().err
-    assert Clip(clip, torch.device("meta")).model.device.type == "meta"  # the model goes where it is told
+    assert Clip(clip, torch.device("meta")).model.device.type == "meta"  # the model is on the requested device
 
 
 def test_weights_that_are_something_else_are_refused(

@@ -1,4 +1,4 @@
-"""A folder of one's own photos: ten of them, made of two by augmentation, with captions, as far as training steps."""
+"""A folder of the user's photos: ten, made from two by augmentation, with captions; up to a few training steps."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_what_is_wrong_with_a_folder_is_said(folder: Path, face_models: Path, tm
 
 
 def test_sub_folders_are_read_and_hidden_files_are_not(folder: Path, tmp_path: Path) -> None:
-    """Names count from the folder, those in a metadata.jsonl from where it lies; the nearest word counts."""
+    """Names are relative to the folder, those in a metadata.jsonl to its own folder. The nearest caption counts."""
     for name in ("b.png", "alice/one.png", "alice/deep/two.png", "bob/three.png", "._b.png", ".thumbs/b.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(folder / "wall.png", tmp_path / name)
@@ -137,7 +137,7 @@ def test_photos_that_would_be_enlarged_are_left_out(folder: Path, face_models: P
     assert isinstance(left, LeftOut) and left.name == "astronaut-bright.png"
     assert left.reason == "astronaut-bright.png: the shorter side is 512 px, expected at least 513 px."
     assert isinstance(first(128, 513), LeftOut) and not isinstance(first(1026, 512), LeftOut)
-    assert not isinstance(first(1024), LeftOut)  # half of it is enough, if nothing else is said
+    assert not isinstance(first(1024), LeftOut)  # half of it is enough by default
 
 
 def test_only_faceless_pictures_are_refused(
@@ -154,7 +154,7 @@ def test_only_faceless_pictures_are_refused(
 
 @pytest.fixture(scope="module")
 def company(photos: Photos, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A photo of both, one of both so far apart that no square holds them, and one of one of them."""
+    """A photo of two people, one of both too far apart for any square, and one of one person."""
     out = tmp_path_factory.mktemp("company")
     astronaut, hopper = (Image.open(path).convert("RGB") for path in (photos.astronaut, photos.hopper))
     face = astronaut.crop((100, 0, 356, 256)).resize((420, 420)), hopper.crop((20, 0, 500, 480)).resize((420, 420))
@@ -184,7 +184,7 @@ def test_pictures_of_several_people_are_learned_together(company: Path, face_mod
     assert single.captions == ["alone"] and sorted(single.left_out) == ["apart.png", "together.png"]
     boxes, crops = found["boxes"], found["crops"]
     assert boxes.shape == (2, 3, 4) and not boxes[0, 1:].any() and not boxes[1, 2].any()
-    for name in ("boxes", "landmarks", "crops"):  # who is alone is found as ever
+    for name in ("boxes", "landmarks", "crops"):  # a single person is found as before
         assert np.array_equal(found[name][0, 0], single[name][0, 0]), name
     left, right = boxes[1, :2]
     assert left[2] < 64 < right[0] and min(left[2] - left[0], right[2] - right[0]) > 15
@@ -218,7 +218,7 @@ def test_a_photo_is_cut_so_that_all_faces_are_in_it() -> None:
 
 
 def test_nothing_in_the_folder_is_lost(photos: Photos, face_models: Path, tmp_path: Path, capsys: Any) -> None:
-    """Every format that the runtime reads, captions as Notepad writes them; the rest is named."""
+    """Every format that the runtime reads, and captions as Notepad writes them, are used. Other files are named."""
     folder, image = tmp_path / "photos", Image.open(photos.hopper).convert("RGB")
     folder.mkdir()
     kinds = {"a.JPG": "JPEG", "b.tif": "TIFF", "c.bmp": "BMP", "d.gif": "GIF", "e.jp2": "JPEG2000", "f.jfif": "JPEG",

@@ -1,4 +1,4 @@
-"""The command that makes examples: numbers that nothing can be made of are refused before anything is made."""
+"""The command that makes examples: impossible numbers are refused before any example is made."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two processes equal one; those that cannot work together are refused, and nobody waits for ever."""
+"""Two processes equal one. Processes that cannot work together are refused, and none waits for ever."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_two_processes_are_one_with_twice_the_batch(start: Path, data: Path, tmp
 
 @pytest.mark.slow
 def test_machines_that_see_different_folders_are_refused(start: Path, data: Path, tmp_path: Path) -> None:
-    """Each would go on from a state of its own. All processes end, and nobody waits for another."""
+    """Each would go on from a state of its own. All processes end, and none waits for another."""
     script = tmp_path / "machine.py"
     arguments = command("face-points", start, data, tmp_path / "run", "--steps", "2")
     script.write_text(
@@ -48,7 +48,7 @@ def test_machines_that_see_different_folders_are_refused(start: Path, data: Path
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
     ended = subprocess.run(launch, check=False, env=environment, timeout=300, capture_output=True, text=True)
-    assert ended.returncode != 0 and "is not one folder for all machines" in ended.stderr
+    assert ended.returncode != 0 and "is not the same folder on all machines" in ended.stderr
     assert not (tmp_path / "run0" / "state").exists()
 
 
@@ -80,7 +80,7 @@ except RuntimeError:
 
 @pytest.mark.slow
 def test_one_that_works_alone_is_waited_for_and_one_that_hangs_in_a_step_is_noticed(tmp_path: Path) -> None:
-    """Who makes what all read may take longer than a step. Who does not come to a step ends all, in its time."""
+    """A process that works alone for all may take longer than a step. One that hangs in a step ends all of them."""
     (script := tmp_path / "hangs.py").write_text(ONE_HANGS)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(script)]
     environment = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
@@ -92,7 +92,7 @@ def test_one_that_works_alone_is_waited_for_and_one_that_hangs_in_a_step_is_noti
 def test_one_process_at_a_time_trains_in_a_folder(
     start: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And a fork of the one that does, as workers are, does not keep the folder when that has ended."""
+    """A forked worker of a process that has ended does not keep the folder locked."""
     told = command("face-points", start, data, tmp_path / "run", "--steps", "1")
     with locked(tmp_path / ".run.lock", RequestError()):
         assert main(told) == 2

@@ -1,4 +1,4 @@
-"""The miniature's training is what its recipe says: the first losses come out again."""
+"""The miniature's recipe is the one that was used: the first losses come out again."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COMPARED = (
     "branches-compared", "branches-local-only", "branches-global-only", "branches-uncropped", "branches-boxed",
     "branches-five-keypoints",
 )  # fmt: skip
-STEPS = {  # so many losses of each are compared
+STEPS = {  # number of losses that are compared, by step
     "vae": 6,
     "base": 3,
     "id-encoder": 2,
@@ -43,7 +43,7 @@ STEPS = {  # so many losses of each are compared
 }
 LONG = {"base", "branches", "attributes"}  # steps that take more than a minute
 FURTHER = {"branches-together", "branches-three", "branches-three-again"}  # their beginnings are not shipped
-TOLERANCE = 0.01  # bf16 on other processors rounds otherwise; seen here: 5e-5
+TOLERANCE = 0.01  # bf16 rounds differently on other processors; seen here: 5e-5
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_the_runs_behind_the_weights_are_on_record() -> None:
     "step", [pytest.param(step, marks=pytest.mark.long if step in LONG else pytest.mark.slow) for step in STEPS]
 )
 def test_the_first_losses_come_out_again(step: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of what is kept in half precision, on examples made one by one: what the runs behind the weights logged."""
+    """With the shipped weights in half precision and examples made on demand, they equal the logs of the first runs."""
     arguments = [step, "--check", str(STEPS[step]), "--checkpoint", str(MINIATURE), "--tolerance", str(TOLERANCE)]
     assert main([*arguments, "--json"]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -71,7 +71,7 @@ def test_the_first_losses_come_out_again(step: str, capsys: pytest.CaptureFixtur
 
 @pytest.mark.long
 def test_a_further_step_is_checked_from_a_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
-    """It goes on with what the checkpoint holds, and so sees that another one was not its beginning."""
+    """The step begins with the checkpoint's weights, so the losses show that it did not begin with this one."""
     arguments = ["branches-together", "--check", "1", "--checkpoint", str(MINIATURE), "--tolerance", "1e-6", "--json"]
     assert main(arguments) == 1
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -87,7 +87,7 @@ def test_losses_of_another_seed_are_others(monkeypatch: pytest.MonkeyPatch, caps
 
 
 def test_the_base_is_one_to_begin_with(start: Path, tmp_path: Path) -> None:
-    """It follows its captions: the right shirt's colour wins where shirts are."""
+    """It follows captions: in vivid pixels, the shirt's colour is the strongest one."""
     out = start_checkpoint(
         MINIATURE, start, tmp_path / "mine", config=RealisIDConfig(branch_pooled_text="zeros", face_margin=1.5)
     )
@@ -110,7 +110,7 @@ def test_every_step_has_what_it_begins_with() -> None:
     recogniser, encoder = DATA["views"].describe(), DATA["faces"].describe()
     ours = range(encoder["first"], encoder["first"] + encoder["pairs"])
     theirs = range(recogniser["first"], recogniser["first"] + recogniser["pairs"])
-    assert not set(ours) & set(theirs)  # the recogniser knows nobody whom the encoder learned
+    assert not set(ours) & set(theirs)  # the recogniser was not trained on the encoder's people
     assert RECIPE["recogniser"].options.seed != RECIPE["id-encoder"].options.seed
 
 
@@ -134,7 +134,7 @@ def test_a_step_is_a_training_command(tmp_path: Path, start: Path, monkeypatch: 
 
 @pytest.mark.slow
 def test_every_step_takes_what_the_one_before_it_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The way of the weights in small, from nothing to a picture of two people."""
+    """The whole recipe in small, from new weights to a picture of two people."""
     scenes = {"persons": (1,), "crop_px": 64}
     small = {"scenes": {}, "portraits": scenes, "groups": {**scenes, "persons": ()}, "companies": scenes}
     for name, options in small.items():
@@ -151,7 +151,7 @@ def test_every_step_takes_what_the_one_before_it_left(tmp_path: Path, monkeypatc
     steps = [tmp_path / step.name / "checkpoint" for step in way]
     keys = [Checkpoint.open(path).weights_key for path in steps]
     for name, changes in (("vae", 2), ("unet", 1), ("image_encoder", 1), ("controlnet_local", 4), ("id_projection", 4)):
-        assert len({key(name) for key in keys}) == changes + (name != "vae"), name  # each trained where it should be
+        assert len({key(name) for key in keys}) == changes + (name != "vae"), name  # each at the right place
     [picture] = Sampler(Checkpoint.open(steps[-1]), steps=2).make([Casting().case(1, (0, 1))], "two people")
     assert picture.shape == (128, 128, 3) and picture.std() > 5
 

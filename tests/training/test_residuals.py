@@ -1,4 +1,4 @@
-"""The training's Eqs. (4) to (6), which are one matrix product after another, against the reference's words."""
+"""The training's Eqs. (4) to (6), written as matrix products, against the reference's formulas."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def test_designs_begin_as_the_base_and_are_as_large_as_they_say(checkpoint: Chec
 
 
 def test_a_pose_in_its_place_is_the_drawing_in_the_box(checkpoint: Checkpoint) -> None:
-    """The twin's drawing lies in the box; five keypoints are five discs there."""
+    """The twin's drawing lies in the box, and the five keypoints are five discs there."""
     box = snap_box((64, 32, 128, 96), Grid(128, 128, 4, 3, 4))
     world = World()
     points = draw(world.reference(world.identity(0)), 128).landmarks[0].astype(np.float32)

@@ -100,7 +100,7 @@ def test_the_page_has_the_figures_of_the_tables() -> None:
 
 @pytest.mark.parametrize("size", ["regular", "small"])
 def test_the_orderings_of_table_2(size: str) -> None:
-    """As the page says: these are surely less."""
+    """These measures are surely lower, as the page says."""
     found = table(f"table2-{size}")
     for row, measures in (
         ("without local branch", ("similarity", "rank1")),
@@ -139,14 +139,14 @@ def test_the_page_has_table_2_retrained() -> None:
 
 @pytest.mark.parametrize(("size", "share"), [("regular", 0.8), ("small", 0.65)])
 def test_people_are_recognised_and_where_they_should_be(size: str, share: float) -> None:
-    """Beside true renders that passed through the VAE; and more than half of the box is face."""
+    """Compared with true renders that passed through the VAE; and the box IoU is at least 0.7."""
     full = table(f"table2-{size}")["rows"][FULL]
     assert full["of ceiling"]["rank1"][0] >= share
     assert full["means"]["iou"][0] >= 0.7
 
 
 def test_the_page_has_table_3_and_says_that_it_is_reversed() -> None:
-    """Of designs trained alike, beside the full model that was trained with them."""
+    """The designs were trained alike, together with the full model that they are compared with."""
     [lines] = re.findall(r"^\| faces of \| identity: full .*?\n\|[-|]+\|\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
     told = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines.splitlines()]
     assert [size for size, *_ in told] == list(FACE_CELLS)
@@ -211,7 +211,7 @@ def test_the_page_has_the_held_out_losses_of_table_3() -> None:
 
 
 def test_the_page_says_what_is_not_the_reason() -> None:
-    """The full model's training error in faces against the twin's, per 500 steps; what is left of up-sampled noise."""
+    """The full model's training error in faces against the twin's, per 500 steps; the deviation of up-sampled noise."""
     logs = [
         {line["step"]: line["face_x0"] for line in read_log(LOSSES / f"branches-{name}.jsonl") if line["step"] > 50}
         for name in ("compared", "uncropped")
@@ -221,7 +221,7 @@ def test_the_page_says_what_is_not_the_reason() -> None:
     assert [round(value) for value in higher[:5]] == [3, 1, 2, 2, 1] and max(higher[5:]) < 0.2
     left = {}
     for cells in (4, 8, 12, 16, 24):
-        left[cells] = float((resize_matrix(cells, 32, "bilinear") ** 2).sum(1).mean())  # per axis, so of both the std
+        left[cells] = float((resize_matrix(cells, 32, "bilinear") ** 2).sum(1).mean())  # variance per axis: the deviation of both
     assert round(left.pop(4), 2) == 0.75 and {round(value * 20) / 20 for value in left.values()} == {0.65, 0.7}
 
 

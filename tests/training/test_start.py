@@ -1,4 +1,4 @@
-"""A base model of one's own → a RealisID checkpoint that makes the base's pictures, until it is trained."""
+"""The user's base model → a RealisID checkpoint that makes the base's pictures until it is trained."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from training.start import main
 @pytest.mark.parametrize("options", [{"preset": "world"}, {"family": "sd15", "vae_factor": 8}], ids=["sdxl", "sd15"])
 @pytest.mark.parametrize("projection", ["linear", "resampler"])
 def test_a_new_checkpoint_makes_the_bases_pictures(tmp_path: Path, options: dict[str, str], projection: str) -> None:
-    """Zero convolutions: whoever is asked for, wherever, the latents are those of plain text-to-image, exactly."""
+    """Zero convolutions: for any person at any place, the latents are exactly those of plain text-to-image."""
     base = make_checkpoint(tmp_path / "base", **options)
     for own in ("controlnet_local", "controlnet_global", "id_projection", "realisid_config.json"):
         path = base / own
@@ -45,7 +45,7 @@ def test_a_new_checkpoint_makes_the_bases_pictures(tmp_path: Path, options: dict
 def test_an_image_encoder_as_ip_adapter_publishes_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], inside: bool
 ) -> None:
-    """config.json, model.safetensors and a pickle, no feature extractor: CLIP's own stands in, and that is said."""
+    """config.json, model.safetensors and a pickle, no feature extractor: CLIP's own is used, with a warning."""
     base = make_checkpoint(tmp_path / "base", preset="world")
     source = tmp_path / "sdxl_models"
     encoder = source / "image_encoder"
@@ -61,7 +61,7 @@ def test_an_image_encoder_as_ip_adapter_publishes_it(
     assert checkpoint.feature_extractor == Checkpoint.open(base).feature_extractor
     assert sorted(file.name for file in (out / "image_encoder").iterdir()) == ["config.json", "model.safetensors"]
     assert not list(tmp_path.glob(".mine*"))
-    # one that says for itself how photos are normalised is believed
+    # an encoder with its own preprocessor_config.json keeps it
     (encoder / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.25] * 3}))
     assert main(["--base", str(base), "--image-encoder", str(given), "--out", str(tmp_path / "told")]) == 0
     assert "CLIP does" not in capsys.readouterr().err

@@ -28,7 +28,7 @@ NUMBER, STOPPED_AT = 23, 13
 
 
 class Numbers:
-    """NUMBER small examples, of which every fifth is left out. asked: which were made here."""
+    """NUMBER small examples, of which every fifth is left out. asked: the ones that were made here."""
 
     def __init__(self, scale: int = 1, stop: Callable[[], None] | None = None) -> None:
         self.scale, self.stop, self.asked = scale, stop, list[int]()
@@ -111,7 +111,7 @@ def test_what_was_begun_of_others_or_torn_is_begun_again(tmp_path: Path) -> None
     assert len(again.asked) == NUMBER and made["square"].max() == 22
     killed(tmp_path / "torn")
     record = tmp_path / ".torn.making" / store.RECORD
-    record.write_bytes(record.read_bytes()[:-3])  # the machine stopped in the midst of a line
+    record.write_bytes(record.read_bytes()[:-3])  # the machine stopped in the middle of a line
     again = Numbers()
     assert content(store_of(again, tmp_path / "torn").path) == content(made.path)
     assert again.asked == list(range(STOPPED_AT // 4 * 4 - 1, NUMBER))

@@ -1,4 +1,4 @@
-"""From values to a page: intervals that contain what they should, tables and plots that show what is certain."""
+"""From values to a page: intervals contain the truth as often as stated; tables and plots show sure differences."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from training.evaluation.tables import between, table
 from training.statistics import METHOD, Sample, estimate, frechet, kernel_difference, ratio, surely
 
 TRIALS = 2000
-LEAST = 0.93  # of intervals that are called 95 %
+LEAST = 0.93  # of intervals that are stated as 95 %
 
 # (deviation of people, of pictures, of single values); coverage of a mean of 133 pictures with three of 40 people each,
 # of a mean of 400 pictures with one each, and of the ratio of two such means of 133 pictures: 2000 data sets, seed 0.
@@ -33,8 +33,8 @@ EFFECTS = {
 
 
 def covered(inside: int, share: float, trials: int) -> bool:
-    """Whether intervals that hold the truth with this chance hold it `inside` times of so many, but for one chance in
-    ten thousand on either side."""
+    """Whether `inside` of `trials` intervals may hold the truth, if each does with the chance `share`; wrong with one
+    chance in ten thousand on either side."""
     chances = [math.comb(trials, k) * share**k * (1 - share) ** (trials - k) for k in range(trials + 1)]
     return sum(chances[: inside + 1]) > 1e-4 and sum(chances[inside:]) > 1e-4
 
@@ -56,9 +56,9 @@ def drawn(
 
 @pytest.mark.parametrize("name", EFFECTS)
 def test_intervals_contain_the_truth_as_often_as_they_say(name: str) -> None:
-    """With effects of people and of pictures, of one of them, and of none: of means, and of ratios of means.
+    """With effects of people, of pictures, of both and of neither; for means, and for ratios of means.
 
-    Their variance is summed from both. "The wider of people and of pictures" held the truth 88 times in 100 with both.
+    The variance is the sum of both. "The wider of people and of pictures" held the truth 88 times in 100 with both.
     """
     effects, told = EFFECTS[name]
     rng, inside = np.random.default_rng(0), np.zeros(3)
@@ -75,7 +75,7 @@ def test_intervals_contain_the_truth_as_often_as_they_say(name: str) -> None:
 
 
 def test_effects_that_the_older_intervals_missed() -> None:
-    """Where people and pictures weigh about the same, either alone is too narrow."""
+    """If people and pictures matter about equally, the interval of either alone is too narrow."""
     rng = np.random.default_rng(3)
     sums = drawn(rng, (1, 1.8, 0), 3, 133, rng.normal(0, 1, 40))
     people, pictures = (
@@ -96,10 +96,10 @@ def test_of_one_person_or_one_picture_the_other_alone_tells() -> None:
 
 
 def test_surely_is_of_all_cells_of_a_table_together() -> None:
-    """Of 36 cells an interval of 40 people is 3.42 / 2.02 = 1.69 times as wide: t(39) at 0.9993 and at 0.975."""
+    """For 36 cells, an interval over 40 people is 3.42 / 2.02 = 1.69 times as wide: t(39) at 0.9993 and at 0.975."""
     assert surely([0.05, 0.01, 0.09], 40, 1) and not surely([0.05, 0.01, 0.09], 40, 36)
     assert surely([-0.10, -0.155, -0.045], 40, 36) and not surely([-0.10, -0.160, -0.040], 40, 36)
-    assert not surely([0.05, None, None], 40, 1)  # of one picture nothing is sure
+    assert not surely([0.05, None, None], 40, 1)  # nothing is sure about one picture
     assert surely([0.02, 0.01, 0.09], 40, 4)  # older ones are not symmetrical: each side is widened
     rng, false = np.random.default_rng(5), 0
     for _ in range(TRIALS):
@@ -123,7 +123,7 @@ def test_pairs_are_told_apart_where_means_are_not() -> None:
 
 
 def test_shares_of_other_pictures_of_the_same_people() -> None:
-    """People differ and one is missing below: the ratio of means, with an interval around it."""
+    """People differ, and one is missing in the denominator: the ratio of means, with an interval around it."""
     rng = np.random.default_rng(5)
     people, more = np.repeat(np.arange(40), 3), np.repeat(np.arange(39), 5)
     level = rng.uniform(0.5, 1, 40)
@@ -153,7 +153,7 @@ def test_the_kernel_distance_is_its_definition() -> None:
 
 @pytest.mark.parametrize("persons", [1, 3])
 def test_models_of_one_law_are_not_told_apart(persons: int) -> None:
-    """In 128 dimensions, of the same people, one of them following the cases much more closely: zero lies inside."""
+    """In 128 dimensions, with the same people, one model follows the cases much more closely: zero lies inside."""
     rng, inside = np.random.default_rng(11), 0
     for _ in range(trials := 60):
         people = rng.random((200, 40)).argsort(1)[:, :persons]
@@ -226,7 +226,7 @@ MADE = {
 
 
 def test_the_report_shows_every_table_and_what_is_certain(tmp_path: Path) -> None:
-    """Differences that are surely some are in bold, others are not; curves where there are several places."""
+    """Differences that are surely not zero are in bold, others are not; curves where there are several points."""
     rng = np.random.default_rng(8)
     for name in ("table2-small", "table3-8", "table3-4"):
         full, noise = judgement(rng, iou=0.9), np.repeat([1e-3, -1e-3], 20)
@@ -251,13 +251,13 @@ def test_the_report_shows_every_table_and_what_is_certain(tmp_path: Path) -> Non
     with Image.open(tmp_path / "sizes.png") as plot:
         assert plot.width > 3 * 300 and len(plot.convert("RGB").getcolors(2**24)) > 20
     assert "less that of single values" in page and "intervals are older" not in page
-    # tables that were made otherwise say so, each
+    # each table that was made differently says so
     other = json.loads((tmp_path / "table3-4.json").read_text()) | {"made": {**MADE, "steps": 4}}
     (tmp_path / "table3-4.json").write_text(json.dumps(other))
     write_report(tmp_path)
     page = (tmp_path / "README.md").read_text()
     assert page.count("9 steps of DDIM") == 2 and page.count("4 steps of DDIM") == 1
-    # as do those with older intervals: each, or all at once
+    # tables with older intervals say so too: each, or the page for all
     old = json.loads((tmp_path / "table3-4.json").read_text())
     assert old.pop("intervals") == METHOD and old.pop("people") == 20
     (tmp_path / "table3-4.json").write_text(json.dumps(old))
@@ -268,7 +268,7 @@ def test_the_report_shows_every_table_and_what_is_certain(tmp_path: Path) -> Non
     (tmp_path / "older" / "about.md").write_text("These weights are lost.\n")
     write_report(tmp_path / "older")
     page = (tmp_path / "older" / "README.md").read_text()
-    assert page.startswith("# What was measured\n\nThese weights are lost.\n\nHow the drawn people")
+    assert page.startswith("# Evaluation tables\n\nThese weights are lost.\n\nThese tables show")
     assert page.count("intervals are older") == 1 and "less that of single values" not in page
     (tmp_path / "table3-8.json").write_text("[]")
     with pytest.raises(RequestError, match="table3-8.json is not a table of this version"):

@@ -41,7 +41,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     "stage", [pytest.param(stage, marks=[] if stage == "branches" else pytest.mark.slow) for stage in STAGES]
 )
 def test_every_stage_learns_and_leaves_its_part(stage: str, start: Path, data: Path, tmp_path: Path) -> None:
-    """Its last losses are lower than on the same examples and noise without learning."""
+    """Its last losses are lower than those of the same examples and noise without learning."""
     out, unlearned = tmp_path / "run", tmp_path / "unlearned"
     assert main(command(stage, start, data, out, "--steps", "10", "--half")) == 0
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -74,7 +74,7 @@ def test_every_stage_learns_and_leaves_its_part(stage: str, start: Path, data: P
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(start: Path, data: Path, tmp_path: Path) -> None:
-    """The weights are the same bytes: everything that chance decides hangs on the seed and the place in the row."""
+    """The weights are the same bytes: all random values depend on the seed and the place in the sequence alone."""
     once, twice = tmp_path / "once", tmp_path / "twice"
     assert main(command("branches", start, data, once, "--steps", "8", "--save-steps", "100")) == 0
     process = subprocess.Popen(
@@ -135,7 +135,7 @@ def test_a_folder_that_trains_something_else_is_left_alone(
 
 
 def stopped(step: int, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
-    """Lets every training end with an error in the place of this step, counted from 0."""
+    """Makes every training end with an error instead of this step, counted from 0."""
     learn = Learner.learn
 
     def until(self: Learner, batch: dict[str, torch.Tensor], number: int) -> dict[str, torch.Tensor]:
@@ -150,7 +150,7 @@ def stopped(step: int, monkeypatch: pytest.MonkeyPatch, error: BaseException) ->
 def test_what_a_stopped_run_has_learned_can_be_looked_at(
     start: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The checkpoint of the last state, which says its steps; and the run goes on as if nobody had looked."""
+    """--no-further writes the checkpoint of the last state, with its number of steps; the run goes on as before."""
     run, short = tmp_path / "run", tmp_path / "short"
     told = command("branches", start, data, run, "--steps", "8", "--save-steps", "3", "--decay", "0")
     assert main([*told, "--no-further"]) == 2
@@ -178,14 +178,14 @@ def test_what_a_stopped_run_has_learned_can_be_looked_at(
 def test_a_gpu_without_memory_says_what_needs_less(
     start: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And the folder takes the smaller training that follows."""
+    """The folder can then take a smaller training."""
     told = command("branches", start, data, tmp_path / "run", "--steps", "2")
     with monkeypatch.context() as patched:
         stopped(0, patched, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
         assert main(told) == 2
     said = capsys.readouterr().err
     assert "Tried to allocate 2.00 GiB. Try --checkpointing, --accumulate 2, a smaller --batch-size, --ema 0" in said
-    for stage, batch in (("branches", 1), ("id-encoder", 8)):  # which cannot be worked through in parts
+    for stage, batch in (("branches", 1), ("id-encoder", 8)):  # its batch cannot be worked through in parts
         options = TrainingOptions(batch_size=batch)
         with pytest.raises(RequestError, match="Try --checkpointing, a smaller"):  # noqa: SIM117
             with memory_errors(options, STAGES[stage], checkpointing=False):
@@ -196,7 +196,7 @@ def test_a_gpu_without_memory_says_what_needs_less(
 def test_a_disk_that_is_full(
     start: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The state before is whole, and the run goes on from it."""
+    """The previous state is whole, and the run goes on from it."""
     run = tmp_path / "run"
     told = command("face-points", start, data, run, "--steps", "4", "--save-steps", "2")
     with monkeypatch.context() as patched:
@@ -241,7 +241,7 @@ def test_a_batch_in_parts_is_the_same_step(start: Path, data: Path, tmp_path: Pa
 
 
 def kept_bytes(stage: Stage, batch: dict[str, torch.Tensor]) -> int:
-    """What a forward pass keeps for the backward one."""
+    """The bytes that a forward pass keeps for the backward one."""
     kept = 0
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
@@ -255,7 +255,7 @@ def kept_bytes(stage: Stage, batch: dict[str, torch.Tensor]) -> int:
 
 
 def test_activations_that_are_computed_again_are_not_kept(start: Path, data: Path) -> None:
-    """In the frozen UNet too, through which the gradients of the branches pass."""
+    """This holds for the frozen UNet too, through which the gradients of the branches pass."""
     stage = STAGES["branches"](
         Checkpoint.open(start), Store(data / "groups"), accelerator_of(cpu=True), new=True, seed=0
     )
@@ -263,7 +263,7 @@ def test_activations_that_are_computed_again_are_not_kept(start: Path, data: Pat
     before = kept_bytes(stage, batch)
     stage.save_memory()
     assert all(network.is_gradient_checkpointing for network in (*stage.branches.children(), stage.frozen[0]))
-    assert kept_bytes(stage, batch) < before / 2  # weights are among it
+    assert kept_bytes(stage, batch) < before / 2  # the rest includes weights
     judge = STAGES["face-points"](
         Checkpoint.open(start), Store(data / "scenes"), accelerator_of(cpu=True), new=True, seed=0
     )
@@ -340,7 +340,7 @@ def with_config(start: Path, out: Path, **changes: object) -> Path:
 def test_people_are_summed_where_they_meet_or_not_trained(
     start: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A training knows no other overlap: pictures of one person alone can be trained for one."""
+    """A training supports only the overlap "sum"; pictures of one person can be trained with any."""
     other = with_config(start, tmp_path / "start", overlap="average")
     arguments = command("branches", other, data, tmp_path / "run", "--steps", "1")
     assert main(arguments) == 2
@@ -382,7 +382,7 @@ def test_a_loss_that_is_no_number_ends_the_run(
 def test_weights_that_are_no_numbers_are_not_saved(
     start: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A finite loss with a gradient that is not, at the last step."""
+    """At the last step, the loss is finite and its gradient is not."""
     monkeypatch.setattr(Accelerator, "clip_grad_norm_", lambda *given: torch.tensor(float("inf")))
     assert main(command("vae", start, data, tmp_path / "run", "--steps", "1")) == 1
     assert "the gradient at step 1 is inf" in capsys.readouterr().err

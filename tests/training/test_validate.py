@@ -31,7 +31,7 @@ PLACES = ("x0_inside", "x0_edge", "x0_around", "x0_elsewhere")
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Trainings: short, long, the uncropped twin, of a contrast; data: seen, held-out."""
+    """Trainings: short, long, an uncropped twin, and two of other stages. Data: seen and held-out."""
     folder = tmp_path_factory.mktemp("runs")
     start = make_checkpoint(folder / "start", **START)
     store_of(WorldScenes(pictures=16, persons=(1,), crop_px=64), folder / "seen")
@@ -71,7 +71,7 @@ def test_what_learned_longer_has_less_loss(runs: Path, capsys: pytest.CaptureFix
 
 
 def test_no_more_is_encoded_than_is_asked_for(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The first two of all that there are; and nothing is left beside them."""
+    """Only the first two examples are encoded, and no file is left beside them."""
     values = told(capsys, runs, "long", more=("--examples", "2"))
     assert values["examples"] == values["groups"]["all"] == 2
     assert not list((runs / "held-out").glob(".latents*"))
@@ -87,7 +87,7 @@ def test_sizes_are_parts_of_all(runs: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_noise_levels_are_parts_of_all(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """And of little noise v is the noise itself, which a base that has not learned cannot tell."""
+    """With little noise, v is nearly the noise itself, which an untrained base cannot predict."""
     values = told(capsys, runs, "long", more=("--noise-levels", "2", "--draws", "8"))
     means = values["runs"][str(runs / "long")]["losses"]
     low, high = (means[f"all, t {name}"] for name in ("0 to 499", "500 to 999"))
@@ -97,7 +97,7 @@ def test_noise_levels_are_parts_of_all(runs: Path, capsys: pytest.CaptureFixture
 
 
 def test_places_are_parts_of_a_picture(runs: Path) -> None:
-    """The face is what is inside and what is at the edge: a box of n cells has (n - 2)² and the others."""
+    """The face is the inside and the edge: a box of n × n cells has (n - 2)² cells inside."""
     start = Checkpoint.open(runs / "start")
     stage = STAGES["branches"](start, Store(runs / "held-out"), accelerator_of(cpu=True), new=True, seed=0)
     batch = {key: part[None] for key, part in stage.item(0, np.random.default_rng(0)).items()}
@@ -113,13 +113,13 @@ def test_places_are_parts_of_a_picture(runs: Path) -> None:
 
 @pytest.mark.slow
 def test_all_are_given_the_same_noise(runs: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    """So a run and its copy differ by nothing; and twice the same is told."""
+    """So a run and its copy have no difference, and a second call gives the same."""
     shutil.copytree(runs / "long", runs / "copy", dirs_exist_ok=True)
     values = told(capsys, runs, "long", "copy", data="seen")
     copied = values["runs"][str(runs / "copy")]
     assert copied["seen"] is True
     differences = {tuple(value) for means in copied["minus the first"].values() for value in means.values()}
-    assert differences <= {(0, 0, 0), (0, None, None)} and (0, 0, 0) in differences  # None: of one example alone
+    assert differences <= {(0, 0, 0), (0, None, None)} and (0, 0, 0) in differences  # None: a group of one example
     file, where = tmp_path / "made" / "losses.json", ["--run", str(runs / "long"), "--data", str(runs / "seen")]
     assert main([*where, "--cpu", "--draws", "2", "--out", str(file)]) == 0
     words = capsys.readouterr().out

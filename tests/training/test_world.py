@@ -91,7 +91,7 @@ def test_the_face_square_is_the_squared_bounding_box_of_the_face(face: tuple[flo
             (left, right), (top, bottom) = (np.flatnonzero((mask >= 128).any(axis=axis))[[0, -1]] for axis in (0, 1))
             drawn = np.array([left, top, right + 1, bottom + 1])
             long, short = (0, 1) if right - left >= bottom - top else (1, 0)
-            # along its longer edge the face fills the square to the pixel, along the other it stands in the middle
+            # the face fills the square to the pixel along its longer edge, and is centred along the other
             assert np.array_equal(drawn[[long, long + 2]], box[[long, long + 2]])
             assert abs(drawn[[short, short + 2]].mean() - box[[short, short + 2]].mean()) <= 0.5
 

@@ -1,4 +1,4 @@
-"""The procedural world: wrong arguments, the command, and what it costs."""
+"""The procedural world: wrong arguments, the command, and its cost."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_wrong_arguments_are_refused_in_words(call: Callable[[], object], error:
         call()
 
 
-# -- the command, and what it costs -----------------------------------------------------------------------------------
+# -- the command, and its cost ----------------------------------------------------------------------------------------
 
 
 def test_the_sheet_is_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -70,7 +70,7 @@ def test_captions_name_what_is_drawn() -> None:
                 if name is None:
                     continue
                 seen_hats += part == "hat"
-                # what most of its pixels show is its colour in this light, and of all colours the named one is nearest
+                # most of its pixels have its colour in this light, and the named colour is the nearest of all
                 colors, counts = np.unique(picture.rgb[seen], axis=0, return_counts=True)
                 main_color = colors[counts.argmax()].astype(float)
                 if part == "shirt":
@@ -134,7 +134,7 @@ def test_a_person_looks_alike_in_every_pose_and_others_do_not() -> None:
     assert any(np.abs(stranger.color(p, 0).astype(int) - pictures[0].color(p, 0)).max() > 20 for p in parts)
 
     def shape(identity: Identity, roll: float) -> Any:
-        """Distances between features over the distance of the eyes: what neither scale nor roll changes."""
+        """Distances between features over the distance of the eyes: scale and roll do not change them."""
         points = landmarks(identity.factors[None], Pose(roll=roll).values[None])[0]
         chosen = points[[RIGHT_IRIS[0], LEFT_IRIS[0], OUTER_LIPS[0], OUTER_LIPS[10], NOSE_RIDGE[-1], 152, 10, 234, 454]]
         apart = np.linalg.norm(chosen[:, None] - chosen[None], axis=2)
@@ -203,7 +203,7 @@ def test_any_size_shows_the_same_scene(size_px: int) -> None:
     assert picture.rgb.shape == (size_px, size_px, 3) and picture.rgb.dtype == np.uint8
 
     def distance(other: int) -> float:
-        """To another scene at 512 px, shrunk."""
+        """The distance to another scene, drawn at 512 px and shrunk."""
         large = draw(WORLD.scene(other), 512).rgb
         shrunk = cv2.resize(large, (size_px, size_px), interpolation=cv2.INTER_AREA)
         return float(np.abs(shrunk.astype(float) - picture.rgb).mean())

@@ -72,7 +72,7 @@ class Casting:
         return draw(scene, self.size_px)
 
     def somebody_else(self, case: Case) -> Picture:
-        """Other people in other poses at the same boxes: every measure must beat this."""
+        """Other people in other poses at the same boxes: a floor for every measure of the person."""
         others = tuple((who + SOMEBODY_ELSE) % 1000 for who in case.identities)
         poses = [self.world.pose(case.seed * len(others) + person) for person in range(len(others))]
         return draw(self._scene(case.seed, others, case.scene.caption, case.face, case.layout, poses), self.size_px)
@@ -92,9 +92,9 @@ class Casting:
         return id_crop(photo, 0, self.crop_px, self.margin)
 
     def table(self, size: str, identities: int, count: int, first: int = 0, first_identity: int = 0) -> list[Case]:
-        """`count` pictures of one person each, of `identities` unseen people in turn, every one with the next captions.
+        """`count` pictures of one person each: `identities` unseen people in turn, each time with the next caption.
 
-        40 people, 35 captions and 2800 pictures are every person with every caption twice. size: of SIZES; first:
+        2800 pictures of 40 people show each of them with each of the 35 captions twice. size: a key of SIZES; first:
         number of the first case.
         """
         captions = one_person_captions()

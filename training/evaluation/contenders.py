@@ -59,9 +59,9 @@ class SomebodyElse:
 
 
 def load_engine(path: Path, backend: str, device: str | None, changes: Mapping[str, Any]) -> Engine:
-    """The engine with other values of realisid_config.json's keys that no network depends on, only the runtime.
+    """The engine with changed values of realisid_config.json, for keys that only the runtime reads.
 
-    Users change them in the checkpoint and build again, which reuses every network. backend, device: as of
+    A user changes them in the checkpoint and builds again, and that build reuses every network. backend, device: as of
     `Engine.load`.
     """
     manifest = Manifest.read(path)

@@ -11,7 +11,7 @@ from .cases import SIZES, Case, Casting
 PEOPLE = 40  # unseen ones, as in the paper
 FULL, TRUTH, CEILING = "full", "true renders", "true renders through the VAE"
 FLOOR = "true renders of somebody else"
-# Table 3's faces, of 1/4 to 1/7, as near as a grid of 32 cells has them.
+# The faces of Table 3, 1/4 to 1/7 of the picture, as closely as a grid of 32 cells allows.
 FACE_CELLS = {"1/4": 8, "1/5.3": 6, "1/6.4": 5, "1/8": 4}
 PERSONS = (1, 2, 3)
 
@@ -20,11 +20,11 @@ PERSONS = (1, 2, 3)
 class Row:
     """One line of a table.
 
-    maker:   "engine", "truth", "ceiling", "floor", "torch" (the full model, of no engine), or a design of
+    maker:   "engine", "truth", "ceiling", "floor", "torch" (the full model, without an engine), or a design of
              training.residuals.
     options: of every Request (engine) or of the Sampler (torch, a design).
     config:  keys of realisid_config.json to change.
-    device:  that the engine runs on for this row; None: the one that the command was given.
+    device:  where the engine runs for this row; None: on the device that the command was given.
     """
 
     maker: str = "engine"
@@ -44,12 +44,12 @@ class Experiment:
     cases: Callable[[Casting, int], list[Case]]
     rows: Mapping[str, Row]
     against: str = FULL
-    times: int = 1  # as many pictures as the others
+    times: int = 1  # factor on the number of pictures
     alike: bool = False
 
 
 def _table(size: str) -> Callable[[Casting, int], list[Case]]:
-    """One person each, of 40."""
+    """Cases of one person each, 40 people in turn."""
     return lambda casting, pictures: casting.table(size, PEOPLE, pictures)
 
 
@@ -78,7 +78,7 @@ def _groups(
     )
 
 
-_SAID = {"regular": "1/4 to 1/2", "small": "5 cells of 32: of 1/7 to 1/6 the one size on this grid"}
+_SAID = {"regular": "1/4 to 1/2", "small": "5 cells of 32: the only size from 1/7 to 1/6 on this grid"}
 _BOUNDS = {TRUTH: Row("truth"), CEILING: Row("ceiling"), FLOOR: Row("floor")}
 _DROPPED = {
     "without local branch": Row(options={"local_scale": 0.0}),
@@ -116,7 +116,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         )
         for persons, layout in ((1, "apart"), (2, "apart"), (3, "apart"), (2, "overlap"), (3, "overlap"))
     },
-    # the figures of the above influenced the training: the same with other people
+    # the figures above influenced the training, so these show other people
     **{
         f"persons-{persons}-others": Experiment(
             f"{persons} person{'s' * (persons > 1)}, apart, faces of 6 cells, forty other people",
@@ -125,12 +125,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         for persons in (1, 3)
     },
     "guidance": Experiment(
-        "Guidance, on other people than in all other tables (regular and small faces)", _others,
+        "Guidance, on people of no other table (regular and small faces)", _others,
         {f"λt {text:g}, λi {identity:g}": Row(options={"guidance_scale": text, "id_guidance_scale": identity})
          for text in (2.0, 3.0, 5.0) for identity in (2.0, 3.0, 5.0)},
     ),
     "null-id": Experiment(
-        "Identity guidance λi (λt as it is)", _table("regular"),
+        "Identity guidance λi (λt unchanged)", _table("regular"),
         {FULL: Row(), **{f"λi = {scale}": Row(options={"id_guidance_scale": scale})
                          for scale in (0.0, 1.0, 2.0, 4.0, 8.0)}},
     ),

@@ -1,4 +1,4 @@
-"""The figures behind a table, of every person in every picture: NAME.npz beside NAME.json."""
+"""The figures that a table is computed from, of every person in every picture: NAME.npz beside NAME.json."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ from .measures import MEASURES, Judgement
 
 @dataclass(frozen=True, eq=False)
 class Figures:
-    """people, pictures: (N,) of every value: number of the person, seed of the picture, as of `Judgement`.
+    """The figures that a table is computed from.
 
+    people, pictures: (N,) the person and the seed of the picture of every value, as in `Judgement`.
     values: row → measure → (N,) float32, NaN where there is none.
     """
 

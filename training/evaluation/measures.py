@@ -29,9 +29,9 @@ Rgb = NDArray[np.uint8]
 Floats = NDArray[np.float64]
 BATCH = 64
 GALLERY_CAPTION = "a person in a white shirt in a studio"
-NEAR_COLOR = 0.15  # a colour is the right one within this distance per channel, of 0..1
+NEAR_COLOR = 0.15  # a colour is right if every channel, 0..1, differs by less
 NUM_SIBLINGS = 3
-FOUND_IOU = 0.3  # from here on a found face is the requested one
+FOUND_IOU = 0.3  # the least overlap of a found face with the box of the requested one
 MEASURES = (
     "similarity", "rank1", "sibling", "neighbour", "iou", "found", "number", "landmarks", "mouth", "brow", "harmony",
     "neck", "shirt", "drawn", "drawn_similarity", "drawn_rank1", "drawn_harmony", "place", "text",
@@ -48,23 +48,23 @@ class Judgement:
     Identity, in a crop of the requested box only:
       similarity: cosine of the recogniser's embedding to the person's own gallery.
       rank1:      1 if none of eight random people's galleries is nearer (none of them is in the picture).
-      sibling:    1 if none of three siblings' galleries is: people of the same skin, hair and beard.
-      neighbour:  1 if none of the others in the picture is.
+      sibling:    1 if none of three siblings' galleries is nearer. Siblings share skin, hair and beard.
+      neighbour:  1 if no gallery of the other people in the picture is nearer.
     Location:
       iou:        of the requested box with the face found there, 0 if there is none; no face counts for two boxes.
       found:      1 where that is at least 0.3. number: 1 if as many faces are found as were requested.
-    Pose, in a crop of the face found, NaN where none was; errors over the face's side:
-      landmarks:  mean distance of the points. mouth, brow: error of its opening, and of their height over the eyes.
+    Pose, in a crop of the face found, NaN where `found` is 0; errors are divided by the side of the face:
+      landmarks:  mean distance of the points. mouth: error of its opening. brow: error of the height over the eyes.
     Appearance and text:
-      neck, shirt: 1 where the median colour of the truth's neck or shirt right under the face is right.
+      neck, shirt: 1 where the picture has the right median colour at the pixels of the truth's neck or shirt.
                   A neck has the colour of the face, so a face that is drawn too low passes for a neck.
-      harmony:    the mean of both, of those that are seen.
-      drawn:      1 where a face was drawn for the person, anywhere: of all faces found the one that overlaps the box
-                  most, or else lies nearest to it; no face counts for two.
-      drawn_similarity, drawn_rank1, drawn_harmony: the same as above of that face, and of what is under it; NaN where
-                  there is none. They measure a person who stands elsewhere.
-      place, text: 1 where the attribute classifier finds the place; and the place, the number of people and every
-                  colour of shirts and hats that the caption names, independent of their wearers.
+      harmony:    the mean of neck and shirt, or the one that is visible.
+      drawn:      1 where a face was found for the person anywhere: the one that overlaps the box most, or else the
+                  nearest. No face counts for two persons.
+      drawn_similarity, drawn_rank1, drawn_harmony: similarity, rank1 and harmony at that face; NaN where there is
+                  none. They measure a person who stands elsewhere.
+      place, text: place is 1 where the attribute classifier finds the place. text is 1 where it finds the place, the
+                  number of people and every colour of shirts and hats in the caption, whoever wears them.
     features: (pictures, 128) of that classifier.
     """
 
@@ -99,7 +99,7 @@ class Judges:
         self._gallery = lru_cache(maxsize=4096)(self._make_gallery)
 
     def judge(self, cases: Sequence[Case], pictures: Rgb) -> Judgement:
-        """pictures: (N, S, S, 3) uint8, one per case; of every case another seed."""
+        """The measures of pictures (N, S, S, 3) uint8, one per case. No two cases have the same seed."""
         people = np.array([identity for case in cases for identity in case.identities], np.float64)
         seeds = np.array([case.seed for case in cases for _ in case.identities], np.float64)
         values = {name: np.full(len(people), np.nan) for name in MEASURES}
@@ -258,10 +258,10 @@ def brow_height(points: Floats) -> float:
 
 
 def right_color(case: Case, person: int, rgb: Rgb, part: str, face: Sequence[float] | None = None) -> float:
-    """Whether the truth's `part` in the window under the face has its colour; NaN where the part is not visible there.
+    """1 if the truth's `part`, in a window under the face, has its colour; NaN if the part is not visible there.
 
-    The window is as wide as the face square and as high: body posture and gesture, which no request states, lie
-    outside.
+    The window is about as wide and as high as the face square. Posture and gesture, which no request states, lie
+    outside of it.
     face: (x0, y0, x1, y1) px, where the face is; the truth is moved and scaled to it. None: in the requested box.
     """
     x0, y0, x1, y1 = case.picture.boxes[person]
@@ -277,7 +277,7 @@ def right_color(case: Case, person: int, rgb: Rgb, part: str, face: Sequence[flo
 
 
 def moved(mask: NDArray[np.bool_], box: Sequence[float], to: Sequence[float]) -> NDArray[np.bool_]:
-    """A mask (H, W) moved and scaled as `box` onto `to`, both (x0, y0, x1, y1) px; nothing comes in from outside."""
+    """The mask (H, W), moved and scaled as `box` is onto `to`, both (x0, y0, x1, y1) px; zero from outside."""
     scale = [(to[axis + 2] - to[axis]) / (box[axis + 2] - box[axis]) for axis in (0, 1)]
     # OpenCV counts from the middle of the first pixel, boxes from its edge
     shift = [to[axis] - scale[axis] * box[axis] + (scale[axis] - 1) / 2 for axis in (0, 1)]
@@ -287,7 +287,7 @@ def moved(mask: NDArray[np.bool_], box: Sequence[float], to: Sequence[float]) ->
 
 
 def _harmony(pair: Sequence[float]) -> float:
-    """The mean of neck and shirt, of those that are seen; NaN if neither is."""
+    """The mean of neck and shirt, or the one that is visible; NaN if neither is."""
     seen = [value for value in pair if np.isfinite(value)]
     return float(np.mean(seen)) if seen else float("nan")
 

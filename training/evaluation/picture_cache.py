@@ -1,4 +1,4 @@
-"""Makes the pictures of a table, each once. A hash of everything that determines a picture names the file it is in."""
+"""Makes the pictures of a table, each once. A file is named by the hash of everything that determines its pictures."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ from .experiments import Row
 from .sampler import Sampler, ddim_of
 
 Rgb = NDArray[np.uint8]
-SHARD = 100  # pictures of a file: a stopped run loses at most these
+SHARD = 100  # pictures in a file; a stopped run loses at most as many
 NO_DESIGN = ("engine", "truth", "ceiling", "floor", "torch")
-MAY_DIFFER = {"stage", "save_steps", "accumulate", "written"}  # of two trainings that are compared
+MAY_DIFFER = {"stage", "save_steps", "accumulate", "written"}  # settings in which two compared trainings may differ
 PACKAGES = ("onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt_rtx", "torch", "diffusers", "transformers", "numpy")
 
 
@@ -54,7 +54,7 @@ class EvaluationOptions:
 class PictureCache:
     """Makes and keeps pictures.
 
-    made: how all of them are made, as JSON values: sampler, backend, device, precision, training, versions.
+    made: how the pictures are made, as JSON values: sampler, backend, device, precision, training, versions.
     """
 
     def __init__(self, options: EvaluationOptions, casting: Casting) -> None:
@@ -84,7 +84,7 @@ class PictureCache:
     def cannot(self, row: Row) -> str:
         """Why a row's pictures cannot or should not be made here; empty if they can."""
         if row.device is not None and not self.on_gpu:
-            return "no GPU runs the engine, so this is what it does anyway"
+            return "no GPU runs the engine, so the full model is in float32 already"
         if row.maker in NO_DESIGN:
             return ""
         weights = self._weights(row.maker)
@@ -162,7 +162,7 @@ class PictureCache:
                 yield Sampler.of_run(self.checkpoint, self._weights(row.maker), **options)
 
     def _origin(self) -> dict[str, Any] | None:
-        """How the checkpoint's branches were trained, None if not by a run that lies here."""
+        """The settings of the run that trained the checkpoint's branches; None if no run that lies here did."""
         parts = {name: self.checkpoint.components[name].files for name in BranchesStage.writes}
         if any(len(files) != 1 for files in parts.values()):
             return None
@@ -175,7 +175,7 @@ class PictureCache:
 
 
 def _check_same(engine: Path, checkpoint: Checkpoint) -> None:
-    """Raises RequestError if the engine was built from other weights, other choices or another schedule."""
+    """Raises RequestError if the engine was built from other weights, another config or another schedule."""
     manifest = Manifest.read(engine)
     built, config = manifest.values["checkpoint"], manifest.values["realisid_config"]
     other = [name for name in checkpoint.components if built.get(name) != checkpoint.weights_key(name)]

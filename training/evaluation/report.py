@@ -33,48 +33,50 @@ DIFFERENCES = (
 )  # fmt: skip
 BETWEEN_WORDS = {
     "table3-growth": (
-        "How much the full model's lead grows from faces of 1/4 to faces of 1/8 (of an error, a lead is negative)",
+        "How much the full model's lead grows from faces of 1/4 to faces of 1/8 (in an error, a lead is negative)",
         ("similarity", "rank1", "sibling", "iou", "landmarks"),
     ),
-    "persons-kept": ("What is left of identity with three people, over one", ("rank1", "similarity")),
-    "persons-kept-others": ("The same of forty other people", ("rank1", "similarity")),
+    "persons-kept": ("Identity with three people, as a share of that with one", ("rank1", "similarity")),
+    "persons-kept-others": ("The same for forty other people", ("rank1", "similarity")),
 }
 WORDS = """\
-How the drawn people of `training/world` come out: people, poses, scenes and noise that no training saw (the captions
-are of the same few words, the boxes on the same grid), judged by four small nets that were trained on true renders
-alone.
+These tables show how well the drawn people of `training/world` come out. No training saw these people, poses, scenes
+and noise; the captions use the same few words, and the boxes lie on the same grid. Four small nets judge the pictures.
+They were trained on true renders alone: pictures that the drawn world itself makes of a scene.
 
-- *identity*: cosine of the recogniser's embedding with the person's own, in the box that was asked for; *of a true
-  render's*: over its value there.
-- *rank 1*: share of faces that the recogniser takes for the right one of nine people; *of the ceiling's*: over the same
-  share of true renders passed through the VAE. *siblings*: against three people of the same skin, hair and beard;
-  *neighbours*: against the others in the picture.
-- *landmark*, *mouth* and *brow error*: over the face's side, of faces that were found.
-- *harmony*: share of necks and shirts right under the face that have the right colour (a neck has the face's).
-- All of these are measured where the person was asked for. *drawn*: share of persons for whom there is a face anywhere
-  in the picture, the nearest if none is in the box; *identity*, *rank 1* and *harmony there*: of that face.
-- *text*: share of pictures with the place, the number of people and all the colours that the caption names, no matter
-  who wears which.
+- *identity*: cosine between the recogniser's embeddings of the face in the requested box and of true renders of the
+  person in other scenes. *of a true render's*: this cosine, divided by that of true renders of the same scene.
+- *rank 1*: share of faces that the recogniser takes for the right one of nine people. *of the ceiling's*: this share,
+  divided by that of true renders passed through the VAE. *siblings*: against three people of the same skin, hair and
+  beard. *neighbours*: against the other people in the picture.
+- *landmark*, *mouth* and *brow error*: distances from the true pose, divided by the side of the face. They are measured
+  on faces that were found.
+- *harmony*: share of necks and shirts under the face that have the right colour (a neck has the face's colour).
+- All of these are measured at the requested box. *drawn*: share of persons for whom a face was found anywhere in the
+  picture, the nearest one if none is in the box. *identity*, *rank 1* and *harmony there* are of that face.
+- *text*: share of pictures with the place, the number of people and all the colours of the caption. It does not matter
+  which person wears a colour.
 - *Fréchet*: distance of the classifier's features to those of true renders of the same people and captions in other
-  scenes. It has a bias, so compare rows of one table only; *kid*: the same without a bias.
-- *true renders of somebody else*: other people in other poses at the same boxes, with the same words. What is about the
-  person should beat them: identity, rank 1, neck, and errors of landmarks, mouth and brows; the rest they have right.
+  scenes. It has a bias, so compare rows of one table only. *kid*: such a distance without a bias.
+- *true renders of somebody else*: other people in other poses at the same boxes, with the same words. The full model
+  should beat them in the measures of the person: identity, rank 1, neck, and errors of landmarks, mouth and brows. They
+  have the rest right.
 
-Brackets hold 95 % intervals. Bold: surely not zero, which lies outside even of intervals that are widened so far that
-all of a table's differences hold together with 95 % (Bonferroni). Each design was trained once: the intervals say
-nothing of another training."""
+Brackets hold 95 % intervals. A difference in bold is surely not zero: its interval still excludes zero after it was
+widened for all differences of its table, so that all of them hold together with 95 % (Bonferroni). Each design was
+trained once: the intervals say nothing about another training."""
 SUMMED = """\
-An interval comes of the variance of people, plus that of pictures, less that of single values, and of Student's t; that
-of *kid* of what each picture adds (jackknife), where pictures with a person in common are not independent. The figures
-that a table is made of lie beside it, of every person in every picture: `NAME.npz`."""
+An interval is computed from the variance of people, plus that of pictures, less that of single values, with Student's
+t. The interval of *kid* is a jackknife over pictures, in which pictures that share a person are not independent.
+`NAME.npz` beside a table holds its figures, for every person in every picture."""
 RESAMPLED = """\
-The intervals are older: bootstrap over people, or over pictures where that is wider (of *kid*, jackknife over people).
-Where one person is in a picture, as here, they hold the truth 94 times in 100. Figures of single pictures were not
-kept."""
+The intervals are older: a bootstrap over people, or over pictures where that is wider (for *kid*, a jackknife over
+people). With one person in a picture, as here, they contain the truth 94 times in 100. Figures of single pictures were
+not kept."""
 
 
 def write_report(folder: Path) -> None:
-    """README.md and the plots, of all tables in the folder; first the text of its about.md, if there is one.
+    """Writes README.md and the plots of all tables in the folder. README.md begins with about.md, if there is one.
 
     Raises RequestError for a file that is not a table.
     """
@@ -83,7 +85,7 @@ def write_report(folder: Path) -> None:
     older = {name for name, table in found.items() if table.get("intervals") != METHOD}
     all_older = len(older) == len(found)
     about = folder / "about.md"
-    lines = ["# What was measured", ""]
+    lines = ["# Evaluation tables", ""]
     lines += [about.read_text(encoding="utf-8").strip(), ""] if about.is_file() else []
     lines += [WORDS, "", RESAMPLED if all_older else SUMMED, ""]
     made = list(dict.fromkeys(made_of(table) for table in tables.values()))
@@ -183,12 +185,12 @@ def _differences(table: Table) -> list[str]:
 
 
 def people_of(table: Table) -> int:
-    """The number of people behind a table; older tables do not state it."""
+    """The number of people that a table was made of; older tables do not state it."""
     return int(table.get("people", PEOPLE))
 
 
 def _grid(keys: Sequence[str], rows: Mapping[str, Mapping[str, Any]], people: int | None) -> list[str]:
-    """people: the number of people behind differences, which are bold if surely not zero; None: no differences."""
+    """people: the number of people, for differences, which are bold if surely not zero; None: not differences."""
     cells = _cells(keys, rows)
     lines = ["| | " + " | ".join(keys) + " |", "|" + "---|" * (len(keys) + 1)]
     for name, row in rows.items():
@@ -271,7 +273,7 @@ def _draw(path: Path, axis: str, places: list[str], panels: Sequence[tuple[str, 
 
 
 def _draw_panels(path: Path, panels: Sequence[tuple[str, list[str], Curves]]) -> bool:
-    """Curves with their intervals, one panel each; nothing if there are not two places to join."""
+    """Draws curves with their intervals. Returns False, and draws nothing, if no panel has two points to join."""
     panels = [panel for panel in panels if len(panel[1]) > 1]
     if not panels:
         return False

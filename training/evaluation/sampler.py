@@ -1,4 +1,4 @@
-"""Pictures in plain torch: of the designs that no engine runs, and of the full model, to compare an engine's with."""
+"""Pictures made in plain torch: by designs that no engine runs, and by the full model, to compare with an engine."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ from .cases import Case
 class Sampler:
     """A design with its trained weights, over a checkpoint's base.
 
-    Guidance, steps and α are the checkpoint's unless they are given. half: the networks in float16 as a half build has
-    them, all but the VAE; a CPU rounds where a GPU does, in about twice the time.
+    Guidance, steps and α are the checkpoint's unless they are given. half: all networks but the VAE in
+    float16, as in a half build; a CPU then rounds where a GPU does, in about twice the time.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Sampler:
 
     @classmethod
     def of_run(cls, checkpoint: Checkpoint, weights: Path, **options: Any) -> Sampler:
-        """The design whose weights a training of another stage than "branches" left: weights/NAME.safetensors."""
+        """The design whose weights the training of a baseline wrote: weights/NAME.safetensors."""
         if not weights.is_file() or weights.stem not in DESIGNS:
             raise CheckpointError(f"{weights} is missing, or not a design: expected {', '.join(DESIGNS)}.safetensors.")
         branches = DESIGNS[weights.stem](checkpoint, new=True, seed=0)
@@ -90,7 +90,7 @@ class Sampler:
 
     @torch.no_grad()
     def make(self, cases: Sequence[Case], name: str) -> NDArray[np.uint8]:
-        """(N, S, S, 3) uint8; cases of different numbers of persons are made apart."""
+        """(N, S, S, 3) uint8. Cases of different numbers of persons are made in separate batches."""
         made: dict[int, NDArray[np.uint8]] = {}
         quick = quick_half() if self.half and self.device.type == "cpu" else nullcontext()
         with tqdm(total=len(cases), desc=name) as bar, quick:

@@ -33,8 +33,8 @@ class BranchesStage(Stage):
     """L = mean (ε̂ − ε)² + λ·mean ((ε̂ − ε) ⊙ c_loc)², λ = 1; Eq. (7), with v in the place of ε under v-prediction.
 
     Both means are over all elements of the batch, so a face counts by its area; c_loc is the snapped box at latent
-    size. The paper's pictures are of single persons. Of a picture with several, all are conditioned on and merged as in
-    inference, and c_loc is where any of their faces is. The IDs are dropped in 5 % of the examples, the text in 5 %,
+    size. The paper's pictures are of single persons. In a picture with several, all are conditioned on and merged as in
+    inference, and c_loc covers all of their faces. The IDs are dropped in 5 % of the examples, the text in 5 %,
     both in 5 %; pose and location never.
 
     New branches begin as copies of the UNet's encoder with zero convolutions, as ControlNet does. Rate, batch and
@@ -102,8 +102,10 @@ class BranchesStage(Stage):
         return self._losses(batch)[0]
 
     def validation_losses(self, batch: Item) -> dict[str, Tensor]:
-        """Beside the losses the squared error of ẑ_0, by place: in cells of the faces' boxes that touch none outside,
-        at the boxes' edges, up to two cells around them, and elsewhere. NaN where there is no such cell.
+        """The losses, and the squared error of ẑ_0 by place. NaN where there is no such cell.
+
+        inside: cells of the faces' boxes that have no neighbour outside; edge: the other cells of the boxes; around: up
+        to two cells from a box; elsewhere: the rest.
         """
         losses, error = self._losses(batch)
         face = batch[EACH + "face"].amax(1)
@@ -114,7 +116,7 @@ class BranchesStage(Stage):
         return {**losses, **{f"x0_{name}": (per_cell * at).sum() / at.sum() for name, at in places.items()}}
 
     def _losses(self, batch: Item) -> tuple[dict[str, Tensor], Tensor]:
-        """Beside them (B, C, h, w) squared error of pred_original_sample."""
+        """The losses, and the squared error of pred_original_sample, (B, C, h, w)."""
         noisy, target = self.diffusion.noisy(batch["latents"], batch["noise"], batch["timestep"])
         prediction = self._predict(noisy, batch)
         error, face = mean_square(prediction, target), batch[EACH + "face"].amax(1)
@@ -168,9 +170,9 @@ def _padded(tensors: Sequence[Tensor], most: int) -> Tensor:
 
 
 def of_snapped(landmarks: NDArray[np.float32], square: Sequence[float], box: FaceBox) -> NDArray[np.float32]:
-    """Landmarks in [0, 1] of a face's square → of the box that stands for it, so that they lie on the picture's face.
+    """Landmarks in [0, 1] of a face's square → in [0, 1] of its snapped box, at the same places of the picture.
 
-    A square that leaves the picture is moved or shrunk, every one is rounded to the grid.
+    Snapping rounds a square to the grid, and moves or shrinks one that leaves the picture.
     """
     x0, y0, x1, _ = square
     left, top, right, _ = box.px
@@ -229,7 +231,7 @@ class UncroppedStage(BranchesStage):
 
 
 class BoxedStage(BranchesStage):
-    """Between the two: the twin above, with nothing of its local branch outside the face box."""
+    """Between the two: as the uncropped twin, but its local branch writes inside the face box only."""
 
     name, design = "branches-boxed", Boxed
 

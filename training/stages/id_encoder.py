@@ -71,7 +71,7 @@ class IDEncoderStage(Stage):
 
 
 def info_nce(embeddings: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Cross entropy of finding everybody's second view by the first, and back, and the share that is found.
+    """Cross entropy of finding each second view from its first, and the reverse; and the share that is found.
 
     embeddings: (N people, 2 views, D).
     """
@@ -83,7 +83,10 @@ def info_nce(embeddings: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
 
 
 def degraded(crop: NDArray[np.uint8], rng: np.random.Generator, least_px: int) -> NDArray[np.uint8]:
-    """Half of the crops as they are, half as if the face had been smaller: down to `least_px` and up again."""
+    """The crop unchanged, or, half of the time, as if the face had been smaller: scaled down and up again.
+
+    least_px: the smallest side that it is scaled down to.
+    """
     import cv2
 
     side = crop.shape[0]

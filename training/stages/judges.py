@@ -19,7 +19,7 @@ from ..world import HATS, SHIRTS, describe
 from .id_encoder import degraded, info_nce
 from .stage import Item, Stage
 
-JITTER = 0.06  # of a face square, over its side: boxes that were found are not exact
+JITTER = 0.06  # of place and size of a face square, over its side: boxes that are found are not exact
 
 
 class JudgeStage(Stage):
@@ -48,7 +48,7 @@ class JudgeStage(Stage):
 
 
 class RecogniserStage(JudgeStage):
-    """InfoNCE over people and their siblings, and the identity factors, on crops of scenes, background and all."""
+    """InfoNCE over people and their siblings, and the identity factors, on crops of scenes with their background."""
 
     name = "recogniser"
     whole_batch = False

@@ -15,7 +15,7 @@ from ..store import Store
 
 Item = dict[str, Tensor]
 
-# diffusers', transformers', and its older name there
+# the name in diffusers, in transformers, and in older versions of transformers
 CHECKPOINTING = ("enable_gradient_checkpointing", "activation_checkpointing_enable", "gradient_checkpointing_enable")
 
 
@@ -35,8 +35,8 @@ class Stage(nn.Module):
     learning_rate: ClassVar[float]
     batch_size: ClassVar[int]
     reads: ClassVar[tuple[str, ...]] = ()  # parts of the checkpoint that decide the outcome and stay as they are
-    writes: ClassVar[tuple[str, ...]] = ()  # parts that are trained, and where a training without --new begins
-    whole_batch: ClassVar[bool] = True  # a loss is a mean over examples, so processes with a part each see the same
+    writes: ClassVar[tuple[str, ...]] = ()  # parts that are trained; without --new, from the weights they have
+    whole_batch: ClassVar[bool] = True  # a loss is a mean over examples, so it can be computed in parts
 
     def __init__(self, checkpoint: Checkpoint, store: Store, accelerator: Accelerator, *, new: bool, seed: int) -> None:
         """new: begin with new weights, drawn from `seed`, instead of the checkpoint's."""
@@ -58,7 +58,7 @@ class Stage(nn.Module):
         raise NotImplementedError
 
     def forward(self, batch: Item) -> dict[str, Tensor]:
-        """Name → mean over the batch; "loss" is what is minimised, the others are for people."""
+        """Name → mean over the batch; "loss" is minimised, the others are shown."""
         raise NotImplementedError
 
     def validation_losses(self, batch: Item) -> dict[str, Tensor]:
@@ -66,9 +66,9 @@ class Stage(nn.Module):
         return self.forward(batch)
 
     def save_memory(self) -> None:
-        """Activations are computed again in the backward pass instead of being kept, wherever a network can.
+        """Computes activations again in the backward pass instead of keeping them, in every network that supports it.
 
-        Raises RequestError if none can.
+        Raises RequestError if no network does.
         """
         able = [
             getattr(module, name)
@@ -83,4 +83,4 @@ class Stage(nn.Module):
             )
 
     def finish(self) -> None:
-        """Called once before the trained parts are written: what can only be done at the end."""
+        """Called once before the trained parts are written, for work that can only be done at the end."""

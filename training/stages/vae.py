@@ -28,7 +28,8 @@ class VAEStage(Stage):
 
     L = mean w·|x̂ − x| + 0.5·mean w·|∇x̂ − ∇x| + 1e-4·KL,   x̂ = D(z), z ~ N(μ, σ) = E(x)
 
-    w is `face_weight` in face squares, 1 elsewhere, over its mean. `at_a_face` of the crops lie about a face.
+    w is `face_weight` in face squares and 1 elsewhere, divided by its mean. A share `at_a_face` of the crops lies about
+    a face.
 
     At the end the latents' mean and standard deviation per channel are folded into the 1 × 1 convolutions on either
     side of them, which is exact, and `scaling_factor` becomes 1.
@@ -87,7 +88,7 @@ class VAEStage(Stage):
 
     @torch.no_grad()
     def finish(self) -> None:
-        """Latents of mean 0 and standard deviation 1 per channel, by the 1 × 1 convolutions about them."""
+        """Latents of mean 0 and standard deviation 1 per channel, through the 1 × 1 convolutions beside them."""
         order = np.random.Generator(np.random.Philox(key=[0, 0])).permutation(self.size)[:PICTURES_FOR_WHITENING]
         device = next(self.parameters()).device
         means = []
@@ -109,7 +110,7 @@ class VAEFacesStage(VAEStage):
 
 
 def whiten(vae: Any, mean: Tensor, std: Tensor) -> None:
-    """Folds z' = (z − mean) / std into an AutoencoderKL; what it decodes of what it encodes stays the same.
+    """Folds z' = (z − mean) / std into an AutoencoderKL; decoded pictures stay the same.
 
     mean, std: (C,) of its latents.
     """

@@ -1,7 +1,7 @@
 """A procedural world of people: scenes with captions, exact face boxes, landmarks, references and masks, by number.
 
     world = World(seed=0)
-    scene = world.scene(17, persons=2)              # who stands where, and what the caption says
+    scene = world.scene(17, persons=2)              # people, their places and the caption
     picture = draw(scene, 256)                      # rgb, parts, owners, boxes, landmarks
     photo = draw(world.reference(scene.actors[0].identity), 256)
     id_crop(photo, 0, 64)                           # the input of the ID encoder

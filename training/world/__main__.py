@@ -1,4 +1,4 @@
-"""python -m training.world: the command."""
+"""python -m training.world: draws a sheet of the world."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _make(path: Path, seed: int, size_px: int) -> Outcome:
     with whole_or_not(path) as partial:
         Image.fromarray(sheet).save(partial)
     values = {"path": str(path), "pictures": drawn, "seconds": round(seconds, 3), "size_px": size_px}
-    return Outcome(values, [f"{path}: {drawn} pictures of {size_px} px in {seconds:.2f} s, laid out"])
+    return Outcome(values, [f"{path}: a sheet of {drawn} pictures of {size_px} px, drawn in {seconds:.2f} s"])
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -75,7 +75,7 @@ def nose(figure: Figure) -> None:
 
 
 def mouth(figure: Figure) -> None:
-    """Lips, and what an open mouth shows."""
+    """Lips, and the teeth and tongue of an open mouth."""
     fill, stroke, ink, heads = figure.canvas.fill, figure.canvas.stroke, figure.ink, figure.heads
     fill(figure.head(heads.lips(LIP_TURNS, outer=True)), ink("lips"))
     inside = figure.head(heads.lips(LIP_TURNS, outer=False))
@@ -95,7 +95,7 @@ def mouth(figure: Figure) -> None:
 def eyes(figure: Figure) -> None:
     """Eyes, lids and brows."""
     fill, stroke, ink, heads = figure.canvas.fill, figure.canvas.stroke, figure.ink, figure.heads
-    # what lies outside the face, of a far eye, is not seen
+    # the part of a far eye that lies outside the face is not painted
     on_head = [ink(name) for name in (*FACE_INKS, "beard", "nose", "eye white", "iris", "pupil", "glint")]
     lid_width = figure.width(0.014 + 0.014 * figure.identity["lashes"])
     for side in (RIGHT, LEFT):

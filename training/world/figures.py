@@ -47,7 +47,7 @@ class Figure:
         return head_units * self.head_unit
 
     def face_outline(self) -> Floats:
-        """(108, 2) of the picture: what the face square is the squared bounding box of."""
+        """(108, 2) of the picture: the outline, whose squared bounding box is the face square."""
         return self.head(self.heads.outline(np.arange(OUTLINE_STEPS) / OUTLINE_STEPS))
 
     def paint(self, hat: bool, light_side: float, gesture: float) -> None:

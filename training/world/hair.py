@@ -104,7 +104,7 @@ def _hairline(figure: Figure, style: str) -> Floats:
 
 
 def front_hair(figure: Figure, style: str) -> None:
-    """Hair over forehead and temples, and its shine. With a hat, what the hat leaves of it."""
+    """Hair over forehead and temples, and its shine. A hat is painted over it later."""
     if style == "ring":
         return
     ink = "scalp" if style == "shaved" else "hair"

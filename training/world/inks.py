@@ -1,6 +1,6 @@
-"""The inks a person is painted with: what each belongs to, and its colour.
+"""The inks a person is painted with: the part that each belongs to, and its colour.
 
-A part is what an evaluation asks for: "is there neck below the face, and in whose colour?"
+An evaluation asks for parts: "is there neck below the face, and in whose colour?"
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def colors(identity: Identity, shirt: Floats, hat: Floats | None, trousers: Floa
         "neck": skin * (0.93, 0.91, 0.90), "neck shade": skin * (0.78, 0.74, 0.73), "arms": skin * 0.97,
         "hair": hair, "hair back": hair * (0.82, 0.73, 0.66), "hair light": hair + 0.16 * (1 - hair) * (0.4 + hair),
         "brows": hair * (0.76, 0.64, 0.56), "beard": hair * 0.88,
-        "eye white": white * (0.92 + 0.07 * skin.mean()),  # what is white in a face is dimmer in a dark one
+        "eye white": white * (0.92 + 0.07 * skin.mean()),  # the white of the eyes is dimmer in a dark face
         "iris": identity.eyes, "pupil": white * 0.05, "glint": white, "lid": np.minimum(hair * 0.4, skin * 0.45),
         "nose": skin * (0.88, 0.83, 0.81), "nose line": skin * (0.70, 0.62, 0.60),
         "lips": lips, "mouth": white * (0.32, 0.07, 0.09), "teeth": white * 0.98, "tongue": white * (0.83, 0.36, 0.38),

@@ -14,7 +14,7 @@ from realisid_trt.errors import RequestError
 Floats = NDArray[np.float64]
 Rgb = tuple[float, float, float]  # 0..1
 
-# Each is uniform in [0, 1]. Colouring and hair come first: they are what siblings share.
+# Each is uniform in [0, 1]. Colouring and hair come first: siblings share them.
 COLORING = ("skin", "undertone", "hair_color", "hair_style", "volume", "fringe", "parting", "beard")
 FEATURES = (
     "face_width", "jaw", "ears", "eye_color", "eye_gap", "eye_size", "eye_height", "eye_tilt", "lashes",
@@ -44,7 +44,7 @@ FRAMES: tuple[Rgb, ...] = ((0.10, 0.10, 0.12), (0.70, 0.12, 0.14), (0.13, 0.30, 
 
 @dataclass(frozen=True, eq=False)
 class Identity:
-    """A person. Equal factors are the same person.
+    """A person. Identities with equal factors are the same person.
 
     name:    where it comes from, such as ("train", 17).
     factors: (27,) in [0, 1], in the order of FACTORS. Read-only.
@@ -166,7 +166,7 @@ class Pose:
 
 
 def random_pose(rng: np.random.Generator, amount: float = 1.0) -> Pose:
-    """A pose between neutral (amount 0) and the limits (1). Half of the mouths are shut, one pair of eyes in twelve."""
+    """A pose between neutral (amount 0) and the limits (1). Half of the mouths and one pair of eyes in 12 are shut."""
     draw = dict(zip(POSE, rng.random(len(POSE)), strict=True))
     values = {name: (low + (high - low) * draw[name]) * amount for name, (low, high) in POSE_LIMITS.items()}
     values["mouth"] = max(0.0, draw["mouth"] * 2 - 1) * amount

@@ -28,7 +28,7 @@ _STREAMS = {name: number for number, name in enumerate(
 
 
 class World:
-    """A world of people. Pure: what it returns depends on its seed, its grid and the arguments, and on nothing else."""
+    """A world of people. Pure: its results depend on seed, grid and arguments, and on nothing else."""
 
     def __init__(self, seed: int = 0, grid: int = 64) -> None:
         """seed: from 0 to 2³² - 1. grid: cells across a picture, on which face squares lie.
@@ -47,7 +47,7 @@ class World:
         return Identity((split, int(index)), rng.random(len(FACTORS)))
 
     def sibling(self, identity: Identity, index: int) -> Identity:
-        """Another person of the same skin, hair and beard, with other features: what a recogniser must tell apart."""
+        """Another person of the same skin, hair and beard, with other features: for a recogniser to tell apart."""
         rng = self._rng("sibling", _key(identity), _number(index, "index"))
         factors = rng.random(len(FACTORS))
         factors[: len(COLORING)] = identity.factors[: len(COLORING)]
@@ -71,7 +71,7 @@ class World:
         identities: Sequence[Identity] | None = None,
         poses: Sequence[Pose] | None = None,
     ) -> Scene:
-        """Scene number `index`, with what is given fixed and the rest drawn at random.
+        """Scene number `index`: the given arguments are fixed, and the rest is drawn at random.
 
         persons:    1 to 3; None: 55, 30 and 15 of 100 scenes.
         face:       least and greatest side of a face square over the picture's: log-uniform between them, on the grid.
@@ -123,7 +123,7 @@ class World:
 
     def _rng(self, stream: str, *key: str | int) -> np.random.Generator:
         words = [_STREAMS[part] if isinstance(part, str) else part for part in (stream, *key)]
-        numbers = [self.seed, len(words), *words]  # the length, since a SeedSequence takes [1] and [1, 0] for one
+        numbers = [self.seed, len(words), *words]  # the length, since a SeedSequence takes [1] and [1, 0] for the same
         return np.random.Generator(np.random.PCG64(np.random.SeedSequence(numbers)))
 
     def _num_persons(
@@ -181,7 +181,7 @@ class World:
             x = x + round(max(free, 0) * (0.15 + 0.7 * shift))
         else:
             free = self.grid - HEAD_ROOM * sides.sum()
-            gaps = free * np.cumsum(gap_draw) / (gap_draw.sum() + shift)  # what is left of the free room goes right
+            gaps = free * np.cumsum(gap_draw) / (gap_draw.sum() + shift)  # the rest of the free room is on the right
             x = np.round(gaps + HEAD_ROOM * (np.cumsum(sides) - sides) + (HEAD_ROOM - 1) / 2 * sides).astype(int)
         side = sides / self.grid
         top = np.maximum(0.30 * side, 0.84 - 5.0 * side)  # small figures stand on the ground

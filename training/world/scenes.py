@@ -145,7 +145,7 @@ class Picture:
         return np.asarray(self.colors[person, list(INKS.values()).index(part)])
 
     def head(self, person: int) -> NDArray[np.bool_]:
-        """(S, S), where an actor's head is seen, hair and hat included: what face parsing would keep."""
+        """(S, S), where an actor's head is seen, hair and hat included: the part that face parsing would keep."""
         inside = np.isin(self.parts, [PARTS.index(part) for part in HEAD_PARTS])
         return np.asarray(inside & (self.owners == person + 1))
 

@@ -37,7 +37,7 @@ def make_sheet(world: World, size_px: int = 256) -> tuple[Image8, int]:
     portraits = draw_row("eight people: a reference of each", [world.reference(person) for person in people])
     draw_row("the same people: another pose, light and place", [world.reference(person, 1) for person in people])
     crops = [id_crop(picture, 0, size_px) for picture in portraits]
-    rows.append(("what the ID encoder is shown of the references", crops, []))
+    rows.append(("the references, cropped for the ID encoder", crops, []))
     draw_row("siblings of the first: same skin and hair, other features",
              [world.reference(world.sibling(people[0], number)) for number in numbers])  # fmt: skip
     posed = [

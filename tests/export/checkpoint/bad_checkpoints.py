@@ -1,4 +1,4 @@
-"""Ways to spoil a good checkpoint that must be refused, each with pieces of the sentence that helps."""
+"""Ways to spoil a good checkpoint. Each must be refused, with these pieces of the sentence that helps."""
 
 from __future__ import annotations
 
@@ -260,7 +260,7 @@ BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "eta": (scheduler(eta=0.5), ("eta is 0.5, expected 0", "Remove the key")),
     "zero SNR": (scheduler(rescale_betas_zero_snr=True), ("rescale_betas_zero_snr with prediction_type epsilon",)),
     "schedule": (scheduler(beta_schedule="cosine"), ("is not a config of a DDIM scheduler",)),
-    "betas": (scheduler(beta_end=float("nan")), ("a config of a DDIM scheduler: its alphas_cumprod leave 0..1",)),
+    "betas": (scheduler(beta_end=float("nan")), ("a config of a DDIM scheduler: its alphas_cumprod are not in 0..1",)),
     "spacing": (
         scheduler(timestep_spacing="karras"),
         ("timestep_spacing is 'karras', expected leading or trailing or linspace",),

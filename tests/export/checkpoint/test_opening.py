@@ -44,7 +44,7 @@ def test_the_length_of_a_prompt_is_the_text_encoders(copy: Callable[..., Path]) 
 
 @torch.no_grad()
 def test_the_widths_of_the_text_encoders_are_those_of_what_they_give(copy: Callable[..., Path]) -> None:
-    """The pooled output is projected in a CLIPTextModelWithProjection, and not in a CLIPTextModel."""
+    """A CLIPTextModelWithProjection projects its pooled output, a CLIPTextModel does not."""
     folder = copy()
     edit(folder / "text_encoder" / "config.json", projection_dim=48)
     for c in (Checkpoint.open(folder), Checkpoint.open(copy("sd15", folder.with_name("sd15")))):

@@ -70,7 +70,7 @@ def test_a_base_model_by_reference(
     assert len(c.load_tokenizer("tokenizer")("a cat").input_ids) == 4
     assert c.weights_key("unet") == Checkpoint.open(made["sdxl"]).weights_key("unet")
     shutil.copytree(made["sdxl"] / "vae", folder / "vae")  # local files win
-    assert c.base == base  # what workers are told, so that they ask no hub again
+    assert c.base == base  # the workers get this path, so that they do not ask the hub again
     assert Checkpoint.open(folder, base_model=base).components["vae"].folder == folder / "vae"
     monkeypatch.chdir(tmp_path)
     assert Checkpoint.open(folder, base_model="models/base").components["unet"].folder == base / "unet"
@@ -131,12 +131,12 @@ def test_pickles_are_refused_and_the_sentence_that_converts_them_works(
 ) -> None:
     folder = copy()
     torch.save(load_file(folder / "unet" / UNET), folder / "unet" / "diffusion_pytorch_model.bin")
-    Checkpoint.open(folder)  # beside safetensors a pickle is not read, and harms nobody
+    Checkpoint.open(folder)  # a pickle beside safetensors is not read, and does no harm
     (folder / "unet" / UNET).unlink()
     with pytest.raises(CheckpointError) as caught:
         Checkpoint.open(folder)
     assert "Pickles are refused" in str(caught.value) and "if you trust its source" in str(caught.value)
     command = str(caught.value).split("if you trust its source: ")[1]
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # its `python` is the one that runs this
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # its `python` runs these tests
     subprocess.run(["bash", "-c", command], check=True, env={**os.environ, "PATH": path})
     assert same_weights(made["sdxl"], folder)

@@ -18,7 +18,7 @@ NAMES = ("unet", "vae", "id_projection", "null_id", "scheduler", "tokenizer")
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A memory of file hashes of one's own."""
+    """An empty cache of file hashes, for this test alone."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     files._sha256.cache_clear()
     return tmp_path / "cache" / "realisid_trt" / "verified.json"
@@ -59,11 +59,11 @@ def test_another_process_takes_the_hash_from_the_memory(made: dict[str, Path], c
     key = c.weights_key("unet")
     memory = json.loads(cache.read_text())
     assert [entry.split("|")[0] for entry in memory] == [str((made["sdxl"] / "unet" / UNET).resolve())]
-    files._sha256.cache_clear()  # what another process begins with
+    files._sha256.cache_clear()  # another process begins with this
     assert c.weights_key("unet") == key
     cache.write_text(json.dumps(dict.fromkeys(memory, "0" * 64)))
     files._sha256.cache_clear()
-    assert c.weights_key("unet") != key  # it was believed, so the file was not read
+    assert c.weights_key("unet") != key  # the recorded hash was used, so the file was not read
 
 
 def test_a_file_altered_under_the_same_size_and_time_is_noticed(copy: Callable[..., Path]) -> None:

@@ -126,7 +126,7 @@ def random_bisenet(example: Tensor, seed: int = 0) -> BiSeNet:
 
 
 def export_bisenet(net: BiSeNet, path: Path) -> None:
-    """As its users do it: an input name of their own, all three outputs, weights in a file beside `path`."""
+    """Exports it as its users do: another input name, all three outputs, weights in a file beside `path`."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter warns about torch
         torch.onnx.export(

@@ -1,4 +1,4 @@
-"""The user's own face_landmarker.task and BiSeNet: which are taken and which are refused."""
+"""The user's own face_landmarker.task and BiSeNet: files that are taken, and files that are refused."""
 
 from __future__ import annotations
 

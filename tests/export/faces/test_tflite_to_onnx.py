@@ -41,7 +41,7 @@ NO_ACTIVATION, RELU6 = tflite.ActivationFunctionType.NONE, tflite.ActivationFunc
 @pytest.mark.parametrize("same", [False, True])
 @pytest.mark.parametrize("stride", [1, 2])
 def test_convolution_by_its_definition(depthwise: bool, same: bool, stride: int) -> None:
-    """Odd sizes, both paddings, half-precision weights behind a DEQUANTIZE, a fused ReLU6."""
+    """Odd sizes, both paddings, half-precision weights after a DEQUANTIZE, a fused ReLU6."""
     chance = np.random.default_rng(0)
     outputs = 4 if depthwise else 6
     weight = chance.normal(size=(1, 3, 2, 4) if depthwise else (6, 3, 2, 4)).astype(np.float16)

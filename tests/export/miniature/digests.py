@@ -1,4 +1,4 @@
-"""What a folder holds, byte for byte."""
+"""The contents of a folder, byte for byte."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_other_weights(
     checkpoints: dict[str, Checkpoint], tmp_path: Path
 ) -> None:
     first = digests(checkpoints["default"].path)
-    torch.manual_seed(123)  # nobody's random state may matter
+    torch.manual_seed(123)  # the random state of the process must not matter
     assert digests(make_checkpoint(tmp_path / "again")) == first
     other = digests(make_checkpoint(tmp_path / "other", seed=1))
     assert other.keys() == first.keys()
@@ -42,7 +42,7 @@ def test_every_tensor_is_a_stream_of_its_own(checkpoints: dict[str, Checkpoint])
 
 
 def test_what_the_loaders_give_is_what_was_drawn(checkpoints: dict[str, Checkpoint]) -> None:
-    """Also the text encoder, whose keys transformers renames while it loads."""
+    """This holds for the text encoder too, whose keys transformers renames while it loads."""
     checkpoint = checkpoints["default"]
     loaded = checkpoint.load_text_encoder("text_encoder").state_dict()
     key = "encoder.layers.1.mlp.fc2.weight"

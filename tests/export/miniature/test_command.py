@@ -36,7 +36,7 @@ def test_every_flag_ends_up_in_a_config(tmp_path: Path) -> None:
     assert checkpoint.components["id_projection"].config["class"] == "resampler"
     assert json.loads((tmp_path / "made" / "model_index.json").read_text())["_recipe"]["seed"] == 3
     file = tmp_path / "made" / "unet" / "diffusion_pytorch_model.safetensors"
-    assert file.stat().st_mode & 0o044 == (tmp_path / "made").stat().st_mode & 0o044  # readable by whom the folder is
+    assert file.stat().st_mode & 0o044 == (tmp_path / "made").stat().st_mode & 0o044  # as readable as the folder
 
 
 def test_the_last_line_of_stdout_is_json_and_prose_goes_elsewhere(

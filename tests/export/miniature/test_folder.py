@@ -76,7 +76,7 @@ def test_a_failure_half_way_leaves_what_was_there(
 
 
 def test_weights_that_the_system_refuses_to_write_leave_what_was_there(tmp_path: Path) -> None:
-    """By a limit on the size of files, which safetensors reports in its own kind of error, without errno."""
+    """With a limit on the size of files. safetensors reports it in an exception of its own, without errno."""
     out = make_checkpoint(tmp_path / "made")
     before = digests(out)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -91,7 +91,7 @@ def test_weights_that_the_system_refuses_to_write_leave_what_was_there(tmp_path:
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next(tmp_path: Path) -> None:
-    """And what a living one is writing is not."""
+    """Files that a running process writes stay."""
     (tmp_path / ".made.7-abandoned.part").mkdir()
     with whole_folder(tmp_path / "made") as living:
         make_checkpoint(tmp_path / "made")

@@ -1,4 +1,4 @@
-"""Claims about what can be asked for: presets of the real shapes, and sentences for what cannot be made."""
+"""Claims about recipes: presets of the real shapes, and refusals of recipes that cannot be made."""
 
 from __future__ import annotations
 

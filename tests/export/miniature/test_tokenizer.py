@@ -21,13 +21,13 @@ def test_the_tokenizer_is_clips(checkpoints: dict[str, Checkpoint]) -> None:
     for prompt in ("naïve café 日本 🙂", "x" * 300, ""):
         ids = first(prompt, truncation=False).input_ids
         assert ids[0] == vocabulary["<|startoftext|>"] and ids[-1] == vocabulary[END]
-        assert vocabulary[END] not in ids[1:-1]  # nothing is unknown to a byte-level tokenizer
+        assert vocabulary[END] not in ids[1:-1]  # a byte-level tokenizer knows every text
     assert len(first("x" * 300, truncation=True).input_ids) == 77
     assert first("CAT").input_ids == first("cat").input_ids
 
 
 def test_the_merges_are_plain_byte_pair_encoding() -> None:
-    """Merging by rank with the written files gives what the words were trained to."""
+    """Merging by rank with the written files gives the tokens that the words were trained to."""
     vocabulary, merges = vocabulary_and_merges()
     ranks = {pair: rank for rank, pair in enumerate(merges)}
     assert len(ranks) == len(merges) and all(a + b in vocabulary and a in vocabulary for a, b in merges)

@@ -1,4 +1,4 @@
-"""What the originals find in the two photographs, and ways to make other photos of them."""
+"""The original packages' results on the two photographs, and ways to make other photos of these."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def beside(*photos: LoadedPhoto) -> LoadedPhoto:
 
 
 def enlarged(photo: LoadedPhoto, factor: int) -> Image.Image:
-    """The photo with each pixel repeated factor × factor times: what a larger camera would have seen."""
+    """The photo with each pixel repeated factor × factor times, as from a camera with more pixels."""
     height, width = photo.rgb.shape[:2]
     return Image.fromarray(photo.rgb).resize((width * factor, height * factor), Image.Resampling.NEAREST)
 

@@ -1,4 +1,4 @@
-"""Which face is taken, on every kind of photo people hand in."""
+"""The choice of a face, on every kind of photo that people hand in."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_face_of_just_enough_pixels(finder: FaceFinder, hopper: LoadedPhoto) -> 
 
 
 def test_small_face_of_a_large_photo_is_told_in_its_own_pixels(finder: FaceFinder, hopper: LoadedPhoto) -> None:
-    """Of 8192 px a quarter is kept: 200 px of them are 50 to the nets."""
+    """Of 8192 px, a quarter is kept: 200 px of the photo are 50 px for the nets."""
     large = load_photo(enlarged(on_grey(hopper, 50 / 238, canvas=2048), 4))
     text = refusal("face_too_small", finder.find, large, "crowd.jpg")
     size = int(text.split("only ")[1].split(" pixels")[0])

@@ -83,7 +83,7 @@ def nothing(kind: str) -> LoadedPhoto:
 @pytest.mark.parametrize("kind", ["grey", "noise", "stripes", "suit"])
 def test_a_box_without_a_face_is_told(finder: FaceFinder, astronaut: LoadedPhoto, kind: str) -> None:
     photo, box = (astronaut, (300, 330, 430, 460)) if kind == "suit" else (nothing(kind), (100, 100, 300, 300))
-    face = finder.find(photo, box=box)  # drawn faces, which look like nothing to the net, must stay possible
+    face = finder.find(photo, box=box)  # drawn faces, which the net does not know, must stay possible
     assert face.score is not None and face.score < 0.5
     assert any("the landmark net finds no face in this box (score 0." in note for note in face.notes)
 
@@ -122,7 +122,7 @@ def test_a_tilted_face_stays_as_it_is(
 def test_the_quarter_turn_that_leaves_the_least_tilt_wins(
     finder: FaceFinder, pictures: dict[str, LoadedPhoto], name: str, angle: int
 ) -> None:
-    """Also where the detector is surer of the face in another position: of the last two."""
+    """This holds too if the detector is surer of the face in another position, as in the last two cases."""
     photo, _ = tilted(pictures[name], angle, 0.7)
     assert finder.find(photo).turns == -round(angle / 90) % 4
 

@@ -17,7 +17,7 @@ from tests.realisid_trt.faces.photographs import enlarged, refusal, same_face
 
 
 def test_given_box_needs_no_detector(finder: FaceFinder, hopper: LoadedPhoto) -> None:
-    """A drawing has no MTCNN face, but its box is honoured; on a photo the landmarks are those of the found face."""
+    """MTCNN finds no face in a drawing, but its box is used. On a photo, the landmarks are those of the found face."""
     found = finder.find(hopper)
     face = finder.find(hopper, box=(160, 110, 350, 345))
     assert face.box == (160.0, 110.0, 350.0, 345.0) and face.num_found == 0
@@ -31,7 +31,7 @@ def test_given_box_needs_no_detector(finder: FaceFinder, hopper: LoadedPhoto) ->
     refusal("no_face", finder.find, drawing)
     drawn = finder.find(drawing, box=(60, 60, 240, 240))
     crop, source = finder.crop(drawing, drawn, 128)
-    assert source == "hull"  # the person net sees nobody, and must not leave a black picture
+    assert source == "hull"  # the person net sees no person, and must not leave a black picture
     assert "the person mask finds no person" in finder.notes_on(source)[0]
     assert (crop.sum(axis=2) > 0).mean() > 0.5
 
@@ -41,7 +41,7 @@ def test_given_box_needs_no_detector(finder: FaceFinder, hopper: LoadedPhoto) ->
 def test_boxes_are_pixels_of_the_upright_original(
     finder: FaceFinder, hopper: LoadedPhoto, kind: str, orientation: int
 ) -> None:
-    """A camera's photo of 4608 × 5400 px is worked on at 2048; the box one draws in a viewer is in its own pixels."""
+    """A camera's photo of 4608 × 5400 px is worked on at 2048; a box is in pixels of the original."""
     large = enlarged(hopper, 9)
     stored = large if orientation == 1 else large.transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
@@ -62,7 +62,7 @@ def test_boxes_are_pixels_of_the_upright_original(
 
     found = finder.find(photo)
     assert same_face(np.array(found.box) / 9, finder.find(hopper).box)
-    again = finder.find(photo, box=found.box)  # what is reported can be handed in
+    again = finder.find(photo, box=found.box)  # a reported box can be given again
     assert again.box == found.box and np.abs(again.landmarks - found.landmarks).max() < 0.05
     assert "4608×5400" in refusal("box_outside", finder.find, photo, box=(4700, 0, 4800, 100))
     assert "169 are needed" in refusal("face_too_small", finder.find, photo, box=(0, 0, 100, 160))

@@ -1,4 +1,4 @@
-"""The faces/ folder: which of its files are used, and what is said when one is missing or damaged."""
+"""The faces/ folder: the files that are used, and the errors when one is missing or damaged."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_files_that_the_manifest_does_not_list_are_not_opened(folder: Path, find
     assert isinstance(listed.landmark_model, AttentionMesh) and listed.parser is None
     assert listed.model_id == finder.model_id
     with pytest.raises(EngineDamaged, match="expected 'v2'"):
-        FaceFinder.load(folder)  # the exporter's own folder: what lies there counts
+        FaceFinder.load(folder)  # the exporter's own folder: its files count
     with pytest.raises(EngineDamaged, match="onet.onnx is missing from the manifest"):
         FaceFinder.load(folder, files=set(FILES) - {"onet.onnx"})
 

@@ -1,4 +1,4 @@
-"""The crop: the face where the photo says, and what told it from its background."""
+"""The crop: the face at its place in the photo, and the mask that removed the background."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_bisenet_keeps_its_face_classes(parsing: Any, hopper: LoadedPhoto, finde
     mask = with_parser.parser(hopper.rgb, face.square, to_wide, 512)
     expected = np.isin(classes, [CLASSES.index(name) for name in KEPT_CLASSES])
     assert 0.1 < expected.mean() < 0.9
-    assert (mask == expected).mean() > 0.999  # a tie of two logits may fall either way in another runtime
+    assert (mask == expected).mean() > 0.999  # another runtime may decide a tie of two logits differently
     crop, source = with_parser.crop(hopper, face, 256)
     inside, _ = crop_square(hopper.rgb, face.square, 256)
     assert source == "bisenet" and with_parser.notes_on(source) == ()
@@ -116,7 +116,7 @@ def test_bisenet_keeps_its_face_classes(parsing: Any, hopper: LoadedPhoto, finde
 
 
 def save_parser(path: Path, everywhere: str | None) -> None:
-    """A parser of one convolution that sees one class everywhere; None: with outputs that are no parser's."""
+    """A parser of one convolution that sees one class everywhere; None: with outputs that are not a parser's."""
     onnx = pytest.importorskip("onnx")
     count = 3 if everywhere is None else len(CLASSES)
     bias = np.zeros(count, np.float32)

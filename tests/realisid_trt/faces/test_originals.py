@@ -38,7 +38,7 @@ def test_finder_returns_facenet_pytorchs_box(name: str, pictures: Pictures, find
 
 @pytest.mark.parametrize("name", NAMES)
 def test_landmarks_equal_mediapipes_for_the_same_region(name: str, pictures: Pictures, face_models: Path) -> None:
-    """MediaPipe's graph was given these regions, upright and tilted by 0.6 rad, then those of its own second look."""
+    """MediaPipe's graph was given these regions, upright and tilted by 0.6 rad, then those of its own second pass."""
     model, rgb = AttentionMesh(face_models), pictures[name].rgb
     for (x, y, side, angle), look in zip(EXPECTED[name]["rois"], EXPECTED[name]["looks"], strict=True):
         first = model(rgb, Roi((x, y), side, angle), 1)
@@ -53,7 +53,7 @@ def test_landmarks_equal_mediapipes_for_the_same_region(name: str, pictures: Pic
 
 @pytest.mark.parametrize("name", NAMES)
 def test_found_landmarks_equal_mediapipes_second_look(name: str, pictures: Pictures, finder: FaceFinder) -> None:
-    """The whole way: our boxes and points give the recorded region, two looks give MediaPipe's landmarks."""
+    """Our boxes and points give the recorded region, and two passes give MediaPipe's landmarks."""
     detections = finder.detector.detect(pictures[name].rgb)
     roi = roi_from_points(detections.boxes[0], detections.points[0])
     np.testing.assert_allclose([*roi.center, roi.side_px, roi.angle], EXPECTED[name]["rois"][0], rtol=0, atol=0.01)
