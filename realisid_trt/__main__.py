@@ -106,7 +106,7 @@ def inspect(options: argparse.Namespace) -> Outcome:
     [out] = picture_paths(out, 1)
     outcome, sheet = inspect_photo(target, options.engine, options.face)
     save_picture(sheet, out)
-    return Outcome(outcome.values | {"out": str(out)}, [*outcome.lines, f"{out}: what was found"], outcome.status)
+    return Outcome(outcome.values | {"out": str(out)}, [*outcome.lines, f"{out}: the faces"], outcome.status)
 
 
 def doctor(options: argparse.Namespace) -> Outcome:

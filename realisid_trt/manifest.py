@@ -109,7 +109,7 @@ class Network:
 
 @dataclass(frozen=True)
 class Build:
-    """All networks for one backend, in one precision, for one architecture: what a backend opens.
+    """All networks for one backend, in one precision, for one architecture. A backend opens one build.
 
     device:       the kind it is for, "cpu" or "cuda".
     wide:         networks that stay float32, with the reason.
@@ -235,7 +235,7 @@ class Manifest:
 
     @cached_property
     def builds(self) -> dict[str, Build]:
-        """What was built, by id."""
+        """The builds, by id."""
         return {id: Build(id=id, **build) for id, build in self.values["builds"].items()}
 
     def build_for(self, backend: str, device: str = "cpu") -> Build:

@@ -82,7 +82,7 @@ class Request:
 
 
 class RequestOptions(TypedDict, total=False):
-    """What `Engine.generate` takes by name for its Request: all of its fields but prompt and persons."""
+    """The keywords of `Engine.generate` for its Request: all of its fields but prompt and persons."""
 
     negative_prompt: str | None
     num_images: int
@@ -109,7 +109,7 @@ class BatchOptions(TypedDict, total=False):
 
 
 class GenerateOptions(RequestOptions, BatchOptions, total=False):
-    """What `Engine.generate` takes by name."""
+    """The keywords of `Engine.generate`."""
 
 
 @dataclass(frozen=True, eq=False)

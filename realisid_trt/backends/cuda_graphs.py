@@ -1,4 +1,4 @@
-"""Steps of the loop as CUDA graphs: run until two runs enqueued the same, then captured, then replayed."""
+"""Steps of the loop as CUDA graphs: a step is captured after two runs that enqueue the same work, then replayed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`inspect`: what an engine holds."""
+"""`inspect`: the contents of an engine."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _build_lines(manifest: Manifest, build: Build) -> list[str]:
 
 
 def _proof_lines(build: Build, proofs: Mapping[str, Any]) -> list[str]:
-    """What the plans prove, in lines: the share of them that has the requested precision."""
+    """Lines on the plans' proofs: how many of their tensors have the requested precision."""
     asked = {name: proof for name, proof in proofs.items() if name not in build.wide}
     half, outputs = (sum(proof[key] for proof in asked.values()) for key in ("half", "outputs"))
     attentions = sum(proof["attentions"] for proof in proofs.values())

@@ -32,7 +32,7 @@ def found_in(
 ) -> tuple[Outcome, Image.Image]:
     """Every face of a photo numbered from the left, and of the chosen one landmarks, crop and pose.
 
-    path: what messages call the photo.
+    path: of the photo, for messages.
     face: which one, counted from the left from 0; None takes the only or the clearly largest one.
 
     Returns the outcome, boxes in photo px of the photo turned by `turns`, and the sheet. If there are faces but none

@@ -38,8 +38,8 @@ class Batch:
     coefficients:     (S, 2) float64, A and B of DDIM.
     prompt_embeds:    (K, T, D).
     unet_emb:         (S, K, E): time + added conditions of every step and text.
-    local_emb, global_emb: (S, K, E), or (S, 1, E) when the branches see no text. None without rows of that branch, as
-                      its condition.
+    local_emb, global_emb: (S, K, E), or (S, 1, E) when the branches see no text. None, as the
+                      condition, for a branch without rows.
     id_tokens:        (1 + P, T, D): the null ID's, then every person's.
     local_condition:  (P, C, canvas, canvas), Z(c_p&e).
     global_condition: (P, C, h, w), Z(c_loc).

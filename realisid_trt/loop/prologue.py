@@ -24,7 +24,7 @@ from .rows import PictureRows, RowPlan, guidance_weights, plan_rows, steps_witho
 
 @dataclass(frozen=True)
 class Texts:
-    """The distinct texts of a batch, None for zeros; and of each request its negative prompt and prompt among them."""
+    """The distinct texts of a batch, None for zeros; and the numbers of each request's negative prompt and prompt."""
 
     distinct: tuple[TokenIds | None, ...]
     of: tuple[tuple[int, int], ...]
@@ -203,7 +203,7 @@ class Prologue:
     ) -> dict[str, Tensor]:
         """unet_emb, local_emb, global_emb: (S, K, E), each network's time + added embedding, all steps at once.
 
-        branches: those that are evaluated, of "local" and "global"; the others' are None.
+        branches: those that are evaluated, of "local" and "global"; the tables of others are None.
         """
         timesteps = self._ddim.timesteps(num_inference_steps).astype(np.float32)
         pooled = np.stack([text.pooled for text in texts])

@@ -13,7 +13,7 @@ Cells = tuple[int, int, int, int]  # x0, y0, x1, y1 in cells of one level, half-
 
 @dataclass(frozen=True)
 class Grid:
-    """The picture's grid: what a box must fit into.
+    """The picture's grid, into which a box must fit.
 
     height, width:    of the picture, px; multiples of `multiple`.
     vae_scale_factor: f, px per latent cell.
@@ -58,7 +58,7 @@ class FaceBox:
 
         side_k = max(1, ⌊side/2^k + ½⌋),  x_k = ⌊(x + side/2)/2^k - side_k/2 + ½⌋, shifted in.
         """
-        # In halves of a cell all of it is whole numbers, so that no rounding of floats can move a box.
+        # Computed in halves of a cell, which are whole numbers, so that no rounding of floats can move a box.
         scale = 2**level
         side = max(1, (2 * self.side + scale) // (2 * scale))
         height, width = self.grid.size(level)

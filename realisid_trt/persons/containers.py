@@ -22,7 +22,7 @@ from ..errors import PhotoError
 # A subset of Pillow's: it passes EPS to Ghostscript, and finds pictures in containers whose headers state no size.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "JPEG2000", "PPM", "TGA", "HEIF", "JXL")
 
-# What Pillow's decoders raise on damaged files besides OSError (found by flipping bytes of all common formats).
+# Exceptions of Pillow's decoders on damaged files (found by flipping bytes of all common formats).
 DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -68,14 +68,14 @@ def can_read(format: str) -> bool:
 
 
 def suffixes() -> frozenset[str]:
-    """How names of photos end, in lower case: of every format that is read here, or would be with its plugin."""
+    """The endings of photos' names, in lower case: for every format that is read here, or would be with its plugin."""
     Image.init()
     known = {suffix for suffix, format in Image.registered_extensions().items() if format in FORMATS}
     return frozenset(known | {".heic", ".heif", ".avif", ".jxl"})
 
 
 def open_bytes(file: IO[bytes], name: str) -> Image.Image:
-    """The picture with its header read. file: seekable; it must stay open. name: what error messages call it.
+    """The picture with its header read. file: seekable; it must stay open. name: for error messages.
 
     Raises PhotoError(unreadable) and Pillow's DecompressionBombError.
     """

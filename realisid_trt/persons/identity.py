@@ -30,7 +30,7 @@ class Identity:
                     orientation applied, and turned if a note says so.
     photo_size:     (height, width) of that upright original, px.
     id_encoder_key: hash of the image encoder and projection that made the tokens.
-    mask_source:    what removed the background: "bisenet", "hull+person", "hull", or "own" for a crop of the caller's.
+    mask_source:    mask that removed the background: "bisenet", "hull+person", "hull"; "own" for the caller's own crop.
     notes:          decisions made on the way, in sentences.
 
     Arrays are copied. Raises RequestError for an impossible field.

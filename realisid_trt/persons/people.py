@@ -40,7 +40,7 @@ class PreparedPerson:
     id_tokens:   (T, D) float32.
     pose_image:  (3, S, S) float32 in [0, 1], S the side of the local canvas in px.
     face_box:    where the face goes.
-    mask_source: what removed the photo's background: "bisenet", "hull+person", "hull" or "own"; None without a photo.
+    mask_source: mask that removed the background: "bisenet", "hull+person", "hull" or "own"; None without a photo.
     notes:       decisions about the photos, in sentences that name no photo.
     """
 
@@ -56,7 +56,7 @@ class FaceCrop:
     """The ID encoder's input for a face, and the other fields of its Identity.
 
     id_pixels:  (3, S, S) float32, normalised.
-    key:        of the identity in the cache. name: what messages call the photo.
+    key:        of the identity in the cache. name: of the photo, for messages.
     The rest as in Identity.
     """
 
@@ -74,7 +74,7 @@ class FaceCrop:
 class SeenPerson:
     """One person before the ID encoder: everything that needs no network of the engine. Fields as in PreparedPerson.
 
-    source: what the ID tokens come from: a face that is yet to be encoded, or the tokens themselves, (T, D).
+    source: of the ID tokens: a face that is not encoded yet, or the tokens themselves, (T, D).
     """
 
     source: FaceCrop | NDArray[np.float32]
@@ -126,7 +126,7 @@ class People:
         box:       x0, y0, x1, y1 of the face in photo px (of the upright original), instead of detecting it.
         landmarks: (478, 2) in [0, 1] of the squared box, instead of finding them.
         crop:      the squared face with its background zeroed, a square picture of any size, instead of cutting it out.
-        name:      what messages call the photo when it is not a path.
+        name:      of the photo in messages, when it is not a path.
 
         Raises PhotoError, RequestError.
         """
@@ -144,7 +144,7 @@ class People:
         """Everything the networks need of `person` but the ID tokens of a photo.
 
         alone: the only person of its picture, so that box=None can mean "where it is in the photo".
-        name:  what messages call the person.
+        name:  of the person in messages.
 
         Raises PhotoError, RequestError, BoxError, EngineMismatch.
         """

@@ -21,7 +21,7 @@ class Person:
 
     Who, exactly one of
         photo:      a path, bytes, PIL image or (H, W, 3) uint8 array; or an Identity; or the path of a stored one.
-        identity:   what `Engine.embed` returned.
+        identity:   an Identity, as `Engine.embed` returns it.
         id_tokens:  (T, D) float array of your own; box and a pose must then be given.
     Where
         box:        x0, y0, x1, y1 in pixels of the output. None, for one person only: the photo is scaled to cover the
@@ -76,7 +76,7 @@ class PlacedPerson:
     """The place of one person in the picture, and notes on the photo.
 
     box:         x0, y0, x1, y1 of the squared and snapped box in the output, px.
-    mask_source: what removed the photo's background: "bisenet", "hull+person", "hull" or "own"; None without a photo.
+    mask_source: mask that removed the background: "bisenet", "hull+person", "hull" or "own"; None without a photo.
     notes:       decisions about the photo, in sentences.
     """
 

@@ -66,7 +66,7 @@ def load_photo(source: Photo, name: str | None = None) -> LoadedPhoto:
 
     source: path, bytes of a file, PIL image, or array: (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA,
             uint8 or uint16.
-    name:   what error messages call it; the path by default, else "photo".
+    name:   of the photo in error messages; the path by default, else "photo".
 
     EXIF orientation and the embedded colour profile are applied (pixels become sRGB), transparency is laid on white, 16
     bits are cut to 8, any colour mode becomes RGB, and of an animation the first frame is taken.
@@ -85,7 +85,7 @@ def load_crop(source: Photo, size_px: int, name: str) -> NDArray[np.uint8]:
     """A face crop of the caller's own, resized: the squared face with its background already zeroed.
 
     source: a square picture of any size, in any form that `load_photo` takes; transparent pixels become black.
-    name:   what error messages call it.
+    name:   of the crop in error messages.
 
     Returns (size_px, size_px, 3) uint8. Raises RequestError if it is not square, PhotoError as `load_photo`.
     """

@@ -221,7 +221,7 @@ def test_the_page_says_what_is_not_the_reason() -> None:
     assert [round(value) for value in higher[:5]] == [3, 1, 2, 2, 1] and max(higher[5:]) < 0.2
     left = {}
     for cells in (4, 8, 12, 16, 24):
-        left[cells] = float((resize_matrix(cells, 32, "bilinear") ** 2).sum(1).mean())  # variance per axis: the deviation of both
+        left[cells] = float((resize_matrix(cells, 32, "bilinear") ** 2).sum(1).mean())  # variance per axis, std of both
     assert round(left.pop(4), 2) == 0.75 and {round(value * 20) / 20 for value in left.values()} == {0.65, 0.7}
 
 

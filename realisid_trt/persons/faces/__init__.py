@@ -170,7 +170,7 @@ class FaceFinder:
         """The face of a photo.
 
         photo:       from `load_photo`.
-        name:        what error messages call it.
+        name:        of the photo in error messages.
         face:        which one, counted from the left from 0, when there are several.
         box:         x0, y0, x1, y1 in photo px: skips detection (drawn characters have no MTCNN box).
         landmarks:   (478, 2) in [0, 1] of the squared box: skips the landmark net.

@@ -57,7 +57,7 @@ def choose(seen: Seen, which: int | None, name: str, choose_with: str = CHOOSE_W
     """The face that is meant.
 
     which:       its number, counted from the left from 0, or None: the only or the clearly largest one.
-    name:        what error messages call the photo.
+    name:        of the photo in error messages.
     choose_with: how errors tell the caller to choose, with {} for the number.
 
     Returns the number, and notes. Raises PhotoError: no_face, face_index, many_faces, face_too_small; RequestError

@@ -183,7 +183,7 @@ class _Region:
 
     left, right: indices of the two landmarks whose line is made level.
     subset:      indices whose extent the region covers, times `scale`.
-    size:        cells per side of what the head sees.
+    size:        cells per side of the head's input.
     outputs:     {output of the heads' graph: indices of the landmarks it refines}.
     """
 

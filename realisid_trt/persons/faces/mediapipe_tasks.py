@@ -27,7 +27,7 @@ class TasksLandmarks(LandmarkModel):
     """face_landmarker.task through the Tasks API: same call as the other landmark models."""
 
     def __init__(self, face_landmarker: Path) -> None:
-        """Raises RequestError when the file is missing, BackendError when the package is, or refuses the file."""
+        """Raises RequestError if the file is missing, BackendError if the package is missing or refuses the file."""
         convert = f"or build the engine with --face-landmarker {face_landmarker.name}, which converts it once."
         try:
             content = face_landmarker.read_bytes()
