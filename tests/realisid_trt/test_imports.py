@@ -8,6 +8,7 @@ import subprocess
 import sys
 import venv
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -99,12 +100,13 @@ def test_what_ran_in_the_lean_environment_imported_nothing_else(lean: Path, engi
 def test_importing_is_quick(lean: Path, tmp_path: Path) -> None:
     """At most 1.5 times what numpy, cv2 and PIL take, in turns, each in a process of its own.
 
-    Processor time is compared: on a clock, other processes that read the disk would count too.
+    Processor time is compared: on a clock, other processes that read the disk would count too. And the medians of both:
+    the quickest of a few runs is one draw.
     """
     timer = "import time; s = time.process_time(); import {}; print(time.process_time() - s)"
     ours, theirs = [], []
     for _ in range(7):
         theirs.append(float(run(lean, tmp_path, "-c", timer.format("numpy, cv2, PIL.Image"))))
         ours.append(float(run(lean, tmp_path, "-c", timer.format("realisid_trt"))))
-    print(f"import realisid_trt {min(ours):.3f} s, numpy + cv2 + PIL {min(theirs):.3f} s")
-    assert min(ours) <= 1.5 * min(theirs)
+    print(f"import realisid_trt {median(ours):.3f} s, numpy + cv2 + PIL {median(theirs):.3f} s")
+    assert median(ours) <= 1.5 * median(theirs)
