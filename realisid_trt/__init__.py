@@ -19,5 +19,5 @@ from .persons.identity import Identity
 from .persons.person import Person
 from .request import Request, Result
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 __all__ = ["Engine", "Identity", "Person", "RealisIDError", "Request", "Result", "__version__"]
