@@ -11,8 +11,8 @@ from torch import Tensor
 
 from realisid_trt.errors import ParityError
 from realisid_trt.files import cache_folder
+from realisid_trt.kernels import EVERYWHERE, RELOCATED, launch
 from realisid_trt.kernels import compile as nvrtc
-from realisid_trt.kernels import launch
 
 from .cases import CANVAS, CHANNELS, SDXL, Case
 from .torch_operations import (
@@ -105,13 +105,20 @@ class GpuBench:
         return work
 
     def _relocate_merge(self, inputs: RelocateMerge, case: Case) -> Work:
+        """Two sources: the local branch's rows, relocated and summed, and the global branch's, averaged."""
         out = [self._empty(case.rows, *skip.shape[1:]) for skip in inputs.skips]
-        groups = [[_array(tensor) for tensor in group] for group in (inputs.skips, inputs.local, inputs.whole, out)]
-        levels = launch.levels(*groups, [level for _, level in SDXL])
-        table = self._machine.place(torch.from_numpy(levels.table.view(np.int32).copy()))
+        groups = inputs.skips, inputs.local, inputs.whole, out
+        skips, local, whole, merged = ([_array(tensor) for tensor in group] for group in groups)
+        levels = launch.levels(skips, [local, whole], merged, [level for _, level in SDXL])
+        tables = [
+            self._machine.place(torch.from_numpy(table.view(np.int32).copy()))
+            for table in (levels.table, levels.sources)
+        ]
+        encoder_of = self._ints(case.encoder_of)
+        rows_of = self._ints([[rows, rows] for rows in case.branches_of])
         scales = self._machine.place(torch.ones(case.rows, 2))
-        of = case.encoder_of, case.branches_of, case.branches_of, inputs.boxes
-        given = table, *map(self._ints, of), scales
+        rules = self._ints([(RELOCATED, 0, 0), (EVERYWHERE, 1, -1)])
+        given = *tables, encoder_of, rows_of, scales, rules, self._ints(inputs.boxes)
 
         def work() -> list[Tensor]:
             self._launcher.relocate_merge(self._stream, levels, *map(_array, given), "bilinear", "sum")

@@ -4,9 +4,10 @@
 #include "relocate_merge.cuh"
 #include "rows.cuh"
 
+// Blocks of 256 threads, four to a multiprocessor: at most 64 registers to a thread.
 #ifndef ENTRY  // host.h has its own
 #define ENTRY(name, parameters, ...) \
-  extern "C" __global__ void name parameters { __VA_ARGS__; }
+  extern "C" __global__ void __launch_bounds__(256, 4) name parameters { __VA_ARGS__; }
 #endif
 
 #define CROP_UPSAMPLE(type, T) \
@@ -17,10 +18,12 @@
 
 #define RELOCATE_MERGE(name, T, V, AREA) \
   ENTRY(relocate_merge_##name, \
-        (const Level* levels, int num_levels, const int* encoder_of, const int* local_of, const int* global_of, \
-         const Box* boxes, const Scales* scales, int rows, int persons, int box_levels, int overlap), \
-        relocate_merge<T, V, AREA>(levels, num_levels, \
-                                   {encoder_of, local_of, global_of, boxes, scales, rows, persons, box_levels}, \
+        (const Level* levels, const Source* sources, const int* encoder_of, const int* rows_of, const float* scales, \
+         const Rule* rules, const Box* boxes, int num_levels, int rows, int num_sources, int most_rows, \
+         int box_levels, int overlap), \
+        relocate_merge<T, V, AREA>(levels, sources, num_levels, \
+                                   {encoder_of, rows_of, scales, rules, boxes, rows, num_sources, most_rows, \
+                                    box_levels}, \
                                    overlap))
 
 #define GUIDE_STEP(type, T) \

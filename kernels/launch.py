@@ -20,12 +20,13 @@ from realisid_trt.errors import BackendError, EngineMismatch
 
 BLOCK = 256  # threads
 LARGEST_SIDE = 1024  # cells; common.cuh, bilinear_taps
+MOST_ROWS = 255  # of one source, into one decoder row; relocate_merge.cuh, Counts
 OVERLAPS = ("sum", "average", "priority")
 LEVEL = np.dtype(
-    [(name, "<u8") for name in ("skips", "local", "global", "out")]
-    + [(name, "<i4") for name in ("first_block", "size", "height", "width", "local_height", "local_width", "box_level",
-                                  "unused")]
-)  # fmt: skip
+    [(name, "<u8") for name in ("skips", "out")]
+    + [(name, "<i4") for name in ("first_block", "size", "height", "width", "box_level", "unused")]
+)
+SOURCE = np.dtype([("residuals", "<u8"), ("height", "<i4"), ("width", "<i4")])
 ITEM_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "int32": 4, "int64": 8, "float64": 8}
 
 
@@ -44,9 +45,14 @@ class Array:
 
 @dataclass(frozen=True)
 class Levels:
-    """The table of relocate_merge's levels, and how it is launched. Made by `levels`."""
+    """The tables of relocate_merge, and how it is launched. Made by `levels`.
+
+    table:   (levels,) LEVEL.
+    sources: (levels, S) SOURCE.
+    """
 
     table: NDArray[np.void]
+    sources: NDArray[np.void]
     blocks: int
     vector: int
     dtype: str
@@ -54,16 +60,12 @@ class Levels:
 
 
 def levels(
-    skips: Sequence[Array],
-    local: Sequence[Array],
-    global_residuals: Sequence[Array],
-    out: Sequence[Array],
-    of: Sequence[int],
+    skips: Sequence[Array], residuals: Sequence[Sequence[Array]], out: Sequence[Array], of: Sequence[int]
 ) -> Levels:
-    """The table of relocate_merge's inputs and outputs, one entry per skip of the UNet.
+    """The tables of relocate_merge's inputs and outputs, one entry per skip of the UNet.
 
-    local, global_residuals: the residuals of each branch; empty for one that was not evaluated.
-    of:                      the level of each entry, for its boxes.
+    residuals: of every source, one array per skip.
+    of:        the level of each entry, for its boxes.
     """
     dtype = skips[0].dtype
     sizes = [math.prod(skip.shape[1:]) for skip in skips]
@@ -71,21 +73,18 @@ def levels(
     if any(size % vector for size in sizes):
         vector = 1
     table, blocks = np.zeros(len(skips), LEVEL), 0
-    absent = [Array(skip.address, (0, skip.shape[1], 1, 1), dtype) for skip in skips]  # an address that is never read
-    pairs = zip(local or absent, global_residuals or skips, strict=True)
-    for entry, skip, (local_array, global_array), merged, level, size in zip(
-        table, skips, pairs, out, of, sizes, strict=True
-    ):
-        assert {skip.dtype, local_array.dtype, global_array.dtype, merged.dtype} == {dtype}
-        assert skip.shape[1:] == global_array.shape[1:] == merged.shape[1:] and local_array.shape[1] == skip.shape[1]
-        assert merged.shape[0] == out[0].shape[0] and max(*skip.shape[2:], *local_array.shape[2:]) <= LARGEST_SIDE
-        addresses = skip.address, local_array.address, global_array.address, merged.address
-        assert not any(address % 16 for address in addresses)
-        entry_values = (*addresses, blocks, size, *skip.shape[2:], *local_array.shape[2:], level, 0)
-        for name, value in zip(LEVEL.names or (), entry_values, strict=True):
-            entry[name] = value
+    sources = np.zeros((len(skips), len(residuals)), SOURCE)
+    for entry, (skip, merged, level, size, *maps) in enumerate(zip(skips, out, of, sizes, *residuals, strict=True)):
+        assert {array.dtype for array in (skip, merged, *maps)} == {dtype}
+        assert skip.shape[1:] == merged.shape[1:] and merged.shape[0] == out[0].shape[0]
+        assert all(array.shape[0] and array.shape[1] == skip.shape[1] for array in maps)
+        assert all(max(array.shape[2:]) <= LARGEST_SIDE for array in (skip, *maps))
+        assert not any(array.address % 16 for array in (skip, merged, *maps))
+        table[entry] = skip.address, merged.address, blocks, size, *skip.shape[2:], level, 0
+        for source, array in enumerate(maps):
+            sources[entry, source] = array.address, *array.shape[2:]
         blocks += -(-size // (BLOCK * vector))
-    return Levels(table, blocks, vector, dtype, out[0].shape[0])
+    return Levels(table, sources, blocks, vector, dtype, out[0].shape[0])
 
 
 class Kernels:
@@ -128,24 +127,27 @@ class Kernels:
         stream: Any,
         plan: Levels,
         table: Array,
+        sources: Array,
         encoder_of: Array,
-        local_of: Array,
-        global_of: Array,
-        boxes: Array,
+        rows_of: Array,
         scales: Array,
+        rules: Array,
+        boxes: Array,
         mode: str,
         overlap: str,
     ) -> None:
-        """One launch for every level and row. table: `plan.table` on the device; the rest as in relocate_merge.py."""
-        rows, persons = local_of.shape
+        """One launch for every level, row and source. table, sources: `plan.table` and `plan.sources` on the device;
+        the rest as in relocate_merge.py."""
+        rows, num_sources, most_rows = rows_of.shape
         _, box_levels, _ = boxes.shape
-        assert rows == plan.rows and mode in ("bilinear", "area") and overlap in OVERLAPS
-        _agree(encoder_of=(encoder_of, "int32", rows), local_of=(local_of, "int32", rows, persons),
-               global_of=(global_of, "int32", rows, persons),
-               boxes=(boxes, "int32", boxes.shape[0], box_levels, 4), scales=(scales, "float32", rows, 2))  # fmt: skip
+        assert (rows, num_sources) == (plan.rows, plan.sources.shape[1]) and most_rows <= MOST_ROWS
+        assert mode in ("bilinear", "area") and overlap in OVERLAPS
+        _agree(encoder_of=(encoder_of, "int32", rows), rows_of=(rows_of, "int32"),
+               scales=(scales, "float32", rows, num_sources), rules=(rules, "int32", num_sources, 3),
+               boxes=(boxes, "int32", boxes.shape[0], box_levels, 4))  # fmt: skip
         name = f"relocate_merge_{mode}{'_single' if plan.vector == 1 else ''}_{plan.dtype}"
-        values = rows, persons, box_levels, OVERLAPS.index(overlap)
-        arrays = table, len(plan.table), encoder_of, local_of, global_of, boxes, scales
+        arrays = table, sources, encoder_of, rows_of, scales, rules, boxes
+        values = len(plan.table), rows, num_sources, most_rows, box_levels, OVERLAPS.index(overlap)
         self._launch(stream, name, (plan.blocks, 1), arrays, values)
 
     def guide_step(

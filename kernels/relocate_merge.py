@@ -1,8 +1,8 @@
-"""relocate_merge: the residuals of both branches, added to the UNet's skips.
+"""relocate_merge: the residuals of all branches, brought into the UNet. RealisID Eq. (4) and "Inference for
+Multi-Person Customization", for any number of branches.
 
-RealisID Eq. (4) and "Inference for Multi-Person Customization":
-
-out[r] = skip[encoder_of[r]] + s_g · mean_p global[global_of[r, p]] + s_l · Σ_p R(local[local_of[r, p]], box_p)
+out[r] = skip[encoder_of[r]] + Σ_s scale[r, s] · acc_s[r]
+acc_s[r]: the sum, or the mean, over n of residual_s[rows_of[r, s, n]], each placed as the rule of source s says
 """
 
 from __future__ import annotations
@@ -15,85 +15,119 @@ from numpy.typing import NDArray
 from .resample import resize_matrix
 
 Array = NDArray[np.float32]
+EVERYWHERE, INSIDE, RELOCATED = range(3)  # where a source places its residuals
 
 
 def relocate_merge(
     skips: Sequence[Array],
-    local_residuals: Sequence[Array],
-    global_residuals: Sequence[Array],
+    residuals: Sequence[Sequence[Array]],
     encoder_of: NDArray[np.int32],
-    local_of: NDArray[np.int32],
-    global_of: NDArray[np.int32],
+    rows_of: NDArray[np.int32],
+    scales: Array,
+    rules: NDArray[np.int32],
     boxes: NDArray[np.int32],
     levels: Sequence[int],
-    scales: Array,
     mode: str = "bilinear",
     overlap: str = "sum",
 ) -> list[Array]:
     """The decoder's inputs for all its rows.
 
-    One entry of each sequence per skip of the UNet, the mid block's output last (ten at SDXL):
-    skips:            (E, C, H, W) float32, rows of the UNet encoder.
-    local_residuals:  (P, C, h, w) float32, rows of the local branch, on its canvas; empty if it was not evaluated.
-    global_residuals: (Q, C, H, W) float32, rows of the global branch; empty if it was not evaluated.
-    levels:           the level of the entry, whose boxes it uses.
+    A source is a branch that has rows in this step; there are S. An entry is a skip of the UNet, the mid block's output
+    last (ten at SDXL).
+    skips:     (E, C, H, W) float32 per entry, rows of the UNet encoder.
+    residuals: of every source, (P, C, h, w) float32 per entry: its P rows. (h, w) is (H, W), or for RELOCATED the size
+               of the source's canvas.
+    levels:    the level of each entry: which of the boxes it uses.
 
-    encoder_of:  (R,) int32, the encoder row that decoder row r continues.
-    local_of:    (R, N) int32, the rows of the local branch that decoder row r receives, in the order of the persons, -1
-                 after the last.
-    global_of:   (R, N) int32, those of the global branch.
-    boxes:       (P, L, 4) int32, x0, y0, x1, y1 of each local row's face in cells of each level, half-open.
-    scales:      (R, 2) float32, s_l and s_g.
-    mode:        R's down-sampling, "bilinear" or "area".
-    overlap:     "sum" (the paper), "average" (each cell divided by the number of boxes that cover it) or "priority"
-                 (later persons replace earlier ones).
+    encoder_of: (R,) int32, the encoder row that decoder row r continues.
+    rows_of:    (R, S, N) int32, the rows of source s that decoder row r receives, in the order of the persons, -1 after
+                the last; the first is -1 where it receives none.
+    scales:     (R, S) float32.
+    rules:      (S, 3) int32: the source's placement; 1 for the mean over its rows, 0 for their sum; the index in
+                `boxes` of its first row's, -1 for EVERYWHERE.
+    boxes:      (ΣP, L, 4) int32, x0, y0, x1, y1 in cells of each level, half-open: one for every row of the sources
+                that have boxes, one source after another.
+    mode:       R's down-sampling, "bilinear" or "area".
+    overlap:    of the boxes of one source: "sum" (the paper), "average" (each cell divided by the number of boxes that
+                cover it) or "priority" (the later row covers).
+
+    Placements: EVERYWHERE, the residual as it is; INSIDE, the residual inside the box and zero outside; RELOCATED, the
+    residual down-sampled by R to the box, and zero outside.
 
     Returns a list of (R, C, H, W) float32.
     """
     assert overlap in ("sum", "average", "priority"), overlap
     merged = []
-    absent = [np.empty((0, 0, 0, 0), np.float32)] * len(skips)
-    entries = zip(skips, local_residuals or absent, global_residuals or absent, levels, strict=True)
-    for skip, local, global_residual, level in entries:
+    for skip, level, *maps in zip(skips, levels, *residuals, strict=True):
         out = np.empty((len(encoder_of), *skip.shape[1:]), np.float32)
-        injected: dict[tuple[bytes, bytes, bytes], Array] = {}  # rows that read the same residuals share their sum
-        for r in range(len(encoder_of)):
-            local_rows, global_rows = local_of[r][local_of[r] >= 0], global_of[r][global_of[r] >= 0]
-            if not len(local_rows) and not len(global_rows):
-                out[r] = skip[encoder_of[r]]
+        injected: dict[tuple[bytes, bytes], Array] = {}  # decoder rows that receive the same share their sum
+        for r, encoder_row in enumerate(encoder_of):
+            if not (rows_of[r] >= 0).any():
+                out[r] = skip[encoder_row]
                 continue
-            key = local_rows.tobytes(), global_rows.tobytes(), scales[r].tobytes()
+            key = rows_of[r].tobytes(), scales[r].tobytes()
             if key not in injected:
-                faces = [(local[row], boxes[row, level]) for row in local_rows]
-                injected[key] = _inject(skip.shape[1:], faces, global_residual[global_rows], scales[r], mode, overlap)
-            np.add(skip[encoder_of[r]], injected[key], out=out[r])
+                injected[key] = _inject(maps, rows_of[r], scales[r], rules, boxes, level, skip.shape[1:], mode, overlap)
+            np.add(skip[encoder_row], injected[key], out=out[r])
         merged.append(out)
     return merged
 
 
 def _inject(
-    shape: tuple[int, ...],
-    faces: Sequence[tuple[Array, NDArray[np.int32]]],
-    global_residual: Array,
+    maps: Sequence[Array],
+    rows_of: NDArray[np.int32],
     scales: Array,
+    rules: NDArray[np.int32],
+    boxes: NDArray[np.int32],
+    level: int,
+    shape: tuple[int, ...],
     mode: str,
     overlap: str,
 ) -> Array:
-    """(C, H, W), the shape: the injection into one decoder row at one level. faces: local residuals and their boxes."""
-    local_scale, global_scale = scales
-    relocated = np.zeros(shape, np.float32)
-    covered = np.zeros(shape[1:], np.float32)
-    for residual, (x0, y0, x1, y1) in faces:
-        height, width = residual.shape[1:]
-        placed = resize_matrix(height, y1 - y0, mode) @ (residual @ resize_matrix(width, x1 - x0, mode).T)
-        if overlap == "priority":
-            relocated[:, y0:y1, x0:x1] = placed
+    """(C, H, W), the shape: the injection into one decoder row at one level. maps: every source's residuals there."""
+    injected: Array | None = None
+    for residual, of, scale, (placement, is_mean, first_box) in zip(maps, rows_of, scales, rules, strict=True):
+        rows = of[of >= 0]
+        if not len(rows):
+            continue
+        if placement == EVERYWHERE:
+            total = residual[rows].sum(axis=0)
         else:
-            relocated[:, y0:y1, x0:x1] += placed
+            total = _placed(residual, rows, boxes[first_box + rows, level], shape, placement, mode, overlap)
+        # The mean is a flag; the caller does not give scale/N. Here the sum is divided, in the kernel the scale: each
+        # gives to the bit what it gave when there were two branches.
+        if is_mean:
+            total /= len(rows)
+        total *= scale
+        injected = total if injected is None else np.add(injected, total, out=injected)
+    assert injected is not None
+    return injected
+
+
+def _placed(
+    residual: Array,
+    rows: NDArray[np.int32],
+    boxes: NDArray[np.int32],
+    shape: tuple[int, ...],
+    placement: int,
+    mode: str,
+    overlap: str,
+) -> Array:
+    """(C, H, W), the shape: the rows of one source, each in its box, put together as `overlap` says."""
+    total = np.zeros(shape, np.float32)
+    covered = np.zeros(shape[1:], np.float32)
+    for row, (x0, y0, x1, y1) in zip(rows, boxes, strict=True):
+        if placement == INSIDE:
+            inside = residual[row, :, y0:y1, x0:x1]
+        else:
+            height, width = residual.shape[2:]
+            across = residual[row] @ resize_matrix(width, x1 - x0, mode).T
+            inside = resize_matrix(height, y1 - y0, mode) @ across
+        if overlap == "priority":
+            total[:, y0:y1, x0:x1] = inside
+        else:
+            total[:, y0:y1, x0:x1] += inside
         covered[y0:y1, x0:x1] += 1
     if overlap == "average":
-        relocated /= covered.clip(1)
-    relocated *= local_scale
-    if len(global_residual):
-        relocated += global_scale * global_residual.mean(axis=0)
-    return relocated
+        total /= covered.clip(1)
+    return total

@@ -70,20 +70,24 @@ class Usage:
 
 @dataclass(frozen=True, eq=False)
 class MergeRows:
-    """Where `relocate_merge` adds each residual. R decoder rows, P local rows, at most N persons a picture.
+    """Where `relocate_merge` adds each residual. R decoder rows; S sources, the branches that have rows in this step;
+    at most N rows of a source to a decoder row.
 
     encoder_of:  (R,) int32, the encoder row that decoder row r continues.
-    local_of:    (R, N) int32, the rows of the local branch that decoder row r receives, -1 after the last.
-    global_of:   (R, N) int32, those of the global branch.
-    boxes:       (P, L, 4) int32, every local row's face in cells of every level.
-    scales:      (R, 2) float32, local and global scale.
+    rows_of:     (R, S, N) int32, the rows of source s that decoder row r receives, -1 after the last; the first is -1
+                 where it receives none.
+    scales:      (R, S) float32.
+    rules:       (S, 3) int32: the source's placement, one of `kernels`' EVERYWHERE, INSIDE and RELOCATED; 1 if its rows
+                 are averaged, 0 if they are summed; the index of its first row in `boxes`, -1 without boxes.
+    boxes:       (ΣP, L, 4) int32, in cells of every level: one for every row of the sources that have boxes, one source
+                 after another.
     """
 
     encoder_of: Tensor
-    local_of: Tensor
-    global_of: Tensor
-    boxes: Tensor
+    rows_of: Tensor
     scales: Tensor
+    rules: Tensor
+    boxes: Tensor
 
 
 class Backend(Protocol):
@@ -152,8 +156,9 @@ class Backend(Protocol):
     def crop_upsample(self, latents: Tensor, pictures: Tensor, boxes: Tensor) -> Tensor: ...
 
     def relocate_merge(
-        self, skips: Sequence[Tensor], local: Sequence[Tensor], global_residuals: Sequence[Tensor], rows: MergeRows
-    ) -> Sequence[Tensor]: ...
+        self, skips: Sequence[Tensor], residuals: Sequence[Sequence[Tensor]], rows: MergeRows
+    ) -> Sequence[Tensor]:
+        """residuals: of every source, one tensor per skip."""
 
     def guide_step(
         self,
@@ -177,12 +182,14 @@ def open_backend(
     device: str | None = None,
     networks: Collection[str] | None = None,
     cuda_graph: bool | None = None,
+    preload: bool = True,
 ) -> Backend:
-    """The backend that will run this engine, its networks opened. "auto": the first of KNOWN that it was built for and
-    that this machine can run.
+    """The backend that will run this engine. "auto": the first of KNOWN that it was built for and that this machine can
+    run.
 
-    networks:   only these are opened; None: all.
+    networks:   only these can run; None: all.
     cuda_graph: replay a captured step on a GPU; None: if the backend is known to gain by it.
+    preload:    open the networks now; False: each when it first runs. Their files are verified now in either case.
 
     Raises BackendError (unknown or not installed, with the command that installs it; a network that does not open),
     EngineMissing (not built for it), EngineMismatch (built for another GPU or version) or RequestError (no such
@@ -193,7 +200,7 @@ def open_backend(
     if networks is not None:
         networks = _names(networks, manifest.values["networks"])
     chosen = _choose(name, manifest, device)
-    backend: Backend = _implementation(chosen).open_here(chosen, manifest, device, networks, cuda_graph)
+    backend: Backend = _implementation(chosen).open_here(chosen, manifest, device, networks, cuda_graph, preload)
     return backend
 
 

@@ -101,6 +101,7 @@ class CudaBackend:
         self._gpu.wait()
         self._steps.graphs.clear()
         self._runner.unload(networks)
+        self._gpu.wait()  # only then does the pool give freed memory back to the system
 
     def close(self) -> None:
         self._end()
@@ -183,25 +184,22 @@ class CudaBackend:
         return faces
 
     def relocate_merge(
-        self, skips: Sequence[Array], local: Sequence[Array], global_residuals: Sequence[Array], rows: MergeRows
+        self, skips: Sequence[Array], residuals: Sequence[Sequence[Array]], rows: MergeRows
     ) -> Sequence[Array]:
         count = rows.encoder_of.shape[0]
+        of = rows.encoder_of, rows.rows_of, rows.scales, rows.rules, rows.boxes
+        read = *skips, *(residual for source in residuals for residual in source)
 
-        def plan() -> tuple[list[Array], launch.Levels, Array]:
+        def plan() -> tuple[list[Array], launch.Levels, Array, Array]:
             out = [self._new((count, *skip.shape[1:]), skip.dtype) for skip in skips]
-            levels = launch.levels(skips, local, global_residuals, out, self._levels)
-            return out, levels, self.put(levels.table.view(np.int32))
+            levels = launch.levels(skips, residuals, out, self._levels)
+            return out, levels, self.put(levels.table.view(np.int32)), self.put(levels.sources.view(np.int32))
 
-        key = "relocate_merge", rows.encoder_of, *skips, *local, *global_residuals
         out: list[Array]
-        out, levels, table = self._once(key, plan)
+        out, levels, table, sources = self._once(("relocate_merge", rows.encoder_of, *read), plan)
         with self.usage.measure("relocate_merge", count):
-            self._kernels.relocate_merge(
-                self._gpu.stream, levels, table, rows.encoder_of, rows.local_of, rows.global_of, rows.boxes,
-                rows.scales, self._mode, self._overlap,
-            )  # fmt: skip
-        of = rows.encoder_of, rows.local_of, rows.global_of, rows.boxes, rows.scales
-        self._steps.note("relocate_merge", *skips, *local, *global_residuals, *out, table, *of)
+            self._kernels.relocate_merge(self._gpu.stream, levels, table, sources, *of, self._mode, self._overlap)
+        self._steps.note("relocate_merge", *read, *out, table, sources, *of)
         return out
 
     def guide_step(

@@ -24,13 +24,19 @@ MOST_THREADS = 1024  # a larger number is a mistake
 
 
 def open_here(
-    name: str, manifest: Manifest, device: str | None, networks: Collection[str] | None, cuda_graph: bool | None
+    name: str,
+    manifest: Manifest,
+    device: str | None,
+    networks: Collection[str] | None,
+    cuda_graph: bool | None,
+    preload: bool = True,
 ) -> Backend:
     """The backend for this engine.
 
     device:     "cpu", "cpu:N" for N threads, "cuda" or "cuda:N" for the GPU of that number; None: a GPU if the engine
                 was built for one and one can be used, else the CPU with every core that this process may use.
     cuda_graph: on a GPU, capture and replay steps; None: no.
+    preload:    open the networks now; False: each when it first runs.
     """
     build = manifest.build_for(name, "cuda")
     if device is None:
@@ -39,8 +45,8 @@ def open_here(
     if kind == "cuda" and ((number.isascii() and number.isdecimal()) or not colon):
         from .onnxruntime_cuda import open_gpu
 
-        return open_gpu(manifest, build, int(number or 0), networks, bool(cuda_graph))
-    return OnnxRuntime(manifest, manifest.build_for(name), device, networks)
+        return open_gpu(manifest, build, int(number or 0), networks, bool(cuda_graph), preload)
+    return OnnxRuntime(manifest, manifest.build_for(name), device, networks, preload)
 
 
 def cannot_run(name: str, manifest: Manifest, device: str | None) -> None:
@@ -69,11 +75,18 @@ def describe(name: str) -> str:
 
 
 class OnnxRuntime:
-    """One session per network on the CPU execution provider, all opened before the first request."""
+    """One session per network on the CPU execution provider, all opened before the first request if `preload`."""
 
     name = "onnxruntime"
 
-    def __init__(self, manifest: Manifest, build: Build, device: str, networks: Collection[str] | None) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        build: Build,
+        device: str,
+        networks: Collection[str] | None,
+        preload: bool = True,
+    ) -> None:
         kind, _, count = device.partition(":")
         threads = int(count) if count.isascii() and count.isdecimal() else 0
         if kind != "cpu" or (count and not 0 < threads <= MOST_THREADS):
@@ -100,7 +113,7 @@ class OnnxRuntime:
 
         self._open = open_session
         self._manifest = manifest
-        self._sessions = {name: open_session(name) for name in known if name in self._wanted}
+        self._sessions = {name: open_session(name) for name in known if preload and name in self._wanted}
 
     def start_request(self) -> None:
         self.usage = Usage()
@@ -154,7 +167,7 @@ class OnnxRuntime:
     def run(self, network: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if network not in self._wanted:
             raise BackendError(f"{network} was not opened: Engine.load(…, networks=…) named others. Load it with all.")
-        if network not in self._sessions:  # unloaded meanwhile
+        if network not in self._sessions:  # unloaded, or not loaded before
             self._manifest.check_again(self._networks[network])
             self._sessions[network] = self._open(network)
         described, session = self._networks[network], self._sessions[network]
@@ -171,19 +184,18 @@ class OnnxRuntime:
             return kernels.crop_upsample(latents, pictures, boxes, self._canvas)
 
     def relocate_merge(
-        self, skips: Sequence[Tensor], local: Sequence[Tensor], global_residuals: Sequence[Tensor], rows: MergeRows
+        self, skips: Sequence[Tensor], residuals: Sequence[Sequence[Tensor]], rows: MergeRows
     ) -> Sequence[Tensor]:
         with self.usage.measure("relocate_merge", len(rows.encoder_of)):
             merged: Sequence[Tensor] = kernels.relocate_merge(
                 skips,
-                local,
-                global_residuals,
+                residuals,
                 rows.encoder_of,
-                rows.local_of,
-                rows.global_of,
+                rows.rows_of,
+                rows.scales,
+                rows.rules,
                 rows.boxes,
                 self._levels,
-                rows.scales,
                 self._mode,
                 self._overlap,
             )

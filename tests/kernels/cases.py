@@ -1,14 +1,15 @@
-"""Random inputs of the kernels, their results by the references, and their launches."""
+"""Random inputs of the kernels, what the references make of them, and how they are launched."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import realisid_trt.kernels as reference
+from realisid_trt.config import RealisIDConfig
 from realisid_trt.kernels import launch
 from realisid_trt.kernels.launch import Array
 from realisid_trt.loop.rows import PictureRows, RowPlan, guidance_weights, plan_rows
@@ -16,6 +17,12 @@ from tests.kernels.bench import rounded
 
 Floats = NDArray[np.float32]
 TYPES = ("float32", "float16", "bfloat16")
+RULES = (reference.RELOCATED, 0, 0), (reference.EVERYWHERE, 1, -1)  # RealisID's local branch and its global one
+
+# Roundings of a bilinear sample. Per axis: two products and a sum, 2 u; in the kernel the share is a product with a
+# rounded inverse, 2 u, its complement one more and the same again, 4 u in all; in the reference both weights are
+# rounded, u.
+KERNEL_BILINEAR, REFERENCE_BILINEAR = 2 * (2 + 4), 2 * (2 + 1)
 
 
 def rectangle(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
@@ -32,7 +39,7 @@ def draw(rng: np.random.Generator, dtype: str, *shape: int) -> Floats:
 
 
 def row_plan(rng: np.random.Generator, most_persons: int = 8) -> tuple[RowPlan, int]:
-    """A step of 1-4 pictures with 0-8 persons each, as the runtime plans it; and the number of persons."""
+    """A step of 1-4 pictures with 0-8 persons each, as the runtime plans it; and how many persons there are."""
     counts = rng.integers(0, most_persons + 1, rng.integers(1, 5))
     pictures, persons = [], 0
     for picture, count in enumerate(counts):
@@ -41,7 +48,8 @@ def row_plan(rng: np.random.Generator, most_persons: int = 8) -> tuple[RowPlan, 
         branches = bool(rng.integers(4)), bool(rng.integers(4))
         pictures.append(PictureRows((0, 1 + picture), tuple(range(persons, persons + count)), weights, branches))
         persons += count
-    return plan_rows(pictures, per_row_pooled=bool(rng.integers(2)), share=bool(rng.integers(4))), persons
+    table = RealisIDConfig(branch_pooled_text="per_row" if rng.integers(2) else "zeros").table
+    return plan_rows(pictures, table, share=bool(rng.integers(4))), persons
 
 
 @dataclass(frozen=True)
@@ -73,77 +81,160 @@ class Crop:
 
 
 @dataclass(frozen=True)
-class Merge:
-    """Arguments of relocate_merge. plan: where encoder_of, local_of and global_of come from."""
+class Sizes:
+    """The skips of a UNet: entries of (channels, level), and the cells of level 0. Half of those that are drawn have
+    whole vectors of 8 cells, over lines and channels of odd sizes."""
 
-    plan: RowPlan
-    skips: list[Floats]
-    local: list[Floats]
-    whole: list[Floats]
-    boxes: NDArray[np.int32]
-    levels: list[int]
-    scales: Floats
+    levels: int
+    entries: list[tuple[int, int]]
+    height: int
+    width: int
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, dtype: str, most_persons: int = 8) -> Merge:
-        """Half of the cases have whole vectors of 8 cells, over lines and channels of odd sizes."""
-        plan, persons = row_plan(rng, most_persons)
+    def draw(cls, rng: np.random.Generator) -> Sizes:
         levels = int(rng.integers(1, 4))
-        height, width, canvas = (int(n) * 2 ** (levels - 1) for n in rng.integers(1, 7, 3))
-        width += int(rng.integers(0, 2))
+        height, width = (int(n) * 2 ** (levels - 1) for n in rng.integers(1, 7, 2))
         entries = [(int(rng.integers(1, 6)), level) for level in range(levels) for _ in range(2)]
         if rng.integers(2):
             entries = [(8 * (1 + channels % 2), level) for channels, level in entries]
-        of_person = [[rectangle(rng, height >> k, width >> k) for k in range(levels)] for _ in range(persons)]
-        local_rows, global_rows = len(plan.local_branch.rows), len(plan.global_branch.rows)
-        boxes = [of_person[row.person] for row in plan.local_branch.rows]
-        scales = rng.uniform(-1, 2, (len(plan.decoder), 2)).astype(np.float32)
-        scales[:, rng.random(2) < 0.5] = rng.uniform(0, 2)  # each of these may be the same for all rows
+        return cls(levels, entries, height, width + int(rng.integers(0, 2)))
+
+    def canvas(self, rng: np.random.Generator) -> int:
+        return int(rng.integers(1, 7)) * 2 ** (self.levels - 1)
+
+    def maps(self, rng: np.random.Generator, dtype: str, rows: int, canvas: int | None = None) -> list[Floats]:
+        """For every entry, that many rows of the picture's size, or on a canvas."""
+        height, width = (self.height, self.width) if canvas is None else (canvas, canvas)
+        return [draw(rng, dtype, rows, channels, height >> k, width >> k) for channels, k in self.entries]
+
+    def boxes(self, rng: np.random.Generator, rows: int) -> NDArray[np.int32]:
+        """(rows, levels, 4): any rectangles, the levels independent of each other."""
+        sizes = [(self.height >> k, self.width >> k) for k in range(self.levels)]
+        boxes = [[rectangle(rng, *size) for size in sizes] for _ in range(rows)]
+        return np.array(boxes, np.int32).reshape(rows, self.levels, 4)
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Arguments of relocate_merge, by its names."""
+
+    skips: list[Floats]
+    residuals: list[list[Floats]]
+    encoder_of: NDArray[np.int32]
+    rows_of: NDArray[np.int32]
+    scales: Floats
+    rules: NDArray[np.int32]
+    boxes: NDArray[np.int32]
+    levels: list[int]
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, dtype: str, most_rows: int = 8, rows: int | None = None) -> Merge:
+        """1-5 sources of any rules, each with rows and a canvas of its own; each in some of the decoder rows. rows: of
+        the decoder; None: any number."""
+        sizes, sources, most = Sizes.draw(rng), int(rng.integers(1, 6)), int(rng.integers(0, most_rows + 1))
+        encoder_rows, rows = int(rng.integers(1, 4)), int(rng.integers(1, 7)) if rows is None else rows
+        placements, means = rng.integers(0, 3, sources), rng.integers(0, 2, sources)
+        counts = rng.integers(1, most_rows + 1, sources)
+        residuals, boxes, rules = [], [np.empty((0, sizes.levels, 4), np.int32)], []
+        for placement, is_mean, count in zip(placements.tolist(), means.tolist(), counts.tolist(), strict=True):
+            canvas = sizes.canvas(rng) if placement == reference.RELOCATED else None
+            residuals.append(sizes.maps(rng, dtype, count, canvas))
+            rules.append((placement, is_mean, -1 if placement == reference.EVERYWHERE else sum(map(len, boxes))))
+            if placement != reference.EVERYWHERE:
+                boxes.append(sizes.boxes(rng, count))
+        rows_of = np.full((rows, sources, most), -1, np.int32)
+        scales = rng.uniform(-1, 2, (rows, sources)).astype(np.float32)
+        scales[:, rng.random(sources) < 0.5] = rng.uniform(0, 2)  # each of them the same for all rows, or not
+        for r in range(rows):
+            if r and rng.integers(2):  # receives what the row before receives
+                rows_of[r], scales[r] = rows_of[r - 1], scales[r - 1]
+                continue
+            for s in range(sources):
+                received = rng.integers(0, counts[s], rng.integers(0, most + 1))
+                rows_of[r, s, : len(received)] = received
         return cls(
-            plan,
-            [draw(rng, dtype, len(plan.encoder), c, height >> k, width >> k) for c, k in entries],
-            [draw(rng, dtype, local_rows, c, canvas >> k, canvas >> k) for c, k in entries if local_rows],
-            [draw(rng, dtype, global_rows, c, height >> k, width >> k) for c, k in entries if global_rows],
-            np.array(boxes, np.int32).reshape(-1, levels, 4),
-            [k for _, k in entries],
-            scales,
-        )
-
-    @property
-    def of(self) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
-        """encoder_of, local_of and global_of."""
-        return self.plan.encoder_of, self.plan.local_branch.of, self.plan.global_branch.of
-
-    def reference(self, mode: str, overlap: str) -> list[Floats]:
-        return reference.relocate_merge(
-            self.skips, self.local, self.whole, *self.of, self.boxes, self.levels, self.scales, mode, overlap
-        )
-
-    def magnitude(self, mode: str, overlap: str) -> list[Floats]:
-        """The sum of the terms without their signs, with every sample as large as the largest."""
-        largest = [np.full_like(a, np.abs(a).max(initial=0)) for a in self.local]
-        return reference.relocate_merge(
-            [np.abs(a) for a in self.skips], largest, [np.abs(a) for a in self.whole], *self.of, self.boxes,
-            self.levels, np.abs(self.scales), mode, overlap,
+            sizes.maps(rng, dtype, encoder_rows), residuals, rng.integers(0, encoder_rows, rows).astype(np.int32),
+            rows_of, scales, np.array(rules, np.int32), np.concatenate(boxes), [k for _, k in sizes.entries],
         )  # fmt: skip
 
-    def window(self) -> int:
-        """The largest sum of lines and columns that one sample of mode "area" reads."""
-        most = 0
-        for level, local in zip(self.levels, self.local, strict=bool(self.local)):
-            height, width = local.shape[2:]
-            for x0, y0, x1, y1 in self.boxes[:, level]:
-                most = max(most, -(-height // (y1 - y0)) - (-width // (x1 - x0)) + 2)
-        return most
+    @classmethod
+    def draw_step(cls, rng: np.random.Generator, dtype: str, most_persons: int = 8) -> Merge:
+        """A step of RealisID as the runtime plans it: the local branch and the global one, each if it has rows."""
+        plan, persons = row_plan(rng, most_persons)
+        sizes = Sizes.draw(rng)
+        of_person = sizes.boxes(rng, persons)
+        branches = plan.branches
+        present = [index for index, branch in enumerate(branches) if branch.rows]
+        canvases = sizes.canvas(rng), None
+        scales = rng.uniform(-1, 2, (len(plan.decoder), 2)).astype(np.float32)
+        scales[:, rng.random(2) < 0.5] = rng.uniform(0, 2)
+        rows_of = np.stack([branch.of for branch in branches], axis=1)
+        return cls(
+            sizes.maps(rng, dtype, len(plan.encoder)),
+            [sizes.maps(rng, dtype, len(branches[index].rows), canvases[index]) for index in present],
+            plan.encoder_of,
+            np.ascontiguousarray(rows_of[:, present]),
+            np.ascontiguousarray(scales[:, present]),
+            np.array(RULES, np.int32)[present],
+            of_person[[row.subject for row in plan.branches[0].rows]],
+            [k for _, k in sizes.entries],
+        )
+
+    def two_sources(self) -> dict[str, Any]:
+        """The arguments of the oracle for a case of `draw_step`: by its names, with both branches."""
+        count, _, most = self.rows_of.shape
+        found = {placement: s for s, (placement, _, _) in enumerate(self.rules.tolist())}
+        given: dict[str, Any] = {"skips": self.skips, "encoder_of": self.encoder_of, "boxes": self.boxes}
+        scales = np.zeros((count, 2), np.float32)
+        for index, (name, (placement, _, _)) in enumerate(zip(("local", "global"), RULES, strict=True)):
+            s = found.get(placement)
+            given[f"{name}_residuals"] = [] if s is None else self.residuals[s]
+            given[f"{name}_of"] = np.full((count, most), -1, np.int32) if s is None else self.rows_of[:, s].copy()
+            if s is not None:
+                scales[:, index] = self.scales[:, s]
+        return given | {"levels": self.levels, "scales": scales}
+
+    def reference(self, mode: str, overlap: str) -> list[Floats]:
+        return reference.relocate_merge(**vars(self), mode=mode, overlap=overlap)
+
+    def magnitude(self, mode: str, overlap: str) -> list[Floats]:
+        """What the terms of each sum amount to without their signs, every sample as large as the largest."""
+        residuals = [
+            [np.full_like(a, np.abs(a).max()) if placement == reference.RELOCATED else np.abs(a) for a in maps]
+            for maps, placement in zip(self.residuals, self.rules[:, 0], strict=True)
+        ]
+        without = {"skips": [np.abs(a) for a in self.skips], "residuals": residuals, "scales": np.abs(self.scales)}
+        return replace(self, **without).reference(mode, overlap)
+
+    def roundings(self, mode: str, overlap: str) -> int:
+        """The most that the kernel and the reference can make in a term of the sum. In a source: those of a sample, a
+        sum of N terms, the division by the boxes, that by N (the kernel: of the scale) and the scale; then S sums."""
+        most = self.rows_of.shape[2]
+        of_source = [0]
+        for maps, (placement, is_mean, first_box) in zip(self.residuals, self.rules.tolist(), strict=True):
+            divisions = is_mean + (overlap == "average" and placement != reference.EVERYWHERE)
+            sample = self._sample(maps, first_box, mode) if placement == reference.RELOCATED else 0
+            of_source.append(sample + 2 * (max(0, most - 1) + divisions + 1))
+        return max(of_source) + 2 * len(self.residuals)
+
+    def _sample(self, maps: list[Floats], first_box: int, mode: str) -> int:
+        """The roundings of one sample, both in the kernel and in the reference."""
+        if mode == "bilinear":
+            return KERNEL_BILINEAR + REFERENCE_BILINEAR
+        window = 0  # the most lines and columns, added up, that one sample reads
+        for level, array in zip(self.levels, maps, strict=True):
+            height, width = array.shape[2:]
+            for x0, y0, x1, y1 in self.boxes[first_box : first_box + len(array), level]:
+                window = max(window, -(-height // (y1 - y0)) - (-width // (x1 - x0)) + 2)
+        return 2 * (window + 1)
 
     def launch(self, bench: Any, dtype: str, mode: str, overlap: str) -> list[Array]:
-        rows = len(self.plan.decoder)
-        out = [bench.empty((rows, *skip.shape[1:]), dtype) for skip in self.skips]
-        groups = ([bench.put(array, dtype) for array in group] for group in (self.skips, self.local, self.whole))
-        plan = launch.levels(*groups, out, self.levels)
-        table = bench.put(plan.table.view(np.int32))
-        rest = (*self.of, self.boxes, self.scales)
-        bench.kernels.relocate_merge(bench.stream, plan, table, *(bench.put(array) for array in rest), mode, overlap)
+        out = [bench.empty((len(self.encoder_of), *skip.shape[1:]), dtype) for skip in self.skips]
+        skips, *residuals = ([bench.put(array, dtype) for array in group] for group in (self.skips, *self.residuals))
+        plan = launch.levels(skips, residuals, out, self.levels)
+        tables = [bench.put(table.view(np.int32)) for table in (plan.table, plan.sources)]
+        rest = [bench.put(array) for array in (self.encoder_of, self.rows_of, self.scales, self.rules, self.boxes)]
+        bench.kernels.relocate_merge(bench.stream, plan, *tables, *rest, mode, overlap)
         return out
 
 

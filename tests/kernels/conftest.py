@@ -13,6 +13,7 @@ from realisid_trt.kernels.compile import ARCHITECTURES, LATER, compile_kernels
 from realisid_trt.kernels.launch import choose, open_driver
 from tests.kernels import stand_in
 from tests.kernels.bench import OnCpu, OnGpu
+from tests.kernels.two_sources import TwoSources
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +22,13 @@ def host_kernels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not stand_in.compiler():
         pytest.skip("no g++ here: the kernels' source cannot be tried on a CPU. apt install g++")
     return stand_in.build_kernels(tmp_path_factory.mktemp("host"))
+
+
+@pytest.fixture(scope="session")
+def two_sources(host_kernels: Path) -> TwoSources:
+    """The merge kernel that knew two sources only."""
+    source = Path(__file__).with_name("two_sources.cpp")
+    return TwoSources(stand_in.build_host(source, host_kernels.with_name("libtwo_sources.so")))
 
 
 @pytest.fixture(scope="session")

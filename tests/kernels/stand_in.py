@@ -23,8 +23,12 @@ def compiler() -> str | None:
 
 def build_kernels(folder: Path, *options: str) -> Path:
     """libkernels.so in `folder`: host_NAME for every kernel, from the sources that are compiled for GPUs."""
-    target = folder / "libkernels.so"
-    _compile(KERNELS / "host.h", target, "-std=c++17", "-O2", "-fopenmp", "-x", "c++", *options)
+    return build_host(KERNELS / "host.h", folder / "libkernels.so", *options)
+
+
+def build_host(source: Path, target: Path, *options: str) -> Path:
+    """`target`: host_NAME for every kernel of that source, which is or includes kernels/host.h."""
+    _compile(source, target, "-std=c++17", "-O2", "-fopenmp", "-x", "c++", *options)
     return target
 
 

@@ -10,6 +10,7 @@ half arithmetic yields half numbers too, so it is not nearer to the truth than t
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,17 +20,14 @@ from numpy.typing import NDArray
 
 import realisid_trt.kernels as reference
 from realisid_trt.kernels.launch import OVERLAPS, levels
-from tests.kernels.bench import rounded
-from tests.kernels.cases import TYPES, Crop, Guide, Merge, Take, rectangle
-from tests.kernels.test_kernels import merge_in_float64
+from tests.kernels.bench import OnCpu, rounded
+from tests.kernels.cases import KERNEL_BILINEAR, REFERENCE_BILINEAR, TYPES, Crop, Guide, Merge, Take, rectangle
+from tests.kernels.test_kernels import merge_in_torch
+from tests.kernels.two_sources import TwoSources
 
 NewBench = Callable[[], Any]
 Draws = Callable[[int], list[list[int]]]
 U = 2.0**-24
-
-# Bilinear, per axis: two products and a sum, 2 u; in the kernel the share is a product with a rounded inverse, 2 u, its
-# complement one more and the same again, 4 u in all; in the reference both weights are rounded, u.
-KERNEL_BILINEAR, REFERENCE_BILINEAR = 2 * (2 + 4), 2 * (2 + 1)
 
 
 def check(ours: NDArray[Any], expected: NDArray[np.float32], bound: NDArray[Any], dtype: str, case: str) -> None:
@@ -56,21 +54,38 @@ def test_crop_upsample(dtype: str, new_bench: NewBench, draws: Draws) -> None:
 @pytest.mark.parametrize("overlap", OVERLAPS)
 @pytest.mark.parametrize("dtype", TYPES)
 def test_relocate_merge(dtype: str, overlap: str, mode: str, new_bench: NewBench, draws: Draws) -> None:
-    """Both add N - 1 placed residuals and divide by the boxes, and N - 1 global ones and divide by N (the kernel: the
-    scale); then two scales and two sums."""
+    """Sources of every rule, and the two of a step of RealisID; the roundings of every term are counted."""
     vectors, seeds = set(), draws(24)
     for seed in seeds:
-        case, bench = Merge.draw(np.random.default_rng([*seed, len(mode), len(overlap)]), dtype), new_bench()
-        out = case.launch(bench, dtype, mode, overlap)
-        vectors.add(levels(out, out, out, out, case.levels).vector)
-        sample = KERNEL_BILINEAR + REFERENCE_BILINEAR if mode == "bilinear" else 2 * (case.window() + 1)
-        persons = max(1, case.plan.local_branch.of.shape[1])
-        roundings = sample + 2 * (persons - 1 + 1 + 1 + 2)
-        expected = case.reference(mode, overlap)
-        for array, truth, magnitude in zip(out, expected, case.magnitude(mode, overlap), strict=True):
-            check(bench.get(array), truth, roundings * U * magnitude, dtype, f"seed {seed}")
+        for draw in (Merge.draw, Merge.draw_step):
+            case, bench = draw(np.random.default_rng([*seed, len(mode), len(overlap)]), dtype), new_bench()
+            out = case.launch(bench, dtype, mode, overlap)
+            vectors.add(levels(out, [], out, case.levels).vector)
+            roundings, expected = case.roundings(mode, overlap), case.reference(mode, overlap)
+            nothing = (case.rows_of < 0).all(axis=(1, 2))
+            results = zip(out, case.skips, expected, case.magnitude(mode, overlap), strict=True)
+            for array, skip, truth, magnitude in results:
+                check(bench.get(array), truth, roundings * U * magnitude, dtype, f"seed {seed}")
+                np.testing.assert_array_equal(bench.get(array)[nothing], skip[case.encoder_of][nothing])
     both = {1, 16 // (4 if dtype == "float32" else 2)}
     assert vectors == both or (len(seeds) < 24 and vectors < both)
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "area"])
+@pytest.mark.parametrize("overlap", OVERLAPS)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_two_sources_are_merged_to_the_bit_as_by_the_kernel_that_knew_only_two(
+    dtype: str, overlap: str, mode: str, host_kernels: Path, two_sources: TwoSources
+) -> None:
+    for seed in range(12):
+        case, bench = Merge.draw_step(np.random.default_rng([seed, 2]), dtype), OnCpu(host_kernels)
+        expected = two_sources.merge(bench, dtype, mode, overlap, **case.two_sources())
+        for ours, theirs in zip(case.launch(bench, dtype, mode, overlap), expected, strict=True):
+            np.testing.assert_array_equal(bits(bench.get(ours)), bits(bench.get(theirs)), err_msg=f"seed {seed}")
+
+
+def bits(values: NDArray[np.float32]) -> NDArray[np.uint32]:
+    return values.view(np.uint32)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -171,40 +186,13 @@ def test_large_sides_are_sampled_as_small_ones(new_bench: NewBench) -> None:
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("overlap", OVERLAPS)
 def test_errs_at_most_twice_as_much_as_plain_half_arithmetic(dtype: str, overlap: str, new_bench: NewBench) -> None:
-    """Against float64; plain: the paper's sum, every operation in the half type."""
+    """Against float64; plain: the sum of merge_in_torch, every operation in the half type."""
     for seed in range(6):
-        case, bench = Merge.draw(np.random.default_rng(seed), dtype), new_bench()
-        out = case.launch(bench, dtype, "bilinear", overlap)
-        named = {
-            "skips": case.skips, "local_residuals": case.local, "global_residuals": case.whole, "boxes": case.boxes,
-            **dict(zip(("encoder_of", "local_of", "global_of"), case.of, strict=True)), "levels": case.levels,
-            "scales": case.scales,
-        }  # fmt: skip
-        truth = merge_in_float64(named, "bilinear", overlap)
-        for index, (array, exact) in enumerate(zip(out, truth, strict=True)):
-            plain = plain_merge(case, index, overlap, getattr(torch, dtype))
-            ours, theirs = (np.abs(result - exact).max() for result in (bench.get(array), plain))
-            assert ours <= 2 * theirs, (seed, index, ours, theirs)
-
-
-def plain_merge(case: Merge, index: int, overlap: str, dtype: torch.dtype) -> NDArray[np.float64]:
-    """One entry of relocate_merge as one would write it in torch, in that type."""
-    absent = [np.empty((0, 0, 0, 0), np.float32)] * len(case.skips)
-    groups = case.skips, case.local or absent, case.whole or absent
-    skip, local, whole = (torch.from_numpy(group[index]).to(dtype) for group in groups)
-    out = skip[torch.from_numpy(case.plan.encoder_of).long()].clone()
-    for r, (local_scale, whole_scale) in enumerate(torch.from_numpy(case.scales).to(dtype)):
-        rows, global_rows = ([row for row in of[r] if row >= 0] for of in case.of[1:])
-        total, count = torch.zeros_like(out[r]), torch.zeros_like(out[r, 0])
-        for row in rows:
-            x0, y0, x1, y1 = case.boxes[row, case.levels[index]]
-            small = torch.nn.functional.interpolate(local[row][None], size=(y1 - y0, x1 - x0), mode="bilinear")[0]
-            total[:, y0:y1, x0:x1] = small if overlap == "priority" else total[:, y0:y1, x0:x1] + small
-            count[y0:y1, x0:x1] += 1
-        if overlap == "average":
-            total /= count.clamp(1)
-        if rows:
-            out[r] = out[r] + local_scale * total
-        if global_rows:
-            out[r] = out[r] + whole_scale * whole[global_rows].mean(0)
-    return out.double().numpy()
+        for draw in (Merge.draw, Merge.draw_step):
+            case, bench = draw(np.random.default_rng(seed), dtype), new_bench()
+            out = case.launch(bench, dtype, "bilinear", overlap)
+            truth = merge_in_torch(case, "bilinear", overlap)
+            plain = merge_in_torch(case, "bilinear", overlap, getattr(torch, dtype))
+            for index, (array, exact, other) in enumerate(zip(out, truth, plain, strict=True)):
+                ours, theirs = (np.abs(result - exact).max() for result in (bench.get(array), other))
+                assert ours <= 2 * theirs, (seed, index, ours, theirs)

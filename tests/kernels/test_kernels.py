@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
-from realisid_trt.kernels import crop_upsample, guide_step, relocate_merge
+from realisid_trt.kernels import EVERYWHERE, INSIDE, RELOCATED, crop_upsample, guide_step
+from realisid_trt.kernels.launch import OVERLAPS
 from realisid_trt.kernels.resample import resize_matrix
+from tests.kernels import two_sources
+from tests.kernels.cases import RULES, Merge, rectangle
 
 EPS = np.finfo(np.float32).eps
 
@@ -24,11 +30,6 @@ def test_resize_matrix_is_torch_interpolate(mode: str) -> None:
         for size_out in range(1, 21):
             expected = F.interpolate(x, size=(size_out, 1), mode=mode, **options)[0, :, :, 0].T.numpy()
             np.testing.assert_allclose(resize_matrix(size_in, size_out, mode), expected, atol=EPS)
-
-
-def rectangle(rng: np.random.Generator, height: int, width: int) -> tuple[int, int, int, int]:
-    x0, y0 = int(rng.integers(0, width)), int(rng.integers(0, height))
-    return x0, y0, int(rng.integers(x0 + 1, width + 1)), int(rng.integers(y0 + 1, height + 1))
 
 
 def test_crop_upsample_is_interpolate_of_the_crop() -> None:
@@ -47,165 +48,174 @@ def test_crop_upsample_is_interpolate_of_the_crop() -> None:
             np.testing.assert_allclose(face, truth, atol=8 * EPS * np.abs(crop.numpy()).max())
 
 
-def merge_case(rng: np.random.Generator) -> dict[str, Any]:
-    """A random batch: odd and oblong sizes, 1-3 pictures of 0-4 persons, rectangles that overlap."""
-    levels = int(rng.integers(1, 4))
-    height, width = (int(n) * 2 ** (levels - 1) for n in rng.integers(1, 7, 2))
-    canvas = int(rng.integers(1, 5)) * 2 ** (levels - 1)
-    entries = [(int(rng.integers(1, 6)), level) for level in range(levels) for _ in range(2)]
-    counts = rng.integers(0, 5, rng.integers(1, 4))
-    branches = [[int(counts[:b].sum()) + p for p in range(n)] for b, n in enumerate(counts)]
-    encoder_rows, branch_rows = int(rng.integers(1, 4)), int(counts.sum())
-    rows = [int(rng.integers(len(counts))) for _ in range(int(rng.integers(1, 6)))]
-    most = max(len(branches[b]) for b in rows)
-
-    def draw(count: int, channels: int, h: int, w: int) -> np.ndarray:
-        return rng.standard_normal((count, channels, h, w), dtype=np.float32)
-
-    return {
-        "skips": [draw(encoder_rows, c, height >> k, width >> k) for c, k in entries],
-        "local_residuals": [draw(branch_rows, c, canvas >> k, canvas >> k) for c, k in entries],
-        "global_residuals": [draw(branch_rows, c, height >> k, width >> k) for c, k in entries],
-        "encoder_of": rng.integers(0, encoder_rows, len(rows)).astype(np.int32),
-        "local_of": padded([branches[b] for b in rows], most),
-        "global_of": padded([branches[b][::-1] if rng.integers(4) else [] for b in rows], most),
-        "boxes": np.array(
-            [[rectangle(rng, height >> k, width >> k) for k in range(levels)] for _ in range(branch_rows)], np.int32
-        ).reshape(branch_rows, levels, 4),
-        "levels": [k for _, k in entries],
-        "scales": rng.uniform(0, 2, (len(rows), 2)).astype(np.float32),
-    }
-
-
-def padded(rows: list[list[int]], length: int) -> np.ndarray:
-    return np.array([row + [-1] * (length - len(row)) for row in rows], np.int32).reshape(len(rows), length)
-
-
-def merge_in_float64(case: dict[str, Any], mode: str, overlap: str) -> list[np.ndarray]:
-    """The sum, written as the paper says it, with torch's own resizing."""
+def merge_in_torch(
+    case: Merge, mode: str, overlap: str, dtype: torch.dtype = torch.float64
+) -> list[NDArray[np.float64]]:
+    """The sum as one would write it in torch, with torch's own resizing, every operation in that type."""
     options = {"align_corners": False} if mode == "bilinear" else {}
-    merged = []
-    for skip, local, whole, level in zip(
-        case["skips"], case["local_residuals"], case["global_residuals"], case["levels"], strict=True
-    ):
-        out = skip[case["encoder_of"]].astype(np.float64)
-        for r, (s_l, s_g) in enumerate(case["scales"].astype(np.float64)):
-            rows = [row for row in case["local_of"][r] if row >= 0]
-            global_rows = [row for row in case["global_of"][r] if row >= 0]
-            total, count = np.zeros(skip.shape[1:]), np.zeros(skip.shape[2:])
+    scales, merged = torch.from_numpy(case.scales).to(dtype), []
+    for skip, level, *maps in zip(case.skips, case.levels, *case.residuals, strict=True):
+        out = torch.from_numpy(skip).to(dtype)[torch.from_numpy(case.encoder_of).long()]
+        sources = [torch.from_numpy(residual).to(dtype) for residual in maps]
+        for r, s in np.ndindex(case.rows_of.shape[:2]):
+            rows = [row for row in case.rows_of[r, s].tolist() if row >= 0]
+            placement, is_mean, first_box = case.rules[s].tolist()
+            if not rows:
+                continue
+            if placement == EVERYWHERE:
+                received = sources[s][rows]
+                out[r] = out[r] + scales[r, s] * (received.mean(0) if is_mean else received.sum(0))
+                continue
+            total, count = torch.zeros_like(out[r]), torch.zeros_like(out[r, 0])
             for row in rows:
-                x0, y0, x1, y1 = case["boxes"][row, level]
-                x = torch.from_numpy(local[row].astype(np.float64))[None]
-                small = F.interpolate(x, size=(y1 - y0, x1 - x0), mode=mode, **options)[0].numpy()
-                if overlap == "priority":
-                    total[:, y0:y1, x0:x1] = small
-                else:
-                    total[:, y0:y1, x0:x1] += small
+                x0, y0, x1, y1 = case.boxes[first_box + row, level].tolist()
+                part = (
+                    sources[s][row, :, y0:y1, x0:x1]
+                    if placement == INSIDE
+                    else F.interpolate(sources[s][row][None], size=(y1 - y0, x1 - x0), mode=mode, **options)[0]
+                )
+                total[:, y0:y1, x0:x1] = part if overlap == "priority" else total[:, y0:y1, x0:x1] + part
                 count[y0:y1, x0:x1] += 1
-            for row in global_rows:
-                out[r] += s_g * whole[row] / len(global_rows)
-            out[r] += s_l * (total / np.maximum(count, 1) if overlap == "average" else total)
-        merged.append(out)
+            if overlap == "average":
+                total /= count.clamp(1)
+            out[r] = out[r] + scales[r, s] * (total / len(rows) if is_mean else total)
+        merged.append(out.double().numpy())
     return merged
 
 
 @pytest.mark.parametrize("mode", ["bilinear", "area"])
-@pytest.mark.parametrize("overlap", ["sum", "average", "priority"])
+@pytest.mark.parametrize("overlap", OVERLAPS)
 def test_relocate_merge_is_the_sum_of_the_paper(mode: str, overlap: str) -> None:
+    """A step of RealisID; and sources of every rule, in any number."""
     rng = np.random.default_rng(0)
-    for _ in range(40):
-        case = merge_case(rng)
-        ours = relocate_merge(**case, mode=mode, overlap=overlap)
-        for out, truth in zip(ours, merge_in_float64(case, mode, overlap), strict=True):
-            assert out.dtype == np.float32
-            np.testing.assert_allclose(out, truth, atol=64 * EPS * max(1, np.abs(truth).max()))
+    for draw in (Merge.draw_step, Merge.draw):
+        for _ in range(40):
+            case = draw(rng, "float32")
+            truths = merge_in_torch(case, mode, overlap)
+            for out, truth in zip(case.reference(mode, overlap), truths, strict=True):
+                assert out.dtype == np.float32
+                np.testing.assert_allclose(out, truth, atol=64 * EPS * max(1, np.abs(truth).max()))
 
 
-def one_person(box: tuple[int, int, int, int], size: int = 8) -> dict[str, Any]:
+@pytest.mark.parametrize("mode", ["bilinear", "area"])
+@pytest.mark.parametrize("overlap", OVERLAPS)
+def test_two_sources_are_merged_to_the_bit_as_when_there_were_only_two(mode: str, overlap: str) -> None:
+    rng, mixed = np.random.default_rng(1), set()
+    for _ in range(60):
+        case = Merge.draw_step(rng, "float32")
+        mixed.add(len(case.residuals))
+        expected = two_sources.relocate_merge(**case.two_sources(), mode=mode, overlap=overlap)
+        for ours, theirs in zip(case.reference(mode, overlap), expected, strict=True):
+            np.testing.assert_array_equal(ours.view(np.uint32), theirs.view(np.uint32))
+    assert mixed == {0, 1, 2}
+
+
+def one_person(box: tuple[int, int, int, int], size: int = 8) -> Merge:
+    """The local and the global branch's row for one person."""
     rng = np.random.default_rng(1)
-    shape = (1, 3, size, size)
-    return {
-        "skips": [rng.standard_normal(shape, dtype=np.float32)],
-        "local_residuals": [rng.standard_normal(shape, dtype=np.float32)],
-        "global_residuals": [rng.standard_normal(shape, dtype=np.float32)],
-        "encoder_of": np.zeros(1, np.int32),
-        "local_of": np.zeros((1, 1), np.int32),
-        "global_of": np.zeros((1, 1), np.int32),
-        "boxes": np.array([[box]], np.int32),
-        "levels": [0],
-        "scales": np.ones((1, 2), np.float32),
-    }
+    skip, local, whole = ([rng.standard_normal((1, 3, size, size), dtype=np.float32)] for _ in range(3))
+    return Merge(
+        skip, [local, whole], np.zeros(1, np.int32), np.zeros((1, 2, 1), np.int32), np.ones((1, 2), np.float32),
+        np.array(RULES, np.int32), np.array([[box]], np.int32), [0],
+    )  # fmt: skip
+
+
+def merged(case: Merge, overlap: str = "sum", **changed: Any) -> list[NDArray[np.float32]]:
+    return replace(case, **changed).reference("bilinear", overlap)
 
 
 def test_a_box_over_the_whole_picture_makes_crop_and_relocate_identities() -> None:
     case = one_person((0, 0, 8, 8))
-    latents = case["skips"][0]
-    np.testing.assert_array_equal(crop_upsample(latents, np.zeros(1, np.int32), case["boxes"][:, 0], 8), latents)
-    [out] = relocate_merge(**case)
-    np.testing.assert_allclose(
-        out, case["skips"][0] + case["local_residuals"][0] + case["global_residuals"][0], atol=4 * EPS
-    )
+    [latents] = case.skips
+    np.testing.assert_array_equal(crop_upsample(latents, np.zeros(1, np.int32), case.boxes[:, 0], 8), latents)
+    [out], [[local], [whole]] = merged(case), case.residuals
+    np.testing.assert_allclose(out, latents + local + whole, atol=4 * EPS)
 
 
 def test_outside_the_box_the_local_branch_is_not_seen() -> None:
-    case = one_person((2, 3, 5, 6))
-    [with_local] = relocate_merge(**case)
-    case["scales"] = np.array([[0, 1]], np.float32)
-    [without] = relocate_merge(**case)
-    differs = (with_local != without).any(axis=(0, 1))
-    assert differs[3:6, 2:5].all()
-    differs[3:6, 2:5] = False
-    assert not differs.any()
+    for placement in (RELOCATED, INSIDE):
+        case = one_person((2, 3, 5, 6))
+        case.rules[0, 0] = placement
+        [with_local], [without] = merged(case), merged(case, scales=np.float32([[0, 1]]))
+        differs = (with_local != without).any(axis=(0, 1))
+        assert differs[3:6, 2:5].all()
+        differs[3:6, 2:5] = False
+        assert not differs.any()
+
+
+@pytest.mark.parametrize("is_mean", [0, 1])
+@pytest.mark.parametrize("overlap", OVERLAPS)
+def test_placements_that_coincide_are_equal_to_the_bit(overlap: str, is_mean: int) -> None:
+    """INSIDE is the relocation of a crop with a cell for every cell; in boxes over all of the picture, nothing is cut
+    off, and their sum is that of EVERYWHERE."""
+    rng = np.random.default_rng(6)
+    rows_of, scales = np.array([[[2, 0, 1, -1]], [[1, -1, -1, -1]]], np.int32), np.float32([[0.7], [1.3]])
+    skip, picture = (rng.standard_normal((3, 4, 7, 9), dtype=np.float32) for _ in range(2))
+    crops, boxes = np.empty((3, 4, 4, 4), np.float32), np.empty((3, 1, 4), np.int32)
+    for row, (x, y) in enumerate(((0, 0), (2, 1), (5, 3))):
+        crops[row], boxes[row, 0] = picture[row, :, y : y + 4, x : x + 4], (x, y, x + 4, y + 4)
+
+    def result(maps: NDArray[np.float32], boxes: NDArray[np.int32], placement: int) -> NDArray[np.float32]:
+        rules = np.array([[placement, is_mean, 0]], np.int32)
+        case = Merge([skip], [[maps]], np.array([1, 2], np.int32), rows_of, scales, rules, boxes, [0])
+        return case.reference("area", overlap)[0]
+
+    np.testing.assert_array_equal(result(picture, boxes, INSIDE), result(crops, boxes, RELOCATED))
+    whole = np.tile(np.array([[0, 0, 9, 7]], np.int32), (3, 1, 1))
+    np.testing.assert_array_equal(result(picture, whole, INSIDE), result(picture, whole, RELOCATED))
+    if overlap == "sum":
+        np.testing.assert_array_equal(result(picture, whole, INSIDE), result(picture, whole, EVERYWHERE))
 
 
 def test_copies_of_a_person() -> None:
-    """N times the same person: the global mean stays; the local sum is N-fold; its average and the last one stay."""
-    one = one_person((1, 1, 7, 7))
-    expected = {
-        overlap: relocate_merge(**{**one, "scales": np.array([[factor, 1]], np.float32)})[0]
-        for overlap, factor in (("sum", 3), ("average", 1), ("priority", 1))
-    }
-    three = {**one, "local_of": np.zeros((1, 3), np.int32), "global_of": np.zeros((1, 3), np.int32)}
-    for overlap, single in expected.items():
-        np.testing.assert_allclose(relocate_merge(**three, overlap=overlap)[0], single, atol=16 * EPS)
+    """N times the same person: the global mean stays, the local sum is N-fold, its average is not, its last covers."""
+    one, three = one_person((1, 1, 7, 7)), np.zeros((1, 2, 3), np.int32)
+    for overlap, factor in (("sum", 3), ("average", 1), ("priority", 1)):
+        [expected] = merged(one, overlap, scales=np.float32([[factor, 1]]))
+        np.testing.assert_allclose(merged(one, overlap, rows_of=three)[0], expected, atol=16 * EPS)
 
 
 def test_persons_permuted_give_the_same_but_for_priority() -> None:
     rng = np.random.default_rng(2)
-    case = merge_case(rng)
-    while case["local_of"].shape[1] < 3:
-        case = merge_case(rng)
-    swapped = {**case, **{name: case[name][:, ::-1].copy() for name in ("local_of", "global_of")}}
+    case = Merge.draw(rng, "float32")
+    while case.rows_of.shape[2] < 3:
+        case = Merge.draw(rng, "float32")
+    swapped = np.full_like(case.rows_of, -1)
+    for of, target in zip(case.rows_of.reshape(-1, case.rows_of.shape[2]), swapped.reshape(-1, case.rows_of.shape[2]),
+                          strict=True):  # fmt: skip
+        received = of[of >= 0]
+        target[: len(received)] = received[::-1]
     for overlap in ("sum", "average"):
-        for a, b in zip(
-            relocate_merge(**case, overlap=overlap), relocate_merge(**swapped, overlap=overlap), strict=True
-        ):
+        for a, b in zip(merged(case, overlap), merged(case, overlap, rows_of=swapped), strict=True):
             np.testing.assert_allclose(a, b, atol=64 * EPS * max(1, np.abs(a).max()))
 
 
 def test_nobody_gets_the_skip_alone() -> None:
     case = one_person((0, 0, 8, 8))
-    case["local_of"] = case["global_of"] = np.full((1, 1), -1, np.int32)
-    np.testing.assert_array_equal(relocate_merge(**case)[0], case["skips"][0])
+    np.testing.assert_array_equal(merged(case, rows_of=np.full((1, 2, 1), -1, np.int32))[0], case.skips[0])
+    empty = {"rows_of": case.rows_of[:, :0], "rules": case.rules[:0], "scales": case.scales[:, :0]}
+    np.testing.assert_array_equal(merged(case, residuals=[], **empty)[0], case.skips[0])
 
 
-@pytest.mark.parametrize("branch, scale", [("local", 0), ("global", 1)])
-def test_a_branch_without_rows_is_one_whose_scale_is_zero(branch: str, scale: int) -> None:
-    """To the bit, whether other rows have the branch or none has it."""
+def test_a_source_without_rows_is_one_whose_scale_is_zero() -> None:
+    """To the bit, whether other decoder rows have it, or none, and it is not in the list."""
     rng = np.random.default_rng(4)
-    for overlap in ("sum", "average", "priority"):
-        case = merge_case(rng)
-        for nobody in (False, True):
-            silent = (
-                np.ones(len(case["encoder_of"]), bool) if nobody else rng.integers(2, size=len(case["encoder_of"])) > 0
-            )
-            scales, of = case["scales"].copy(), case[f"{branch}_of"].copy()
-            scales[silent, scale], of[silent] = 0, -1
-            without = {**case, "scales": scales, f"{branch}_of": of}
+    for draw, overlap in itertools.product((Merge.draw_step, Merge.draw), OVERLAPS):
+        case = draw(rng, "float32")
+        while not case.residuals:
+            case = draw(rng, "float32")
+        for source, nobody in itertools.product(range(len(case.residuals)), (False, True)):
+            silent = np.full(len(case.encoder_of), True) if nobody else rng.integers(2, size=len(case.encoder_of)) > 0
+            scales, rows_of = case.scales.copy(), case.rows_of.copy()
+            scales[silent, source], rows_of[silent, source] = 0, -1
+            without = replace(case, scales=scales, rows_of=rows_of)
             if nobody:
-                without[f"{branch}_residuals"] = []
-            expected = relocate_merge(**{**case, "scales": scales}, overlap=overlap)
-            for a, b in zip(relocate_merge(**without, overlap=overlap), expected, strict=True):
+                rest = [s for s in range(len(case.residuals)) if s != source]
+                without = replace(
+                    case, residuals=[case.residuals[s] for s in rest], scales=scales[:, rest],
+                    rows_of=rows_of[:, rest], rules=case.rules[rest],
+                )  # fmt: skip
+            for a, b in zip(merged(without, overlap), merged(case, overlap, scales=scales), strict=True):
                 np.testing.assert_array_equal(a, b)
 
 

@@ -93,8 +93,27 @@ def test_a_level_that_is_no_whole_number_of_vectors_takes_single_cells() -> None
         return [Array(4096, shape, "float16") for shape in shapes]
 
     even, odd = (1, 2, 2, 4), (1, 1, 3, 3)
-    both = levels(*[entry(even, odd)] * 4, [0, 1])
-    assert (both.vector, levels(*[entry(even)] * 4, [0]).vector) == (1, 8)
+    both = levels(entry(even, odd), [entry(even, odd)], entry(even, odd), [0, 1])
+    assert (both.vector, levels(entry(even), [], entry(even), [0]).vector) == (1, 8)
     assert both.table["size"].tolist() == [16, 9] and both.table["first_block"].tolist() == [0, 1] and both.blocks == 2
+    unaligned = [Array(4096 + 2, even, "float16")]
+    for skips, residuals, out in ((unaligned, [], entry(even)), (entry(even), [unaligned], entry(even))):
+        with pytest.raises(AssertionError):
+            levels(skips, residuals, out, [0])
+
+
+def test_every_source_of_every_level_has_an_entry() -> None:
+    """Sources on canvases of their own; one that lacks rows, a level or channels is refused."""
+    shapes = (2, 4, 6, 10), (2, 8, 3, 5)
+    skips = [Array(4096 * (1 + k), shape, "float32") for k, shape in enumerate(shapes)]
+    crop = [Array(65536 * (1 + k), (3, shape[1], 8 >> k, 8 >> k), "float32") for k, shape in enumerate(shapes)]
+    plan = levels(skips, [crop, skips, crop], skips, [0, 1])
+    assert plan.sources.shape == (2, 3) and plan.table["box_level"].tolist() == [0, 1]
+    assert plan.sources["residuals"].tolist() == [[65536, 4096, 65536], [131072, 8192, 131072]]
+    assert plan.sources["height"].tolist() == [[8, 6, 8], [4, 3, 4]]
+    assert plan.sources["width"].tolist() == [[8, 10, 8], [4, 5, 4]]
+    for wrong, error in (([crop[:1]], ValueError), ([crop[::-1]], AssertionError), ([[], []], ValueError)):
+        with pytest.raises(error):
+            levels(skips, wrong, skips, [0, 1])
     with pytest.raises(AssertionError):
-        levels(*[[Array(4096 + 2, even, "float16")]] * 4, [0])
+        levels(skips, [[Array(4096, (0, *array.shape[1:]), "float32") for array in crop]], skips, [0, 1])

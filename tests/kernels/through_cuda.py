@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from realisid_trt.errors import BackendError, EngineMismatch
-from realisid_trt.kernels.launch import OVERLAPS, Array, Kernels
+from realisid_trt.kernels import EVERYWHERE, INSIDE, RELOCATED
+from realisid_trt.kernels.launch import OVERLAPS, Array, Kernels, levels
 from tests.kernels.bench import OnCpu, OnGpu
 from tests.kernels.cases import TYPES, Crop, Guide, Merge, Take
 from tests.kernels.stand_in import Counters
@@ -40,8 +41,9 @@ def launches(seed: int) -> Iterator[tuple[str, Launch]]:
             yield f"take_float32_to_{dtype}", partial(take.launch, source="float32", dtype=dtype)
         for mode in ("bilinear", "area"):
             for overlap in OVERLAPS:
-                launch = partial(Merge.draw(rng, dtype).launch, dtype=dtype, mode=mode, overlap=overlap)
-                yield f"relocate_merge_{mode}_{dtype}_{overlap}", launch
+                for draw in (Merge.draw, Merge.draw_step):
+                    launch = partial(draw(rng, dtype).launch, dtype=dtype, mode=mode, overlap=overlap)
+                    yield f"relocate_merge_{mode}_{dtype}_{overlap}", launch
 
 
 def find_nonfinite(bench: Any) -> list[Array]:
@@ -64,30 +66,32 @@ def every_kernel(folder: Path, library: Path) -> str:
 
 
 def replay(folder: Path, library: Path) -> str:
-    """A captured step, replayed: other boxes, other rows, other residuals, the step counted on the device."""
+    """A captured step, replayed: other boxes, rows, scales, means and residuals, the step counted on the device."""
     gpu, cpu, steps = open_gpu(folder), OnCpu(library), 4
     rng = np.random.default_rng(5)
-    shapes = {"latents": (2, 4, 12, 9), "skip": (3, 8, 12, 9), "local": (4, 8, 10, 10), "whole": (4, 8, 12, 9)}
+    shapes = {"latents": (2, 4, 12, 9), "skip": (3, 8, 12, 9)}
+    sources = {"crops": (4, 8, 10, 10), "whole": (4, 8, 12, 9), "inside": (2, 8, 12, 9)}
+    placements, first_box = (RELOCATED, EVERYWHERE, INSIDE), (0, -1, 4)
 
     def inputs() -> dict[str, Any]:
-        boxes = [(x, y, x + w, y + h) for x, y, w, h in rng.integers(1, 5, (4, 4))]
-        count = rng.integers(1, 3, 3)
+        boxes = [(x, y, x + w, y + h) for x, y, w, h in rng.integers(1, 5, (6, 4))]
+        rows_of = np.stack([rng.integers(0, rows, (3, 2)) for rows, *_ in sources.values()], axis=1)
+        rows_of[rng.integers(0, 2, (3, 3)) > 0, 1] = -1
+        rows_of[rng.integers(0, 3), rng.integers(0, 3)] = -1
         return {
-            **{name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()},
+            **{name: rng.standard_normal(shape, dtype=np.float32) for name, shape in (shapes | sources).items()},
             "boxes": np.array(boxes, np.int32)[:, None],
             "pictures": rng.integers(0, 2, 4).astype(np.int32),
             "encoder_of": rng.integers(0, 3, 3).astype(np.int32),
-            "local_of": np.array([[rng.integers(4), rng.integers(4) if n > 1 else -1] for n in count], np.int32),
-            "global_of": np.array([[rng.integers(4), rng.integers(4) if n > 1 else -1] for n in count], np.int32),
-            "scales": rng.random((3, 2), dtype=np.float32),
+            "rows_of": rows_of.astype(np.int32),
+            "scales": rng.random((3, 3), dtype=np.float32),
+            "rules": np.stack([placements, rng.integers(0, 2, 3), first_box], axis=1).astype(np.int32),
             "decoder_of": np.array([[0, 1, 2], [2, 0, -1]], np.int32),
             "weights": rng.standard_normal((2, 3)),
             "coefficients": rng.uniform(-1, 1, (steps, 2)),
         }
 
     def prepare(bench: Any) -> tuple[dict[str, Array], Callable[[Any], None]]:
-        from realisid_trt.kernels import launch
-
         given = {name: bench.put(value) for name, value in first.items()}
         given |= {
             "step": bench.put(np.zeros(2, np.int32)),
@@ -97,16 +101,15 @@ def replay(folder: Path, library: Path) -> str:
             "noise_pred": bench.empty((3, 4, 12, 9), "float32"),
             "first_half": bench.put(np.zeros(3, np.int32)),
         }
-        level = [[given[name]] for name in ("skip", "local", "whole", "merged")]
-        plan = launch.levels(*level, [0])
-        table = bench.put(plan.table.view(np.int32))
+        plan = levels([given["skip"]], [[given[name]] for name in sources], [given["merged"]], [0])
+        tables = [bench.put(table.view(np.int32)) for table in (plan.table, plan.sources)]
         flat = Array(given["boxes"].address, (4, 4), "int32")
 
         def step(stream: Any) -> None:
             kernels = bench.kernels
             kernels.crop_upsample(stream, given["latents"], given["pictures"], flat, given["faces"])
-            names = "encoder_of", "local_of", "global_of", "boxes", "scales"
-            kernels.relocate_merge(stream, plan, table, *(given[name] for name in names), "bilinear", "average")
+            names = "encoder_of", "rows_of", "scales", "rules", "boxes"
+            kernels.relocate_merge(stream, plan, *tables, *(given[name] for name in names), "bilinear", "average")
             half = Array(given["merged"].address, (6, 4, 12, 9), "float32")
             kernels.take(stream, half, given["first_half"], given["noise_pred"])
             names = "latents", "step", "tickets", "noise_pred", "decoder_of", "weights", "coefficients"
