@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from realisid_trt.backends.tensorrt_flavours import FLAVOURS
 from realisid_trt.commands.command_line import Outcome, execute, reporter, run
+from realisid_trt.commands.memory_table import amount, memory_lines, present_card, sizes_of
 from realisid_trt.errors import BuildError, CheckpointError, RequestError
+from realisid_trt.loop.denoise import loop_networks
 from realisid_trt.machine import available_bytes, unsupported
 from realisid_trt.manifest import MANIFEST, Manifest, seal
+from realisid_trt.memory import gpu_builds, needs
 
 from .building.staging import Staging, open_staging
 from .files import check_space, target_folder, write_json
@@ -22,6 +25,8 @@ from .options import Options, Report, checked, parser
 if TYPE_CHECKING:
     from .building.staging import Artifact
     from .checkpoint import Checkpoint
+    from .forms import Target
+    from .networks import Network
     from .profiles import Profile
 
 SMALL_BYTES = 2**30  # checkpoints up to this size are compared as a whole with the reference
@@ -62,6 +67,7 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
     if unknown := sorted(set(options.only) - set(known)):
         raise RequestError(f"--only {' '.join(unknown)}: no such network. Known: {', '.join(known)}.")
 
+    _report_weights(checkpoint, known, targets, report)
     with_plans = any(target.has_plans for target in targets)
     if with_plans:
         _report_profiles(profiles_of(checkpoint, known, options), report)
@@ -92,7 +98,7 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
         made |= small_parts(staging, checkpoint, options.face_landmarker, options.face_parser)
         if any(target.device == "cuda" for target in targets):
             made |= kernel_pack(staging)
-        manifest = describe(checkpoint, made, list(known), targets, options.architectures)
+        manifest = describe(checkpoint, made, list(known), targets, options.architectures, largest(checkpoint, options))
         if staging.stands(manifest, _verifiable(staging, checkpoint, manifest)):
             manifest = staging.current
             report(f"{asked} is up to date; nothing to do")
@@ -108,6 +114,7 @@ def build(options: Options, report: Report = lambda line: None, progress: bool =
         "bytes": sum(listed["bytes"] for listed in manifest["files"].values()),
         "seconds": round(time.perf_counter() - start, 1),
         "verified": manifest["verified"],
+        "memory": _memory(Manifest(out, manifest), report),
     }
 
 
@@ -147,6 +154,38 @@ def _report_profiles(found: Mapping[str, Profile], report: Report) -> None:
     for name, profile in found.items():
         unit = "timesteps" if name.endswith("_time") else "rows"
         report(f"  {name:<17}{profile.least[unit]:>6}{profile.best[unit]:>6}{profile.most[unit]:>7} {unit}")
+
+
+def _report_weights(
+    checkpoint: Checkpoint, known: Mapping[str, Network], targets: Sequence[Target], report: Report
+) -> None:
+    """Reports the GPU memory that the weights will take, before they are built."""
+    for target in targets:
+        if target.device == "cuda":
+            sizes = {
+                name: network.elements(checkpoint) * target.form_of(name).itemsize for name, network in known.items()
+            }
+            loop = sum(sizes.get(name, 0) for name in loop_networks(checkpoint.config.table))
+            report(
+                f"{target.build}: {amount(loop)} of weights on a GPU for the networks of every step, "
+                f"{amount(sum(sizes.values()) - loop)} for the others"
+            )
+
+
+def largest(checkpoint: Checkpoint, options: Options) -> dict[str, int]:
+    """The largest batch, persons and resolution (px) of a request that the engine will hold."""
+    coarsest_px = checkpoint.vae_scale_factor << (checkpoint.levels - 1)
+    longest_px = options.resolution or 2 * checkpoint.sample_size * checkpoint.vae_scale_factor
+    resolution = longest_px // coarsest_px * coarsest_px
+    return {"batch": options.batch, "persons": options.persons, "resolution": resolution}
+
+
+def _memory(manifest: Manifest, report: Report) -> list[dict[str, Any]]:
+    """Reports the GPU memory that requests will need, of one picture and of the largest batch. Returns it as JSON."""
+    sizes = sizes_of(manifest)
+    for line in memory_lines(manifest, sizes, present_card()):
+        report(line)
+    return [needs(manifest, build, size).as_json() for build in gpu_builds(manifest) for size in sizes]
 
 
 def _report_slow(plans: Sequence[Artifact], report: Report) -> None:

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from .checkpoint import Checkpoint
 from .checkpoint.vae import from_latents
 
-BRANCHES = ("local", "global")
-
 
 @dataclass(frozen=True)
 class Size:
@@ -116,38 +114,38 @@ def networks(checkpoint: Checkpoint) -> dict[str, Network]:
                 lambda dtype, name=name: TextEncoder(c.load_text_encoder(name, dtype), c.has_added_conditions),
             )
         )
-    found.append(
-        Network(
-            "id_encoder",
-            ("image_encoder", "id_projection"),
-            (Port("id_pixels", (ROWS, 3, c.image_size, c.image_size)),),
-            (id_tokens,),
-            lambda dtype: IdEncoder(c.load_image_encoder(dtype), c.load_id_projection(dtype)),
-        )
-    )
-    conditions = {
-        "local": (
-            Port("pose_image", (ROWS, 3, canvas * c.vae_scale_factor, canvas * c.vae_scale_factor)),
-            (canvas, canvas),
-        ),
-        "global": (
-            Port("location_mask", (ROWS, 1, *(Size(s.unit, s.factor * c.vae_scale_factor) for s in (height, width)))),
-            (height, width),
-        ),
-    }
-    for branch in BRANCHES:
-        source, size = conditions[branch]
-        condition = Port("condition", (ROWS, c.residuals[0][0], *size))
-        component = (f"controlnet_{branch}",)
-        load = _loader(c.load_controlnet, branch)
-        found += [
-            Network(f"{branch}_condition", component, (source,), (condition,), _wrap(Condition, load), only=CONDITION),
-            Network(f"{branch}_time", component, time_inputs, time_outputs, _wrap(TimeEmbedding, load), only=TIME),
+    if c.config.id_input != "none":
+        found.append(
             Network(
-                f"{branch}_branch",
+                "id_encoder",
+                ("image_encoder", "id_projection"),
+                (Port("id_pixels", (ROWS, 3, c.image_size, c.image_size)),),
+                (id_tokens,),
+                lambda dtype: IdEncoder(c.load_image_encoder(dtype), c.load_id_projection(dtype)),
+            )
+        )
+    for branch in c.config.table:
+        on_canvas = branch.view == "face"
+        size: tuple[int | Size, int | Size] = (canvas, canvas) if on_canvas else (height, width)
+        shown = Port(branch.condition_input, (ROWS, branch.channels, *(_px(side, c.vae_scale_factor) for side in size)))
+        condition = Port("condition", (ROWS, c.residuals[0][0], *size))
+        component = (f"controlnet_{branch.name}",)
+        load = _loader(c.load_controlnet, branch.name)
+        found += [
+            Network(
+                f"{branch.name}_condition", component, (shown,), (condition,), _wrap(Condition, load), only=CONDITION
+            ),
+            Network(f"{branch.name}_time", component, time_inputs, time_outputs, _wrap(TimeEmbedding, load), only=TIME),
+            Network(
+                f"{branch.name}_branch",
                 component,
-                (canvas_latents if branch == "local" else latents, emb, id_tokens, condition),
-                maps(residual_names, branch == "local"),
+                (
+                    canvas_latents if on_canvas else latents,
+                    emb,
+                    id_tokens if branch.tokens == "id" else prompt_embeds,
+                    condition,
+                ),
+                maps(residual_names, on_canvas),
                 _wrap(Branch, load),
                 without=NOT_IN_BRANCH,
             ),
@@ -185,6 +183,11 @@ def networks(checkpoint: Checkpoint) -> dict[str, Network]:
 
 def _at(level: int, coarsest: int) -> tuple[Size, Size]:
     return Size("height", coarsest >> level), Size("width", coarsest >> level)
+
+
+def _px(cells: int | Size, factor: int) -> int | Size:
+    """A side in px, of one in latent cells."""
+    return Size(cells.unit, cells.factor * factor) if isinstance(cells, Size) else cells * factor
 
 
 def _loader(load: Callable[[str, torch.dtype], nn.Module], name: str) -> Callable[[torch.dtype], nn.Module]:
@@ -280,16 +283,16 @@ class TimeEmbedding(nn.Module):
 
 
 class Branch(nn.Module):
-    """i_t of one branch, Eqs. (5) and (6), with Z(c) precomputed: latents, emb, id_tokens, condition → residuals."""
+    """i_t of one branch, Eqs. (5) and (6), with Z(c) precomputed: latents, emb, tokens, condition → residuals."""
 
     def __init__(self, controlnet: nn.Module) -> None:
         super().__init__()
         _drop(controlnet, NOT_IN_BRANCH)
         self.controlnet = controlnet
 
-    def forward(self, latents: Tensor, emb: Tensor, id_tokens: Tensor, condition: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, latents: Tensor, emb: Tensor, tokens: Tensor, condition: Tensor) -> tuple[Tensor, ...]:
         net = self.controlnet
-        *skips, mid = _encode(net, net.conv_in(latents) + condition, emb, id_tokens)
+        *skips, mid = _encode(net, net.conv_in(latents) + condition, emb, tokens)
         residuals = [zero(skip) for zero, skip in zip(net.controlnet_down_blocks, skips, strict=True)]
         return *residuals, net.controlnet_mid_block(mid)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from realisid_trt.config import Branch
 from realisid_trt.loop.rows import PictureRows, plan_rows
 
 from .forms import Limits
@@ -43,7 +44,12 @@ class Profile:
 
 
 def profiles(
-    networks: Sequence[str], pictures: int, persons: int, side: tuple[int, int, int], steps: int, per_row_pooled: bool
+    networks: Sequence[str],
+    pictures: int,
+    persons: int,
+    side: tuple[int, int, int],
+    steps: int,
+    table: Sequence[Branch],
 ) -> dict[str, Profile]:
     """The profile of every network, for batches of up to `pictures` pictures with up to `persons` persons each.
 
@@ -51,13 +57,13 @@ def profiles(
     steps:          the usual number of denoising steps.
     per_row_pooled: `branch_pooled_text` is "per_row".
     """
-    best = _rows(1, min(persons, 1), per_row_pooled)
-    most = _rows(pictures, persons, per_row_pooled)
+    best, most = _rows(1, min(persons, 1), table), _rows(pictures, persons, table)
+    by_text = {"unet_time", *(f"{branch.name}_time" for branch in table if branch.pooled == "per_row")}
     found = {}
     for name in networks:
         # A network without an entry runs once per prompt, photo or picture, one row at a time.
         one, many = max(1, best.get(name, 1)), max(1, most.get(name, 1))
-        texts = 2 if name == "unet_time" or per_row_pooled else 1
+        texts = 2 if name in by_text else 1
         found[name] = Profile(
             least={"rows": 1, "timesteps": 1, "height": side[0], "width": side[0]},
             best={"rows": one, "timesteps": steps * texts, "height": side[1], "width": side[1]},
@@ -66,17 +72,16 @@ def profiles(
     return found
 
 
-def _rows(pictures: int, persons: int, per_row_pooled: bool) -> dict[str, int]:
+def _rows(pictures: int, persons: int, table: Sequence[Branch]) -> dict[str, int]:
     """Rows of the networks that run on a whole batch, when every picture has texts and persons of its own."""
+    active = (True,) * len(table)
     batch = [
-        PictureRows((2 * b, 2 * b + 1), tuple(range(persons * b, persons * (b + 1))), ALL_ROWS) for b in range(pictures)
+        PictureRows((2 * b, 2 * b + 1), tuple(range(persons * b, persons * (b + 1))), ALL_ROWS, active, b)
+        for b in range(pictures)
     ]
-    plan = plan_rows(batch, per_row_pooled)
-    return {
-        "unet_encoder": len(plan.encoder),
-        "unet_decoder": len(plan.decoder),
-        "local_branch": len(plan.local_branch.rows),
-        "global_branch": len(plan.global_branch.rows),
-        "local_condition": pictures * persons,
-        "global_condition": pictures * persons,
-    }
+    plan = plan_rows(batch, table)
+    rows = {"unet_encoder": len(plan.encoder), "unet_decoder": len(plan.decoder)}
+    for branch, of in zip(table, plan.branches, strict=True):
+        rows[f"{branch.name}_branch"] = len(of.rows)
+        rows[f"{branch.name}_condition"] = pictures * (persons if branch.per == "person" else 1)
+    return rows

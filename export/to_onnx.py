@@ -55,7 +55,7 @@ def example(ports: tuple[Port, ...], units: Mapping[str, int], dtype: torch.dtyp
             values = (values.abs() * 512).floor()
         elif port.name == "location_mask":
             values = (values > 0).double()
-        elif port.name == "pose_image":
+        elif port.name in ("pose_image", "image"):
             values = values.clamp(0, 1)
         inputs.append(values.to(port.dtype or dtype))
     return tuple(inputs)

@@ -17,7 +17,7 @@ from .engine import Engine
 from .errors import RealisIDError
 from .persons.identity import Identity
 from .persons.person import Person
-from .request import Request, Result
+from .request import Control, Request, Result
 
-__version__ = "0.3.0"
-__all__ = ["Engine", "Identity", "Person", "RealisIDError", "Request", "Result", "__version__"]
+__version__ = "0.4.0"
+__all__ = ["Control", "Engine", "Identity", "Person", "RealisIDError", "Request", "Result", "__version__"]

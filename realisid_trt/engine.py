@@ -6,7 +6,7 @@ import inspect
 import os
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Literal, Unpack, cast, overload
 
@@ -16,17 +16,19 @@ from numpy.typing import NDArray
 from .backends import Backend, open_backend
 from .checks import check_finite
 from .errors import BackendError, EngineMismatch, RealisIDError, RequestError
-from .loop.denoise import LOOP_NETWORKS, Batch, denoise
+from .loop.controls import blanks, drawings
+from .loop.denoise import Batch, denoise, loop_networks
 from .loop.picture import decode, to_pil
-from .loop.prologue import Draft, Prologue
+from .loop.prologue import Prologue
+from .loop.stages import MEMORY, Stages
 from .manifest import Manifest
 from .outcomes import Outcomes, Stopwatch
 from .persons.faces import FaceFinder
 from .persons.identity import Identity
 from .persons.people import People
-from .persons.person import Person, PlacedPerson
+from .persons.person import Person, PlacedPerson, placeholder
 from .persons.photo import Photo
-from .request import BatchOptions, GenerateOptions, Progress, Request, RequestOptions, Result
+from .request import BatchOptions, Control, GenerateOptions, Progress, Request, Result, spelled_out
 
 CLOSED = "this engine was closed. Load it again: Engine.load(…)."
 
@@ -38,12 +40,21 @@ class Engine:
     closed (`with Engine.load(…) as engine`) or garbage-collected.
     """
 
-    def __init__(self, manifest: Manifest, backend: Backend, finder: FaceFinder, share_rows: bool = True) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        backend: Backend,
+        finder: FaceFinder,
+        share_rows: bool = True,
+        memory: str = "normal",
+    ) -> None:
         self.manifest, self.backend = manifest, backend
         self.config, self.model = manifest.config, manifest.model
-        self._null_id_tokens = manifest.constants["null_id_tokens"]
+        self._loop_networks = loop_networks(self.config.table)
         self._people = People(backend, finder, self.model, self.config)
         self._prologue = Prologue(manifest, backend, share_rows)
+        self._stages = Stages(manifest, backend, memory)
+        self._tile = self.model.sample_size if memory == "low" else None
         self._lock, self._user, self._closed = threading.Lock(), 0, False
 
     @classmethod
@@ -56,9 +67,11 @@ class Engine:
         networks: Collection[str] | None = None,
         share_rows: bool = True,
         cuda_graph: bool | None = None,
+        memory: str = "normal",
         face_landmarker: str | os.PathLike[str] | None = None,
     ) -> Engine:
-        """The engine at `path`: its manifest and every file that it opens verified, its networks opened.
+        """The engine at `path`: its manifest and every file that it opens verified, its networks opened unless memory
+        is "low".
 
         An engine is code that this machine runs. Load only engines that you built or whose source you trust.
 
@@ -70,6 +83,8 @@ class Engine:
                          with ONNX Runtime: TensorRT's plans are built for shared rows.
         cuda_graph:      True: capture a step on a GPU as a CUDA graph and replay it; a warning is given if the capture
                          is refused. None: only where the backend is known to gain from it, at present nowhere.
+        memory:          "low": only the networks of the current stage are loaded, and a picture larger than those the
+                         model was trained on is decoded in tiles. Slower, and such a picture differs a little.
         face_landmarker: MediaPipe's face_landmarker.task, used through the mediapipe package if that is installed.
 
         Raises RequestError for impossible arguments; EngineMissing, EngineDamaged, EngineMismatch or
@@ -85,15 +100,17 @@ class Engine:
             raise RequestError(f"device is {device!r}, expected cpu, cpu:N, cuda, cuda:N or None.")
         if face_landmarker is not None and not isinstance(face_landmarker, (str, os.PathLike)):
             raise RequestError(f"face_landmarker is {face_landmarker!r}, expected the path of a face_landmarker.task.")
+        if memory not in MEMORY:
+            raise RequestError(f'memory is {memory!r}, expected "normal" or "low".')
         manifest = Manifest.read(path)
-        opened = open_backend(backend, manifest, device, networks, cuda_graph)
+        opened = open_backend(backend, manifest, device, networks, cuda_graph, preload=memory == "normal")
         try:
             finder = FaceFinder.load(
                 manifest.path / "faces",
                 face_landmarker=None if face_landmarker is None else Path(face_landmarker),
                 files=manifest.files_in("faces"),
             )
-            engine = cls(manifest, opened, finder, share_rows)
+            engine = cls(manifest, opened, finder, share_rows, memory)
             if Manifest.read(path).values != manifest.values:
                 raise EngineMismatch(f"{path} was rebuilt while it was being loaded. Load it again.")
         except BaseException:
@@ -104,17 +121,15 @@ class Engine:
     def warm_up(self, persons: int = 1, **options: Unpack[GenerateOptions]) -> None:
         """Compiles kernels and plans memory before the first request: makes such a batch twice and discards it.
 
-        persons: number of placeholder persons. options: of `generate`, such as num_images, height and width.
+        persons: number of placeholder persons. options: of `generate`, such as num_images, height and width. Branches
+        that take a picture are shown a black one, unless controls are given.
         """
-        model = self.model
-        side, least = model.default_size, model.vae_scale_factor << (model.levels - 1)
-        nobody = Person(
-            id_tokens=np.zeros((model.num_id_tokens, model.cross_attention_dim), np.float32),
-            pose_image=np.zeros((3, side, side), np.float32),
-            box=(0, 0, 2 * least, 2 * least),
-        )
+        model, grid = self.model, self._prologue.grid(options.get("height"), options.get("width"))
+        tokens = None if self.config.id_input == "none" else (model.num_id_tokens, model.cross_attention_dim)
+        people = [placeholder(2 * grid.multiple, tokens)] * persons
+        options.setdefault("controls", blanks(self.config.table, grid))
         for _ in range(2):
-            self.generate("", [nobody] * persons, **options)
+            self.generate("", people, **options)
 
     def unload(self) -> None:
         """Frees the weights of networks that do not run in every step: text and ID encoders, time, conditions, the VAE.
@@ -125,7 +140,8 @@ class Engine:
             if self._closed:
                 return
             with self.backend.turn():
-                self.backend.unload([name for name in self.manifest.values["networks"] if name not in LOOP_NETWORKS])
+                networks = self.manifest.values["networks"]
+                self.backend.unload([name for name in networks if name not in self._loop_networks])
 
     def __reduce__(self) -> Any:
         raise RequestError(
@@ -164,17 +180,40 @@ class Engine:
         Raises PhotoError.
         """
         self._check_free()
+        if self.config.id_input == "none":
+            raise RequestError("this engine has no identities: its checkpoint's id_input is none. Load another one.")
         found = self._people.look(photo, face, box, landmarks, crop)  # without the lock: a batch may be running
         if isinstance(found, Identity):
             return found
         with self._use():
+            self._stages.begin("persons")
             return self._people.encode(found)
+
+    def conditions(
+        self,
+        prompt: str,
+        persons: Sequence[Person] = (),
+        *,
+        controls: Mapping[str, Control] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> dict[str, list[NDArray[np.float32]]]:
+        """What `generate` would show to every branch: name → its drawings, (C, H, W) in [0, 1], one for each person or
+        one for the picture. Branches without a drawing are left out. Runs no network of the engine.
+
+        Raises RequestError, BoxError, ShapeError, PhotoError.
+        """
+        self._check_free()
+        grid = self._prologue.grid(height, width)
+        draft = self._prologue.draft(Request(prompt, persons, controls=controls), 1, grid)
+        people = self._people.see_all(draft.request.persons, grid)
+        return drawings(self.config.table, draft.settings, people, grid)
 
     def generate(self, prompt: str, persons: Sequence[Person] = (), **options: Unpack[GenerateOptions]) -> Result:
         """Pictures of the given persons.
 
         negative_prompt, num_images, seed, latents, guidance_scale, id_guidance_scale, subject_conditioning_ratio,
-        local_scale, global_scale: see `Request`.
+        controls, local_scale, global_scale: see `Request`.
         num_inference_steps, height, width, output, progress: see `generate_batch`, for what is raised too.
         """
         if unknown := sorted(options.keys() - GenerateOptions.__optional_keys__):
@@ -240,7 +279,7 @@ class Engine:
             return outcomes.in_order({})
 
         with self._use():
-            with watch("persons"):
+            with self._during("persons", watch):
                 people_of = outcomes.each(seen, lambda persons: [self._people.prepare(person) for person in persons])
             if not people_of:
                 return outcomes.in_order({})
@@ -248,14 +287,14 @@ class Engine:
                 drafts = {place: drafts[place] for place in people_of}
                 plan = prologue.plan(list(drafts.values()), len(coefficients), grid)
             people = [person for persons in people_of.values() for person in persons]
-            with watch("text"):
+            with self._during("text", watch):
                 embedded = prologue.embed_texts(plan.texts)
             # Frees prompt and photo buffers first: cache hits must not shift the loop's addresses, which graphs replay.
             self.backend.release_tensors()
-            with watch("time"):
-                time_tables = prologue.time_tables(len(coefficients), grid, embedded, plan.branches)
-            with watch("conditions"):
-                conditions = prologue.embed_conditions(people, grid, plan.branches)
+            with self._during("time", watch):
+                unet_emb, branch_embs = prologue.time_tables(plan, grid, embedded)
+            with self._during("conditions", watch):
+                conditions = prologue.embed_conditions(list(drafts.values()), list(people_of.values()), plan, grid)
             noise = np.concatenate([prologue.noise(draft, grid) for draft in drafts.values()])
             batch = Batch(
                 latents=put(noise),
@@ -263,34 +302,39 @@ class Engine:
                 plans=plan.rows,
                 coefficients=put(coefficients),
                 prompt_embeds=put(np.stack([text.prompt_embeds for text in embedded]), for_networks=True),
-                id_tokens=put(np.stack([self._null_id_tokens, *(p.id_tokens for p in people)]), for_networks=True),
+                unet_emb=unet_emb,
+                table=self.config.table,
+                branches=prologue.branch_tables(list(drafts.values()), branch_embs, conditions),
+                id_tokens=prologue.id_tokens(people),
                 boxes=prologue.face_cells(people),
-                scales=np.array([scales for draft in drafts.values() for scales in draft.scales], np.float32),
-                **time_tables,
-                **conditions,
             )
-            with watch("denoise"):
+            with self._during("denoise", watch):
                 step_ms = denoise(self.backend, batch, progress and self._outside(progress))
                 finite = self.backend.all_finite(batch.latents)
                 latents = self.backend.get(batch.latents)
-            latents_of = _by_request(latents, drafts)
+            latents_of = prologue.by_request(latents, drafts)
             if not finite:
                 latents_of = outcomes.each(latents_of, lambda array: check_finite(array, "the final latents"))
-            with watch("vae"):
+            with self._during("vae", watch):
                 pictures_of = outcomes.each(
-                    latents_of, lambda array: [] if output == "latents" else list(decode(self.backend, array))
+                    latents_of,
+                    lambda array: [] if output == "latents" else list(decode(self.backend, array, self._tile)),
                 )
-            timings = self._timings(watch)
+            timings = watch.with_parts("denoise", self._loop_networks, self.backend.usage.ms)
             results = {
                 place: Result(
                     images=[to_pil(picture) for picture in pictures] if output == "pil" else pictures,
                     latents=latents_of[place],
                     seed=drafts[place].seed,
-                    persons=tuple(PlacedPerson(p.face_box.px, p.mask_source, p.notes) for p in people_of[place]),
+                    persons=tuple(
+                        PlacedPerson(p.face_box.px if p.face_box else None, p.mask_source, p.notes)
+                        for p in people_of[place]
+                    ),
                     timings=timings,
                     step_ms=tuple(step_ms),
                     rows=dict(self.backend.usage.rows),
                     backend=f"{self.backend.name} on {self.backend.device}, {self.backend.precision}",
+                    notes=drafts[place].notes,
                 )
                 for place, pictures in pictures_of.items()
             }
@@ -305,6 +349,11 @@ class Engine:
             with self.backend.turn():
                 self.backend.start_request()
                 yield
+
+    def _during(self, stage: str, watch: Stopwatch) -> AbstractContextManager[None]:
+        """A context for a stage: its time is measured, and with memory="low" other stages' networks are freed first."""
+        self._stages.begin(stage)
+        return watch(stage)
 
     def _outside(self, progress: Progress) -> Progress:
         """The callback, run on the caller's device; afterwards the backend's device is current again."""
@@ -340,31 +389,6 @@ class Engine:
             finally:
                 self._user = 0
 
-    def _timings(self, watch: Stopwatch) -> dict[str, float]:
-        """Milliseconds of every stage; after "denoise", those of the networks and kernels in its steps."""
-        usage, timings = self.backend.usage, dict[str, float]()
-        for stage, ms in watch.ms.items():
-            timings[stage] = ms
-            if stage == "denoise":
-                timings |= {f"denoise.{name}": usage.ms[name] for name in LOOP_NETWORKS if name in usage.ms}
-        return timings
 
-
-def _spelled_out() -> inspect.Signature:
-    """The signature of `generate` with every keyword and its default: for `help`, `inspect` and notebooks."""
-    own = inspect.signature(Engine.generate)
-    fields = inspect.signature(Request).parameters
-    common = inspect.signature(Engine.generate_batch).parameters
-    named = [fields[name] for name in fields if name in RequestOptions.__optional_keys__]
-    named += [common[name] for name in common if name in BatchOptions.__optional_keys__]
-    first = [parameter for name, parameter in own.parameters.items() if name != "options"]
-    return own.replace(parameters=[*first, *(each.replace(kind=each.KEYWORD_ONLY) for each in named)])
-
-
-Engine.generate.__signature__ = _spelled_out()  # type: ignore[attr-defined]
-
-
-def _by_request(pictures: NDArray[np.float32], drafts: Mapping[int, Draft]) -> dict[int, NDArray[np.float32]]:
-    """The pictures of each request of a batch."""
-    ends = np.cumsum([draft.request.num_images for draft in drafts.values()])
-    return dict(zip(drafts, np.split(pictures, ends[:-1]), strict=True))
+signature = spelled_out(inspect.signature(Engine.generate), inspect.signature(Engine.generate_batch))
+Engine.generate.__signature__ = signature  # type: ignore[attr-defined]

@@ -21,7 +21,7 @@ from .config import RealisIDConfig
 from .errors import EngineDamaged, EngineMismatch, EngineMissing, ShapeError
 from .files import VerifiedFiles, sha256
 
-FORMAT = 3
+FORMAT = 4
 MANIFEST = "manifest.json"
 CONSTANTS = "constants.safetensors"
 
@@ -147,7 +147,8 @@ class Model:
     levels:            L, resolutions inside the UNet.
     residual_levels:   level of each skip of the UNet, the mid block last.
     pooled_dim:        width of the pooled text embedding; 0 for a model without added conditions.
-    id_encoder_key:    hash of the image encoder and projection: identities of another encoder are refused.
+    id_encoder_key:    hash of the image encoder and projection: identities of another encoder are refused. None without
+                       identities.
     """
 
     sample_size: int
@@ -162,7 +163,7 @@ class Model:
     image_size: int
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
-    id_encoder_key: str
+    id_encoder_key: str | None
 
     @classmethod
     def from_dict(cls, model: Mapping[str, Any]) -> Model:
@@ -228,7 +229,7 @@ class Manifest:
 
     @cached_property
     def constants(self) -> dict[str, np.ndarray[Any, Any]]:
-        """`null_id_tokens` (T, D) float32 and `alphas_cumprod` (T,) float64."""
+        """`alphas_cumprod` (T,) float64, and with identities `null_id_tokens` (T, D) float32."""
         from safetensors.numpy import load_file
 
         return dict(load_file(self.path / CONSTANTS))

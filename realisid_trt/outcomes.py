@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -63,6 +63,15 @@ class Stopwatch:
         start = time.perf_counter()
         yield
         self.ms[stage] = self.ms.get(stage, 0.0) + (time.perf_counter() - start) * 1e3
+
+    def with_parts(self, stage: str, names: Iterable[str], parts: Mapping[str, float]) -> dict[str, float]:
+        """Milliseconds of every stage; after this one, those of its parts with these names, as STAGE.NAME."""
+        timings: dict[str, float] = {}
+        for each, ms in self.ms.items():
+            timings[each] = ms
+            if each == stage:
+                timings |= {f"{stage}.{name}": parts[name] for name in names if name in parts}
+        return timings
 
 
 def _without_frames(error: RealisIDError) -> RealisIDError:

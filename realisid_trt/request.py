@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from .checks import finite, whole
 from .errors import RequestError
 from .persons.person import Person, PlacedPerson
+from .persons.photo import Photo
 
 MAX_PERSONS = 8
 
@@ -27,6 +29,22 @@ OMITTED = Omitted.OMITTED
 
 
 @dataclass(frozen=True, eq=False)
+class Control:
+    """What a request says about one branch of the engine. Omitted fields take the defaults of the engine's table.
+
+    image: what the branch is shown: a path, bytes, PIL image, (H, W, 3) uint8 array or (C, H, W) floats in [0, 1], in
+           the aspect of the picture.
+    scale: factor of its residuals; 0 leaves it out.
+    start, end: it takes part in step i of S unless i/S < start or (i + 1)/S > end.
+    """
+
+    image: Photo | NDArray[Any] | None = None
+    scale: float | None = None
+    start: float | None = None
+    end: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
 class Request:
     """One prompt with its persons. Omitted fields take the engine's defaults.
 
@@ -37,7 +55,8 @@ class Request:
     latents:    (num_images, C, h, w) floats to start from instead of noise.
     guidance_scale, id_guidance_scale: λt and λi of Eq. (8).
     subject_conditioning_ratio: α of the delay in [0, 1]; None switches the delay off.
-    local_scale, global_scale: factors of the branches' residuals.
+    controls:   name of a branch → Control. `inspect` shows the names that an engine has.
+    local_scale, global_scale: the same as controls={"local": Control(scale=…), "global": Control(scale=…)}.
     """
 
     prompt: str
@@ -49,8 +68,9 @@ class Request:
     guidance_scale: float | None = None
     id_guidance_scale: float | None = None
     subject_conditioning_ratio: float | None | Omitted = OMITTED
-    local_scale: float = 1.0
-    global_scale: float = 1.0
+    controls: Mapping[str, Control] | None = None
+    local_scale: float | None = None
+    global_scale: float | None = None
 
     def check(self) -> Request:
         """The request with plain Python numbers. Raises RequestError for an impossible argument."""
@@ -66,7 +86,7 @@ class Request:
         numbers: dict[str, Any] = {"num_images": num_images, "seed": seed}
         for name in ("guidance_scale", "id_guidance_scale", "local_scale", "global_scale"):
             value = getattr(self, name)
-            if value is None and name.endswith("guidance_scale"):
+            if value is None:
                 continue
             numbers[name] = finite(value)
             if numbers[name] is None:
@@ -78,7 +98,29 @@ class Request:
                 raise RequestError(
                     f"subject_conditioning_ratio is {ratio!r}, expected a number from 0 to 1, or None for no delay."
                 )
-        return replace(self, **numbers)
+        return replace(self, controls=self._checked_controls(), **numbers)
+
+    def _checked_controls(self) -> dict[str, Control]:
+        """`controls` with plain numbers, the scales of the aliases among them."""
+        given = {} if self.controls is None else self.controls
+        if not isinstance(given, Mapping) or not all(isinstance(control, Control) for control in given.values()):
+            raise RequestError('controls is not a dict of Control. Write {"openpose": Control("pose.png")}.')
+        controls = {}
+        for name, control in given.items():
+            numbers = {key: getattr(control, key) for key in ("scale", "start", "end")}
+            for key, value in numbers.items():
+                if value is not None and (number := finite(value)) is None:
+                    raise RequestError(f"{key} of the control {name} is {value!r}, expected a finite number.")
+                numbers[key] = None if value is None else number
+            controls[name] = replace(control, **numbers)
+        for name in ("local", "global"):
+            if (scale := finite(getattr(self, f"{name}_scale"))) is not None:
+                if controls.get(name, Control()).scale is not None:
+                    raise RequestError(
+                        f'{name}_scale and the scale of controls["{name}"] are both given. They are the same: give one.'
+                    )
+                controls[name] = replace(controls.get(name, Control()), scale=scale)
+        return controls
 
 
 class RequestOptions(TypedDict, total=False):
@@ -91,8 +133,9 @@ class RequestOptions(TypedDict, total=False):
     guidance_scale: float | None
     id_guidance_scale: float | None
     subject_conditioning_ratio: float | None | Omitted
-    local_scale: float
-    global_scale: float
+    controls: Mapping[str, Control] | None
+    local_scale: float | None
+    global_scale: float | None
 
 
 Progress = Callable[[int, int], object]
@@ -112,6 +155,15 @@ class GenerateOptions(RequestOptions, BatchOptions, total=False):
     """The keywords of `Engine.generate`."""
 
 
+def spelled_out(generate: inspect.Signature, generate_batch: inspect.Signature) -> inspect.Signature:
+    """The signature of `Engine.generate` with every keyword and its default: for `help`, `inspect` and notebooks."""
+    fields, common = inspect.signature(Request).parameters, generate_batch.parameters
+    named = [fields[name] for name in fields if name in RequestOptions.__optional_keys__]
+    named += [common[name] for name in common if name in BatchOptions.__optional_keys__]
+    first = [parameter for name, parameter in generate.parameters.items() if name != "options"]
+    return generate.replace(parameters=[*first, *(each.replace(kind=each.KEYWORD_ONLY) for each in named)])
+
+
 @dataclass(frozen=True, eq=False)
 class Result:
     """The pictures of one request.
@@ -125,6 +177,7 @@ class Result:
     step_ms: milliseconds of each denoising step.
     rows:    rows that each network evaluated for the whole batch, counted by the backend.
     backend: which backend ran, on which device, in which precision.
+    notes:   decisions about the pictures in `controls`, in sentences.
     """
 
     images: list[Any]
@@ -135,3 +188,4 @@ class Result:
     step_ms: tuple[float, ...]
     rows: Mapping[str, int]
     backend: str
+    notes: tuple[str, ...] = ()

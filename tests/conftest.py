@@ -33,6 +33,7 @@ torch.set_num_threads(1)  # the miniature's layers are too small to share
 LANE, SEED = pytest.StashKey[int | None](), pytest.StashKey[int]()
 ROOT = Path(__file__).resolve().parent.parent
 ENGINES = ROOT / "engines"  # git-ignored; a rebuilt engine takes only what is stale
+PASSING = shutil.ignore_patterns(".*")  # files that another process writes beside a graph, and soon removes
 
 # name → how its checkpoint is made. x4: the miniature, built for GPUs too. x8: another VAE, prediction, projection and
 # null ID.
@@ -218,7 +219,7 @@ def engine(engine_dir: Path) -> Any:
 @pytest.fixture
 def engine_copy(engine_dir: Path, tmp_path: Path) -> Path:
     """A copy of the engine directory that the test may change."""
-    return Path(shutil.copytree(engine_dir, tmp_path / "engine"))
+    return Path(shutil.copytree(engine_dir, tmp_path / "engine", ignore=PASSING))
 
 
 @pytest.fixture(scope="session")
@@ -231,8 +232,11 @@ def with_config(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 
     def derive(engine: Path, scheduler: dict[str, Any] | None = None, **config: Any) -> Path:
         target = tmp_path_factory.mktemp("derived") / "engine"
-        shutil.copytree(engine, target, copy_function=os.link)
+        shutil.copytree(engine, target, copy_function=os.link, ignore=PASSING)
         manifest = json.loads((target / MANIFEST).read_text())
+        if pooled := config.pop("branch_pooled_text", None):
+            for row in manifest["realisid_config"]["branches"][:2]:  # RealisID's two
+                row["pooled"] = pooled
         manifest["realisid_config"] |= config
         manifest["scheduler"] |= scheduler or {}
         manifest["seal"] = seal(manifest)

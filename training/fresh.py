@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from export.checkpoint import Checkpoint
-from export.checkpoint.classes import DIFFUSERS_CLASSES, module_class, quiet
+from export.checkpoint.classes import diffusers_kind, module_class, quiet
 from export.checkpoint.id_projection import build_projection
 
 
@@ -20,7 +20,7 @@ def fresh(checkpoint: Checkpoint, component: str, seed: int) -> nn.Module:
         if component == "id_projection":
             return build_projection(found.config)
         kind = module_class(found.class_name)
-        if component in DIFFUSERS_CLASSES:
+        if diffusers_kind(component) is not None:
             made: nn.Module = kind.from_config(dict(found.config))
         else:
             made = kind(kind.config_class(**found.config))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from export.checkpoint import Checkpoint
 from export.checkpoint.classes import module_class, quiet
+from realisid_trt.config import realisid_branches
 from realisid_trt.errors import RequestError
 from realisid_trt.kernels.resample import resize_matrix
 from realisid_trt.persons.boxes import FaceBox
@@ -84,6 +85,7 @@ class Branches(nn.Module):
 
     name: ClassVar[str] = "realisid"
     parts: ClassVar[Mapping[str, str]] = {"local": "pose_image", "global": "location_mask"}
+    local: ClassVar[Mapping[str, str]] = {}  # keys of the local branch's row that differ from RealisID's
 
     def __init__(self, checkpoint: Checkpoint, *, new: bool, seed: int) -> None:
         """new: copies of the UNet's encoder with zero convolutions and a new condition embedding, as ControlNet does.
@@ -96,6 +98,14 @@ class Branches(nn.Module):
         for part in self.parts:
             branch = checkpoint.load_controlnet(part) if unet is None else self._new(checkpoint, part, unet, seed)
             self.add_module(f"controlnet_{part}", branch)
+
+    @classmethod
+    def rows(cls, pooled: str) -> list[dict[str, Any]]:
+        """The design as rows of a checkpoint's `branches`: what an engine runs. pooled: of its branches."""
+        changed = {"local": cls.local}
+        return [
+            {**row, **changed.get(row["name"], {})} for row in realisid_branches(pooled) if row["name"] in cls.parts
+        ]
 
     def conditions(self, box: FaceBox, landmarks: NDArray[np.float32], checkpoint: Checkpoint) -> Batch:
         """The branches' inputs for one face. landmarks: (478, 2) in [0, 1] of the snapped box's square."""
@@ -167,6 +177,7 @@ class Uncropped(Branches):
 
     name = "uncropped"
     parts = {"local": "placed_pose", "global": "location_mask"}
+    local = {"view": "picture", "writes": "everywhere"}
 
     def conditions(self, box: FaceBox, landmarks: NDArray[np.float32], checkpoint: Checkpoint) -> Batch:
         side = box.grid.width
@@ -190,6 +201,7 @@ class Boxed(Uncropped):
     """
 
     name = "boxed"
+    local = {"view": "picture", "writes": "box"}
 
     def conditions(self, box: FaceBox, landmarks: NDArray[np.float32], checkpoint: Checkpoint) -> Batch:
         masks = {f"inside_{level}": inside(box, level) for level in range(box.grid.levels)}

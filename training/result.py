@@ -15,7 +15,7 @@ from torch import nn
 
 from export.checkpoint import Checkpoint
 from export.checkpoint.classes import Component, quiet
-from export.checkpoint.files import STEMS, read_header
+from export.checkpoint.files import read_header, stem_of
 from export.files import disk_errors, whole_folder, write_json
 from realisid_trt.files import file_sha256, whole_or_not
 
@@ -47,7 +47,7 @@ def write_checkpoint(
         _write_index(start.path, partial, out)
         for name, module in trained.items():
             _write_component(partial / name, module, start.components[name], dtype)
-    return {name: out / name / f"{STEMS[start.components[name].name]}.safetensors" for name in trained}
+    return {name: out / name / f"{stem_of(start.components[name].name)}.safetensors" for name in trained}
 
 
 def _skipped(folder: Path, names: list[str], start: Checkpoint, trained: Mapping[str, nn.Module]) -> list[str]:
@@ -91,7 +91,7 @@ def _write_component(folder: Path, module: Any, before: Component, dtype: torch.
         key if key in names or not prefix else prefix + key: value.contiguous()
         for key, value in module.state_dict().items()
     }
-    file = folder / f"{STEMS[before.name]}.safetensors"
+    file = folder / f"{stem_of(before.name)}.safetensors"
     save_file(tensors, file, metadata={"format": "pt"})
     file.chmod(folder.stat().st_mode & 0o666)  # safetensors writes files that only their owner may read
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,12 @@ from realisid_trt.backends.tensorrt_flavours import FLAVOURS
 from realisid_trt.manifest import FORMAT
 
 from ..checkpoint import Checkpoint, tokenizer_of
+from ..checkpoint.classes import full_config
+from ..checkpoint.licences import read_licences
 from ..forms import FLOAT32_NETWORKS, Target
 from .staging import Artifact, content_key
+
+VAE_KEYS = ("block_out_channels", "layers_per_block", "mid_block_add_attention")  # its memory depends on them
 
 
 def versions() -> dict[str, str]:
@@ -41,13 +45,15 @@ def describe(
     networks: Sequence[str],
     targets: Sequence[Target],
     architectures: Sequence[str],
+    built_for: Mapping[str, int],
 ) -> dict[str, Any]:
     """The manifest: everything that the runtime needs. It lacks the seal and the verification of the whole engine.
 
     architectures: of the portable plans.
+    built_for:     the largest batch, persons and resolution (px) of a request.
     """
     c, installed, scheduler = checkpoint, versions(), checkpoint.scheduler_config
-    described: dict[str, Any] = {}
+    vae, described = full_config(c.components["vae"]), dict[str, Any]()
     for network in networks:
         artifacts = {target.build: made[target.artifact(network)] for target in targets}
         flops = {artifact.info["flops_per_row"] for artifact in artifacts.values()}
@@ -59,7 +65,8 @@ def describe(
         "format": FORMAT,
         "name": c.path.name,
         "made_by": installed,
-        "realisid_config": c.config.to_dict(),
+        "realisid_config": c.config.resolved().to_dict(),
+        "licences": read_licences(c.path),
         "checkpoint": {name: c.weights_key(name) for name in c.components},
         "model": {
             "sample_size": c.sample_size,
@@ -72,13 +79,10 @@ def describe(
             "tokenizers": {name: made[tokenizer_of(name)].info for name in c.text_encoder_names},
             "num_id_tokens": c.num_id_tokens,
             **c.feature_extractor,
-            "id_encoder_key": content_key(
-                c.weights_key("image_encoder"),
-                c.weights_key("id_projection"),
-                c.feature_extractor,
-                c.config.face_margin,
-            ),
+            "id_encoder_key": _id_encoder_key(c),
         },
+        "vae": {key: vae[key] for key in VAE_KEYS},
+        "built_for": dict(built_for),
         "scheduler": {
             "timestep_spacing": scheduler["timestep_spacing"],
             "steps_offset": scheduler["steps_offset"],
@@ -91,6 +95,14 @@ def describe(
         "faces": made["faces"].info,
         "files": {file: listed for artifact in made.values() for file, listed in sorted(artifact.files.items())},
     }
+
+
+def _id_encoder_key(c: Checkpoint) -> str | None:
+    """What an identity depends on; None for an engine without identities."""
+    if c.config.id_input == "none":
+        return None
+    weights = [c.weights_key(name) for name in ("image_encoder", "id_projection")]
+    return content_key(*weights, c.feature_extractor, c.config.face_margin)
 
 
 def _build(target: Target, installed: dict[str, str], architectures: Sequence[str]) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def profiles_of(checkpoint: Checkpoint, known: Mapping[str, Network], options: O
         persons=options.persons,
         side=(min(LEAST_SIDE, trained_side), trained_side, _longest(checkpoint, options)),
         steps=checkpoint.config.num_inference_steps,
-        per_row_pooled=checkpoint.config.branch_pooled_text == "per_row",
+        table=checkpoint.config.table,
     )
 
 

@@ -43,21 +43,21 @@ def kernel_pack(staging: Staging) -> dict[str, Artifact]:
 
 
 def _constants(staging: Staging, checkpoint: Checkpoint) -> Artifact:
-    """null_id_tokens (T, D) float32, and alphas_cumprod (T,) float64: as precise as diffusers has them."""
+    """alphas_cumprod (T,) float64, as precise as diffusers has them; with identities, null_id_tokens (T, D) float32."""
+    has_ids = checkpoint.config.id_input != "none"
     key = content_key(
         "constants",
         sources("building/small_parts.py"),
-        checkpoint.weights_key("null_id"),
+        checkpoint.weights_key("null_id") if has_ids else None,
         checkpoint.weights_key("scheduler"),
         versions(),
     )
     if found := staging.find("constants", key):
         return found
     folder = staging.workspace("constants")
-    constants = {
-        "null_id_tokens": checkpoint.null_id_tokens().float().numpy(),
-        "alphas_cumprod": checkpoint.load_scheduler().alphas_cumprod.double().numpy(),
-    }
+    constants = {"alphas_cumprod": checkpoint.load_scheduler().alphas_cumprod.double().numpy()}
+    if has_ids:
+        constants["null_id_tokens"] = checkpoint.null_id_tokens().float().numpy()
     (folder / CONSTANTS).write_bytes(save(constants))
     return staging.add("constants", key, folder)
 

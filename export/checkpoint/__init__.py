@@ -21,7 +21,6 @@ from realisid_trt.errors import CheckpointError
 
 from .checks import check_all, check_steps, check_tokenizer
 from .classes import (
-    DIFFUSERS_CLASSES,
     Component,
     check_headers,
     check_keys,
@@ -29,12 +28,13 @@ from .classes import (
     compare,
     component_of,
     ddim_config,
+    diffusers_kind,
     full_config,
     module_class,
     quiet,
 )
-from .files import component_key, read_header, read_json, read_weights, readable
-from .folders import OWN, Folders, tokenizer_of
+from .files import BRANCH, component_key, read_header, read_json, read_weights, readable
+from .folders import Folders, tokenizer_of
 from .id_projection import build_projection
 
 __all__ = ["Checkpoint", "tokenizer_of"]
@@ -105,12 +105,22 @@ class Checkpoint:
             unet = component_of("unet", folders.find("unet"), variant)
             added = unet.config.get("addition_embed_type") == "text_time"
             texts = ("text_encoder", "text_encoder_2") if added else ("text_encoder",)
-            names = ("vae", *texts, "image_encoder", *OWN)
-            components = {"unet": unet, **{name: component_of(name, folders.find(name), variant) for name in names}}
-            extractor = folders.find("feature_extractor") / "preprocessor_config.json"
+            components = {"unet": unet}
+            for name in ("vae", *texts):
+                components[name] = component_of(name, folders.find(name), variant)
+            if realisid.id_input != "none":
+                components["image_encoder"] = component_of("image_encoder", folders.find("image_encoder"), variant)
+            for branch in realisid.table:
+                name = f"{BRANCH}{branch.name}"
+                components[name] = component_of(name, folders.find(branch.folder, own=True), variant)
+            if realisid.id_input != "none":
+                folder = folders.find("id_projection", own=True)
+                components["id_projection"] = component_of("id_projection", folder, variant)
             ddim = ddim_config(folders.find("scheduler"))
             configs = {name: full_config(component) for name, component in components.items()}
-            configs["feature_extractor"] = read_json(extractor, "it says how photos are normalised")
+            if realisid.id_input != "none":
+                extractor = folders.find("feature_extractor") / "preprocessor_config.json"
+                configs["feature_extractor"] = read_json(extractor, "it says how photos are normalised")
             facts = check_all(configs, realisid, texts)
             check_steps(ddim, realisid)
             for name in texts:
@@ -124,7 +134,7 @@ class Checkpoint:
                 text_encoder_names=texts,
                 **facts,
             )
-            if realisid.null_id == "file":
+            if realisid.null_id == "file" and realisid.id_input != "none":
                 checkpoint._check_null_id_file()
         return checkpoint
 
@@ -188,9 +198,8 @@ class Checkpoint:
         return self._load("image_encoder", dtype)
 
     def load_controlnet(self, which: str, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """The "local" or the "global" branch: a ControlNetModel."""
-        assert which in ("local", "global"), which
-        return self._load(f"controlnet_{which}", dtype)
+        """The ControlNetModel of the branch with this name."""
+        return self._load(f"{BRANCH}{which}", dtype)
 
     def load_id_projection(self, dtype: torch.dtype = torch.float32) -> nn.Module:
         """A LinearProjection or a Resampler: (B, N, hidden) → (B, T, D)."""
@@ -268,7 +277,7 @@ class Checkpoint:
 
     def _load(self, name: str, dtype: torch.dtype) -> nn.Module:
         component = self.components[name]
-        kind = "torch_dtype" if name in DIFFUSERS_CLASSES else "dtype"
+        kind = "torch_dtype" if diffusers_kind(name) is not None else "dtype"
         try:
             with quiet():
                 module, info = module_class(component.class_name).from_pretrained(

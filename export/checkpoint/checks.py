@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from realisid_trt.checks import is_finite, is_whole
-from realisid_trt.config import RealisIDConfig
+from realisid_trt.config import Branch, RealisIDConfig
 from realisid_trt.errors import CheckpointError
 
 from .files import read_json
@@ -26,7 +26,7 @@ UNET_ONLY = {
 BRANCH_ONLY = {
     "class_embed_type": (None,), "num_class_embeds": (None,), "encoder_hid_dim": (None,),
     "encoder_hid_dim_type": (None,), "global_pool_conditions": (False,),
-    "controlnet_conditioning_channel_order": ("rgb",), "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "controlnet_conditioning_channel_order": ("rgb",), "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"),
 }  # fmt: skip
 DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
@@ -76,16 +76,18 @@ def check_all(
     if vae["latent_channels"] != unet["in_channels"]:
         raise refuse("vae", "latent_channels", vae["latent_channels"], f"{unet['in_channels']}, the UNet's in_channels")
     _check_vae(vae)
-    for name, channels in (("controlnet_local", 3), ("controlnet_global", 1)):
-        _check_branch(name, configs[name], unet, channels, factor)
+    for row in realisid.table:
+        _check_branch(row, realisid.table, configs[f"controlnet_{row.name}"], unet, factor)
     pooled_dim = _check_text([(name, configs[name]) for name in text_encoders], unet)
-    tokens, image_size = _check_image_side(configs, unet)
+    tokens, image_size, mean, std = 0, 0, (), ()
+    if realisid.id_input != "none":
+        tokens, image_size = _check_image_side(configs, unet)
+        mean, std = (tuple(configs["feature_extractor"][key]) for key in ("image_mean", "image_std"))
     if realisid.box_snap not in (None, factor, 4 * factor):
         raise CheckpointError(
             f"realisid_config.json: box_snap is {realisid.box_snap}, expected {factor} or {4 * factor} px: the VAE's "
             "scale factor f, or 4f. Correct the file, or leave the key out for f."
         )
-    extractor = configs["feature_extractor"]
     return {
         "config": dataclasses.replace(realisid, box_snap=realisid.box_snap or factor),
         "vae_scale_factor": factor,
@@ -98,8 +100,8 @@ def check_all(
         "cross_attention_dim": _width(unet, "unet"),
         "emb_dim": unet.get("time_embedding_dim") or 4 * unet["block_out_channels"][0],
         "image_size": image_size,
-        "image_mean": tuple(extractor["image_mean"]),
-        "image_std": tuple(extractor["image_std"]),
+        "image_mean": mean,
+        "image_std": std,
         "num_id_tokens": tokens,
     }
 
@@ -167,16 +169,21 @@ def _width(config: Config, name: str) -> int:
     return int(width)
 
 
-def _check_branch(name: str, branch: Config, unet: Config, channels: int, factor: int) -> None:
-    other = "controlnet_global" if channels == 3 else "controlnet_local"
-    if branch["conditioning_channels"] != channels:
-        sees = "the pose-expression image" if channels == 3 else "the location mask"
+SHOWN = {"pose": "a drawing of the pose", "location": "the location mask", "image": "a picture"}
+
+
+def _check_branch(row: Branch, table: Sequence[Branch], branch: Config, unet: Config, factor: int) -> None:
+    name = row.folder
+    if branch["conditioning_channels"] != row.channels:
+        others = [other.folder for other in table if other.channels == branch["conditioning_channels"]]
         raise refuse(
             name,
             "conditioning_channels",
             branch["conditioning_channels"],
-            f"{channels}, since its condition is {sees}",
-            f"Check that {name} and {other} are not swapped.",
+            f"{row.channels}, since its condition is {SHOWN[row.condition]}",
+            f"Check that {name} and {others[0]} are not swapped."
+            if others
+            else "Correct channels in the branch's row.",
         )
     for key, allowed in BRANCH_ONLY.items():
         if branch[key] not in allowed:

@@ -17,14 +17,13 @@ from torch import nn
 from realisid_trt.errors import CheckpointError
 
 from .checks import check_scheduler, with_defaults
-from .files import STEMS, find_weights, read_header, read_json
+from .files import BRANCH, find_weights, read_header, read_json, stem_of
 from .id_projection import build_projection
 
 DIFFUSERS_CLASSES = {
     "unet": "UNet2DConditionModel",
     "vae": "AutoencoderKL",
-    "controlnet_local": "ControlNetModel",
-    "controlnet_global": "ControlNetModel",
+    "controlnet": "ControlNetModel",
 }
 # The first is taken when config.json names none.
 TRANSFORMERS_CLASSES = {
@@ -55,16 +54,22 @@ class Component:
 def component_of(name: str, folder: Path, variant: str | None) -> Component:
     """One part that holds weights: its class, config and files. Raises CheckpointError."""
     config = read_json(folder / "config.json", f"it describes {name}")
-    files, variant = find_weights(folder, STEMS[name], variant)
+    files, variant = find_weights(folder, stem_of(name), variant)
     return Component(name, folder, class_name(name, config), config, files, variant)
+
+
+def diffusers_kind(name: str) -> str | None:
+    """The key of DIFFUSERS_CLASSES of a component: its name, or "controlnet" for a branch; None for other libraries."""
+    kind = BRANCH.rstrip("_") if name.startswith(BRANCH) else name
+    return kind if kind in DIFFUSERS_CLASSES else None
 
 
 def class_name(name: str, config: Mapping[str, Any]) -> str:
     """The class that a config.json names, if this component may have it. Raises CheckpointError."""
     if name == "id_projection":
         return str(config.get("class"))
-    if name in DIFFUSERS_CLASSES:
-        known: tuple[str, ...] = (DIFFUSERS_CLASSES[name],)
+    if (kind := diffusers_kind(name)) is not None:
+        known: tuple[str, ...] = (DIFFUSERS_CLASSES[kind],)
         said = config.get("_class_name", known[0])
     else:
         known = TRANSFORMERS_CLASSES[name]
@@ -79,7 +84,7 @@ def class_name(name: str, config: Mapping[str, Any]) -> str:
 
 def full_config(component: Component) -> dict[str, Any]:
     """config.json with the defaults of its class where a key is left out. Raises CheckpointError."""
-    if component.name in DIFFUSERS_CLASSES:
+    if diffusers_kind(component.name) is not None:
         return with_defaults(module_class(component.class_name), component.config)
     if component.name in TRANSFORMERS_CLASSES:
         with _understood(component):
@@ -171,7 +176,7 @@ def meta_module(component: Component) -> nn.Module:
         if component.name == "id_projection":
             return build_projection(component.config)
         cls = module_class(component.class_name)
-        if component.name in DIFFUSERS_CLASSES:
+        if diffusers_kind(component.name) is not None:
             module: nn.Module = cls.from_config(component.config)
         else:
             module = cls(cls.config_class(**component.config))

@@ -27,11 +27,15 @@ STEMS = {
     "text_encoder": "model",
     "text_encoder_2": "model",
     "image_encoder": "model",
-    "controlnet_local": "diffusion_pytorch_model",
-    "controlnet_global": "diffusion_pytorch_model",
     "id_projection": "model",
 }
+BRANCH = "controlnet_"  # the part of a branch is named so, wherever its folder lies
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+
+def stem_of(name: str) -> str:
+    """The first part of the names of a component's weight files."""
+    return "diffusion_pytorch_model" if name.startswith(BRANCH) else STEMS.get(name, "model")
 
 
 @contextlib.contextmanager

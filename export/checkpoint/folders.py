@@ -10,9 +10,8 @@ from pathlib import Path
 
 from realisid_trt.errors import CheckpointError
 
-from .files import STEMS, read_json
+from .files import read_json, stem_of
 
-OWN = ("controlnet_local", "controlnet_global", "id_projection")  # the parts that only a RealisID checkpoint has
 FROM_BASE = (
     "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler", "image_encoder",
     "feature_extractor",
@@ -48,13 +47,13 @@ class Folders:
         self.base: Path | None = None
         self.found: dict[str, Path] = {}
 
-    def find(self, name: str) -> Path:
-        """The folder of one part. Raises CheckpointError."""
+    def find(self, name: str, own: bool = False) -> Path:
+        """The folder of one part. own: a base model never has it. Raises CheckpointError."""
         folder = self.path / name
-        if not folder.is_dir() and name in OWN:
+        if not folder.is_dir() and own:
             raise CheckpointError(
-                f"{folder} is missing; every RealisID checkpoint has its own. Copy it from where the checkpoint comes "
-                "from."
+                f"{folder} is missing. realisid_config.json makes it a part of the checkpoint, and no base model has "
+                "it. Copy it from where the checkpoint comes from."
             )
         if not folder.is_dir():
             if not self.reference:
@@ -128,7 +127,7 @@ def _wanted(names: Iterable[str], components: Iterable[str], variant: str | None
         files = [name for name in names if name.startswith(f"{component}/") and name.count("/") == 1]
         wanted += [name for name in files if name.endswith((".json", ".txt"))]
         weights = [name for name in files if name.endswith(".safetensors")]
-        stem = re.escape(f"{component}/{STEMS.get(component, 'model')}")
+        stem = re.escape(f"{component}/{stem_of(component)}")
         for dotted in dict.fromkeys((f"\\.{re.escape(variant)}" if variant else "", "")):
             found = [name for name in weights if re.fullmatch(rf"{stem}{dotted}(-\d+-of-\d+)?\.safetensors", name)]
             if found:

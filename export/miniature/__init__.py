@@ -27,10 +27,10 @@ from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import CheckpointError, DiskError, RequestError
 
 from ..checkpoint import tokenizer_of
-from ..checkpoint.classes import DIFFUSERS_CLASSES, Component, class_name, meta_module, quiet
-from ..checkpoint.files import STEMS
+from ..checkpoint.classes import Component, class_name, diffusers_kind, meta_module, quiet
+from ..checkpoint.files import stem_of
 from ..files import check_space, disk_errors, sync, target_folder, whole_folder
-from .presets import Recipe, component_configs, preprocessor_config, scheduler_config
+from .presets import METHODS, Recipe, component_configs, method_config, preprocessor_config, scheduler_config
 from .tokenizer import END, vocabulary_and_merges, write_tokenizer
 from .weights import CARRY_KEYS, Weights, draw, write_weights
 
@@ -75,7 +75,10 @@ def recipe_of(**options: Any) -> Recipe:
     fields = {field.name for field in dataclasses.fields(Recipe)} - {"realisid"}
     if unknown := sorted(set(options) - keys - fields):
         raise RequestError(f"unknown option {', '.join(unknown)}. Known: {', '.join(sorted(keys | fields))}.")
-    values = Recipe().realisid.to_dict() | {key: value for key, value in options.items() if key in keys}
+    if (method := options.get("method", Recipe.method)) not in METHODS:
+        raise RequestError(f"method is {method!r}, expected one of {', '.join(METHODS)}.")
+    values = {key: value for key, value in options.items() if key in keys - fields}
+    values |= method_config(method, values.pop("branch_pooled_text", None))
     try:
         realisid = RealisIDConfig.from_dict(values, "options", "Give another value.")
     except CheckpointError as error:
@@ -127,7 +130,7 @@ def _write_components(recipe: Recipe, modules: Modules, progress: bool) -> None:
             prefix = "text_model." if component.name == "text_encoder" else ""
             keys = {key if key.startswith(prefix) else prefix + key: shape for key, shape in _shapes(module).items()}
             make = partial(weights.draw, component.name)
-            write_weights(component.folder, STEMS[component.name], keys, make, recipe.dtype, wrote=bar.update)
+            write_weights(component.folder, stem_of(component.name), keys, make, recipe.dtype, wrote=bar.update)
 
 
 def _write_config(component: Component, module: Any) -> None:
@@ -152,13 +155,14 @@ def _write_small_files(folder: Path, recipe: Recipe, modules: Modules) -> None:
     if "text_encoder_2" in configs:
         write_tokenizer(folder / "tokenizer_2", pad_token="!")
     with quiet():
-        scheduler: Any = diffusers.DDIMScheduler(**scheduler_config(recipe.prediction))  # type: ignore[no-untyped-call]
+        scheduler: Any = diffusers.DDIMScheduler(**scheduler_config(recipe.prediction, recipe.method))  # type: ignore[no-untyped-call]
         scheduler.save_config(folder / "scheduler")
-    (folder / "feature_extractor").mkdir()
-    preprocessor = preprocessor_config(configs["image_encoder"]["image_size"])
-    _write_config_file(folder / "feature_extractor" / "preprocessor_config.json", preprocessor)
-    projection = configs["id_projection"]
-    if recipe.realisid.null_id == "file":
+    projection = configs.get("id_projection")
+    if "image_encoder" in configs:
+        (folder / "feature_extractor").mkdir()
+        preprocessor = preprocessor_config(configs["image_encoder"]["image_size"])
+        _write_config_file(folder / "feature_extractor" / "preprocessor_config.json", preprocessor)
+    if recipe.realisid.null_id == "file" and projection is not None:
         shapes = {
             "null_id_tokens": (projection.get("num_tokens") or projection["num_queries"], projection["output_dim"])
         }
@@ -174,13 +178,12 @@ def _write_small_files(folder: Path, recipe: Recipe, modules: Modules) -> None:
     }
     for name, (component, _) in modules.items():
         if name != "id_projection":
-            index[name] = ["diffusers" if name in DIFFUSERS_CLASSES else "transformers", component.class_name]
+            index[name] = ["diffusers" if diffusers_kind(name) is not None else "transformers", component.class_name]
     index |= {tokenizer_of(name): ["transformers", "CLIPTokenizer"] for name in modules if "text" in name}
-    index |= {
-        "feature_extractor": ["transformers", "CLIPImageProcessor"],
-        "id_projection": ["realisid", projection["class"]],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-    }
+    if projection is not None:
+        index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+        index["id_projection"] = ["realisid", projection["class"]]
+    index["scheduler"] = ["diffusers", "DDIMScheduler"]
     _write_config_file(folder / "model_index.json", index)
 
 

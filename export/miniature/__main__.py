@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from realisid_trt.commands.command_line import Outcome, execute, ratio, run
-from realisid_trt.config import OPTIONS
+from realisid_trt.config import BRANCH_OPTIONS, OPTIONS
 
 from . import make_checkpoint
-from .presets import FAMILIES, PREDICTIONS, PRESETS, Recipe
+from .presets import FAMILIES, METHODS, PREDICTIONS, PRESETS, Recipe
 
+POOLED = BRANCH_OPTIONS["pooled"]
 RATIO = "subject_conditioning_ratio"
 
 
@@ -26,7 +27,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _make(given: dict[str, Any]) -> Outcome:
     start = time.monotonic()
-    given[RATIO] = ratio(given[RATIO], "--" + RATIO.replace("_", "-"))
+    if RATIO in given:
+        given[RATIO] = ratio(given[RATIO], "--" + RATIO.replace("_", "-"))
     path = make_checkpoint(given.pop("out"), progress=True, **given)
     size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     seconds = time.monotonic() - start
@@ -38,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     """The command line, with the defaults of Recipe."""
     parser = argparse.ArgumentParser(
         prog="python -m export.miniature",
-        description="Make a RealisID checkpoint of the real classes with random weights.",
+        description="Make a checkpoint of the real classes with random weights.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""examples:
   python -m export.miniature --out CKPT
@@ -50,6 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", required=True, metavar="DIR", help="folder to make")
     add("--seed", type=int, default=default.seed, help="same seed, same bytes (default %(default)s)")
     add("--preset", choices=PRESETS, default=default.preset, help="default %(default)s")
+    add("--method", choices=METHODS, default=default.method, help="default %(default)s")
     add("--family", choices=FAMILIES, default=default.family, help="default %(default)s")
     add("--vae-factor", type=int, choices=(4, 8), help="default 4 for the miniature, else 8")
     add("--prediction", choices=PREDICTIONS, default=default.prediction, help="default %(default)s")
@@ -57,16 +60,17 @@ def _parser() -> argparse.ArgumentParser:
     add("--id-tokens", type=int, metavar="N", help="default: one per image token; 16 for the resampler")
     keys = parser.add_argument_group("keys of realisid_config.json")
     for key, value in default.realisid.to_dict().items():
-        flag = "--" + key.replace("_", "-")
-        if key in OPTIONS:
-            keys.add_argument(flag, choices=OPTIONS[key], default=value, help="default %(default)s")
+        flag, shown = "--" + key.replace("_", "-"), f"default {value}"
+        given: dict[str, Any] = {"default": argparse.SUPPRESS}  # a method has defaults of its own
+        if choices := {**OPTIONS, "branch_pooled_text": POOLED}.get(key):
+            keys.add_argument(flag, choices=choices, help=shown, **given)
         elif isinstance(value, bool):
-            keys.add_argument(flag, action=argparse.BooleanOptionalAction, default=value, help="default %(default)s")
+            keys.add_argument(flag, action=argparse.BooleanOptionalAction, help=shown, **given)
         elif key == RATIO:
-            keys.add_argument(flag, default=str(value), metavar="α", help='or "none"; default %(default)s')
+            keys.add_argument(flag, metavar="α", help=f'or "none"; {shown}', **given)
         else:
             kind = float if isinstance(value, float) else int
-            keys.add_argument(flag, type=kind, default=value, metavar="N", help=f"default {value or 'the VAE factor'}")
+            keys.add_argument(flag, type=kind, metavar="N", help=f"default {value or 'the VAE factor'}", **given)
     add("--force", action="store_true", help="replace a checkpoint that this command made")
     add("--json", action="store_true", help="the last line of stdout is one JSON object")
     return parser

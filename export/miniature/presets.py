@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from realisid_trt.checks import is_whole
-from realisid_trt.config import RealisIDConfig
+from realisid_trt.config import RealisIDConfig, realisid_branches
 from realisid_trt.errors import RequestError
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
@@ -16,6 +16,7 @@ CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 PRESETS = ("miniature", "world", "mid", "sdxl")
 SMALL = ("miniature", "world")  # a VAE of factor 4 by default, whose norms have 8 groups
 FAMILIES = ("sdxl", "sd15")
+METHODS = ("realisid", "controlnet", "mixed")
 PREDICTIONS = ("epsilon", "v_prediction")
 
 
@@ -26,6 +27,8 @@ class Recipe:
     seed:       of all weights: the same seed gives the same bytes.
     preset:     "miniature" (UNet 2 M parameters), "world" (4 M; the shape that is trained on training.world), "mid"
                 (116 M) or "sdxl" (2567 M, half precision, sharded).
+    method:     "realisid"; "controlnet", two ControlNets that read text and no identities; "mixed", RealisID and a
+                ControlNet that reads text and ends after six tenths of the steps.
     family:     "sdxl" (3 levels, two text encoders, added conditions) or "sd15" (4 levels, one, none).
     vae_factor: 4 or 8; None takes the preset's: 4 for the two small ones, 8 for the others.
     prediction: "epsilon" or "v_prediction".
@@ -36,6 +39,7 @@ class Recipe:
 
     seed: int = 0
     preset: str = "miniature"
+    method: str = "realisid"
     family: str = "sdxl"
     vae_factor: int | None = None
     prediction: str = "epsilon"
@@ -47,6 +51,7 @@ class Recipe:
         """Raises RequestError for an impossible value or pair of values."""
         for name, value, choices in (
             ("preset", self.preset, PRESETS),
+            ("method", self.method, METHODS),
             ("family", self.family, FAMILIES),
             ("vae_factor", self.vae_factor, (None, 4, 8)),
             ("prediction", self.prediction, PREDICTIONS),
@@ -168,6 +173,17 @@ CONDITION_WIDTHS = {
 }
 
 
+def method_config(method: str, branch_pooled_text: str | None) -> dict[str, Any]:
+    """The keys of realisid_config.json that a method's checkpoint has besides those of a recipe."""
+    text: dict[str, Any] = {"tokens": "text", "pooled": "per_row", "condition": "image"}
+    openpose = {"name": "openpose", "style": "openpose-xinsir", **text}
+    if method == "controlnet":
+        return {"method": "controlnet", "branches": [openpose, {"name": "depth", **text}]}
+    if method == "mixed":
+        return {"branches": [*realisid_branches(branch_pooled_text or "zeros"), {**openpose, "end": 0.6}]}
+    return {"branch_pooled_text": branch_pooled_text or "zeros"}
+
+
 def component_configs(recipe: Recipe, vocabulary: int) -> dict[str, dict[str, Any]]:
     """Folder of the checkpoint → arguments of its class. Everything that holds weights, in writing order.
 
@@ -203,10 +219,13 @@ def component_configs(recipe: Recipe, vocabulary: int) -> dict[str, dict[str, An
             # As SDXL's files have it: 2 makes transformers take the highest id of a row, which is <|endoftext|>.
             "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1,
         }  # fmt: skip
-    configs["image_encoder"] = dict(IMAGE_ENCODERS[recipe.preset])
-    configs["controlnet_local"] = {**branch, "conditioning_channels": 3}
-    configs["controlnet_global"] = {**branch, "conditioning_channels": 1}
-    configs["id_projection"] = _projection(recipe, unet["cross_attention_dim"])
+    has_ids = recipe.realisid.id_input != "none"
+    if has_ids:
+        configs["image_encoder"] = dict(IMAGE_ENCODERS[recipe.preset])
+    for row in recipe.realisid.table:
+        configs[f"controlnet_{row.name}"] = {**branch, "conditioning_channels": row.channels}
+    if has_ids:
+        configs["id_projection"] = _projection(recipe, unet["cross_attention_dim"])
     return configs
 
 
@@ -223,11 +242,12 @@ def _projection(recipe: Recipe, output_dim: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def scheduler_config(prediction: str) -> dict[str, Any]:
-    """SDXL's noise schedule for DDIM, which is SD 1.5's as well."""
+def scheduler_config(prediction: str, method: str = "realisid") -> dict[str, Any]:
+    """SDXL's noise schedule for DDIM, which is SD 1.5's as well. Of a ControlNet's checkpoint as `adopt` writes it."""
     return {
         "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-        "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1, "timestep_spacing": "leading",
+        "clip_sample": False, "set_alpha_to_one": method == "controlnet", "steps_offset": 1,
+        "timestep_spacing": "leading",
         "prediction_type": prediction,
     }  # fmt: skip
 

@@ -18,12 +18,12 @@ def half_reference(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[Refer
     reference = Reference(checkpoint, torch.float32)
     for module in (
         reference.unet,
-        reference.local_controlnet,
-        reference.global_controlnet,
+        *reference.controlnets.values(),
         reference.image_encoder,
         reference.id_projection,
         *reference.text_encoders,
     ):
-        narrow(module, dtype)
+        if module is not None:
+            narrow(module, dtype)
     with quick_half():
         yield reference

@@ -7,7 +7,7 @@ It is the truth that everything else is compared with: three full rows, nothing 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,18 +15,31 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from realisid_trt.config import Branch
+
 from ..checkpoint import Checkpoint
 from ..checkpoint.vae import from_latents
 
 
 @dataclass(frozen=True, eq=False)
 class ReferencePerson:
-    """One person. id_pixels (3, S, S) normalised, or id_tokens (T, D); pose_image (3, S, S); box x0, y0, x1, y1 px."""
+    """One person. id_pixels (3, S, S) normalised, or id_tokens (T, D), or neither without identities; box x0, y0, x1,
+    y1 px; pose_image (3, S, S), or (3, H, W) where a branch sees the whole picture."""
 
     pose_image: Tensor
     box: tuple[float, float, float, float]
     id_pixels: Tensor | None = None
     id_tokens: Tensor | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceControl:
+    """A branch in a request: its image (C, H, W) in [0, 1], and scale, start and end where the row's do not hold."""
+
+    image: Tensor | None = None
+    scale: float | None = None
+    start: float | None = None
+    end: float | None = None
 
 
 class Reference:
@@ -35,10 +48,10 @@ class Reference:
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
         self.checkpoint, self.config, self.dtype = checkpoint, checkpoint.config, dtype
         self.unet = checkpoint.load_unet(dtype)
-        self.local_controlnet = checkpoint.load_controlnet("local", dtype)
-        self.global_controlnet = checkpoint.load_controlnet("global", dtype)
-        self.image_encoder = checkpoint.load_image_encoder(dtype)
-        self.id_projection = checkpoint.load_id_projection(dtype)
+        self.controlnets = {branch.name: checkpoint.load_controlnet(branch.name, dtype) for branch in self.config.table}
+        self.has_identities = self.config.id_input != "none"
+        self.image_encoder = checkpoint.load_image_encoder(dtype) if self.has_identities else None
+        self.id_projection = checkpoint.load_id_projection(dtype) if self.has_identities else None
         self.vae = checkpoint.load_vae(dtype)
         self.text_encoders = [checkpoint.load_text_encoder(name, dtype) for name in checkpoint.text_encoder_names]
         self.tokenizers = [
@@ -80,8 +93,15 @@ class Reference:
     @torch.no_grad()
     def encode_id(self, id_pixels: Tensor) -> Tensor:
         """id_pixels (N, 3, S, S) → (N, T, D)."""
+        assert self.image_encoder is not None and self.id_projection is not None
         hidden_states = self.image_encoder(id_pixels.to(self.dtype), output_hidden_states=True).hidden_states
         return self.id_projection(hidden_states[-2])
+
+    def _tokens_of(self, person: ReferencePerson) -> Tensor:
+        if person.id_tokens is not None:
+            return person.id_tokens.to(self.dtype)
+        assert person.id_pixels is not None
+        return self.encode_id(person.id_pixels[None])[0]
 
     def null_id_tokens(self) -> Tensor:
         """(T, D): the tokens of a dropped ID."""
@@ -122,7 +142,7 @@ class Reference:
         mask[..., y : y + side, x : x + side] = 1
         return mask
 
-    # Eqs. (4), (5), (6)
+    # Eqs. (4), (5), (6), for every row of the table
 
     def residuals(
         self,
@@ -131,65 +151,113 @@ class Reference:
         persons: Sequence[ReferencePerson],
         boxes: Sequence[tuple[int, int, int]],
         id_tokens: Sequence[Tensor],
-        added: dict[str, Tensor] | None,
-        scales: tuple[float, float],
-        size_px: tuple[int, int],
+        prompt_embeds: Tensor,
+        pooled: Tensor | None,
+        controls: Mapping[str, ReferenceControl],
+        share: tuple[float, float],
     ) -> list[Tensor]:
-        """Σ_p R(i_l) · s_l + mean_p i_g · s_g for one row: one tensor per skip, the mid block's last."""
-        canvas = self.checkpoint.sample_size
-        local_sum: list[Tensor] = []
+        """The branches' sum for one row of the UNet: one tensor per skip, the mid block's last; empty if none acts.
+
+        share: of the steps, where this one begins and ends: (i/S, (i + 1)/S).
+        """
+        total: list[Tensor] = []
+        for branch in self.config.table:
+            control = controls.get(branch.name, ReferenceControl())
+            scale, start, end = (
+                getattr(branch, key) if getattr(control, key) is None else getattr(control, key)
+                for key in ("scale", "start", "end")
+            )
+            if share[0] < start or share[1] > end:
+                continue
+            if branch.per == "picture":
+                if control.image is None:
+                    continue
+                shown = control.image[None].to(self.dtype)
+                found = self._controlnet(branch, latents, timestep, prompt_embeds, shown, pooled)
+            elif persons:
+                found = self._of_persons(branch, latents, timestep, persons, boxes, id_tokens, prompt_embeds, pooled)
+            else:
+                continue
+            found = [scale * residual for residual in found]
+            total = [a + b for a, b in zip(total, found, strict=True)] if total else found
+        return total
+
+    def _of_persons(
+        self,
+        branch: Branch,
+        latents: Tensor,
+        timestep: Tensor,
+        persons: Sequence[ReferencePerson],
+        boxes: Sequence[tuple[int, int, int]],
+        id_tokens: Sequence[Tensor],
+        prompt_embeds: Tensor,
+        pooled: Tensor | None,
+    ) -> list[Tensor]:
+        """A branch that has one row for each person: their residuals, put where they belong and merged."""
+        f, canvas = self.checkpoint.vae_scale_factor, self.checkpoint.sample_size
+        size_px = latents.shape[-2] * f, latents.shape[-1] * f
+        total: list[Tensor] = []
         covered: list[Tensor] = []
-        global_sum: list[Tensor] = []
         for person, box, tokens in zip(persons, boxes, id_tokens, strict=True):
             x, y, side = box
-            face_latents = F.interpolate(  # ẑ_t
-                latents[:, :, y : y + side, x : x + side], size=(canvas, canvas), mode="bilinear", align_corners=False
-            )
-            local = self._controlnet(
-                self.local_controlnet, face_latents, timestep, tokens, person.pose_image[None].to(self.dtype), added
-            )
-            global_residuals = self._controlnet(
-                self.global_controlnet, latents, timestep, tokens, self.location_mask(box, *size_px), added
-            )
-            for index, (i_l, i_g) in enumerate(zip(local, global_residuals, strict=True)):
-                if len(global_sum) <= index:
-                    local_sum.append(torch.zeros_like(i_g))
-                    global_sum.append(torch.zeros_like(i_g))
-                    covered.append(torch.zeros_like(i_g[:, :1]))
+            if branch.view == "face":
+                seen = F.interpolate(  # ẑ_t
+                    latents[:, :, y : y + side, x : x + side],
+                    size=(canvas, canvas),
+                    mode="bilinear",
+                    align_corners=False,
+                )
+            else:
+                seen = latents
+            if branch.condition == "location":
+                shown = self.location_mask(box, *size_px)
+            else:
+                shown = person.pose_image[None].to(self.dtype)
+            read = tokens[None] if branch.tokens == "id" else prompt_embeds
+            for index, residual in enumerate(self._controlnet(branch, seen, timestep, read, shown, pooled)):
                 level = self.checkpoint.residuals[index][1]
-                x_k, y_k, side_k = self.level_box(box, level, i_g.shape[-2:])
+                size = latents.shape[-2] >> level, latents.shape[-1] >> level
+                if len(total) <= index:
+                    total.append(residual.new_zeros(1, residual.shape[1], *size))
+                    covered.append(residual.new_zeros(1, 1, *size))
+                if branch.writes == "everywhere":
+                    total[index] += residual
+                    continue
+                x_k, y_k, side_k = self.level_box(box, level, size)
                 within = (..., slice(y_k, y_k + side_k), slice(x_k, x_k + side_k))
-                if self.config.relocate_mode == "area":
-                    small = F.interpolate(i_l, size=(side_k, side_k), mode="area")
+                if branch.view == "picture":
+                    placed = residual[within]
+                elif self.config.relocate_mode == "area":
+                    placed = F.interpolate(residual, size=(side_k, side_k), mode="area")
                 else:
-                    small = F.interpolate(i_l, size=(side_k, side_k), mode="bilinear", align_corners=False)
+                    placed = F.interpolate(residual, size=(side_k, side_k), mode="bilinear", align_corners=False)
                 if self.config.overlap == "priority":
-                    local_sum[index][within] = small
+                    total[index][within] = placed
                 else:
-                    local_sum[index][within] += small
+                    total[index][within] += placed
                 covered[index][within] += 1
-                global_sum[index] += i_g
-        if self.config.overlap == "average":
-            local_sum = [total / count.clamp(min=1) for total, count in zip(local_sum, covered, strict=True)]
-        local_scale, global_scale = scales
-        return [
-            local_scale * total + global_scale * global_residuals / len(persons)
-            for total, global_residuals in zip(local_sum, global_sum, strict=True)
-        ]
+        if branch.writes == "box" and self.config.overlap == "average":
+            total = [one / count.clamp(min=1) for one, count in zip(total, covered, strict=True)]
+        return [one / len(persons) for one in total] if branch.merge == "mean" else total
 
     def _controlnet(
         self,
-        controlnet: torch.nn.Module,
+        branch: Branch,
         latents: Tensor,
         timestep: Tensor,
-        id_tokens: Tensor,
+        tokens: Tensor,
         condition: Tensor,
-        added: dict[str, Tensor] | None,
+        pooled: Tensor | None,
     ) -> list[Tensor]:
-        down, mid = controlnet(
+        """latents: what the branch sees. pooled (1, P): the row's pooled text, None without added conditions."""
+        added = None
+        if pooled is not None:
+            shown = torch.zeros_like(pooled) if branch.pooled == "zeros" else pooled
+            added = {"text_embeds": shown, "time_ids": self._time_ids}
+        down, mid = self.controlnets[branch.name](
             latents,
             timestep,
-            encoder_hidden_states=id_tokens[None],
+            encoder_hidden_states=tokens,
             controlnet_cond=condition,
             added_cond_kwargs=added,
             return_dict=False,
@@ -210,10 +278,15 @@ class Reference:
         guidance_scale: float | None = None,
         id_guidance_scale: float | None = None,
         subject_conditioning_ratio: float | None = None,
-        local_scale: float = 1.0,
-        global_scale: float = 1.0,
+        controls: Mapping[str, ReferenceControl] | None = None,
+        local_scale: float | None = None,
+        global_scale: float | None = None,
     ) -> Tensor:
         """z_0 (1, C, h, w) from z_T = latents, in this reference's dtype."""
+        controls = dict(controls or {})
+        for name, scale in (("local", local_scale), ("global", global_scale)):
+            if scale is not None:
+                controls[name] = ReferenceControl(scale=scale)
         config, f = self.config, self.checkpoint.vae_scale_factor
         lambda_t = config.guidance_scale if guidance_scale is None else guidance_scale
         lambda_i = config.id_guidance_scale if id_guidance_scale is None else id_guidance_scale
@@ -221,13 +294,11 @@ class Reference:
         latents = latents.to(self.dtype)
 
         negative, text = self.encode_prompt(negative_prompt), self.encode_prompt(prompt)
-        null_id = self.null_id_tokens()
-        ids = [
-            self.encode_id(person.id_pixels[None])[0] if person.id_tokens is None else person.id_tokens.to(self.dtype)
-            for person in persons
-        ]
+        null_id, ids = torch.zeros(0), [torch.zeros(0)] * len(persons)
+        if self.has_identities:
+            null_id, ids = self.null_id_tokens(), [self._tokens_of(person) for person in persons]
         boxes = [self.snap(person.box, height, width) for person in persons]
-        time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=self.dtype)
+        self._time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=self.dtype)
 
         self.scheduler.set_timesteps(num_inference_steps)
         for i, timestep in enumerate(self.scheduler.timesteps):
@@ -242,25 +313,15 @@ class Reference:
                 (text, [null_id] * len(persons)),
                 (text, [null_id] * len(persons) if delayed else ids),
             ):
-                added = branch_added = None
-                if pooled is not None:
-                    added = {"text_embeds": pooled, "time_ids": time_ids}
-                    branch_added = dict(added)
-                    if config.branch_pooled_text == "zeros":
-                        branch_added["text_embeds"] = torch.zeros_like(pooled)
+                added = None if pooled is None else {"text_embeds": pooled, "time_ids": self._time_ids}
+                share = i / num_inference_steps, (i + 1) / num_inference_steps
                 injected = {}
-                if persons:
-                    *down, mid = self.residuals(
-                        latents,
-                        timestep,
-                        persons,
-                        boxes,
-                        tokens,
-                        branch_added,
-                        (local_scale, global_scale),
-                        (height, width),
-                    )
-                    injected = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
+                if found := self.residuals(
+                    latents, timestep, persons, boxes, tokens, prompt_embeds, pooled, controls, share
+                ):
+                    injected = {
+                        "down_block_additional_residuals": found[:-1], "mid_block_additional_residual": found[-1]
+                    }  # fmt: skip
                 predictions.append(
                     self.unet(
                         latents,

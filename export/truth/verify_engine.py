@@ -12,23 +12,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from realisid_trt import Engine, Person
+from realisid_trt import Control, Engine, Person
 from realisid_trt.backends import tensorrt
 from realisid_trt.backends.onnxruntime import can_use_gpu
 from realisid_trt.backends.tensorrt_flavours import FLAVOURS
 from realisid_trt.errors import ParityError
 from realisid_trt.loop.ddim import DDIM, initial_noise
-from realisid_trt.manifest import Build, Manifest, Model
+from realisid_trt.manifest import Build, Manifest
 
 from ..checkpoint import Checkpoint
 from .half_reference import half_reference
 from .proof import layers_by_type
-from .reference import Reference, ReferencePerson
+from .reference import Reference, ReferenceControl, ReferencePerson
 from .verify import rms_of
 from .verify_plans import verify_plans
 
 STEPS, RATIO = 4, 0.5  # steps without and with the ID
 PROMPT = "a photo of two people"
+BOXES = (0.1, 0.2, 0.5, 0.6), (0.5, 0.3, 0.9, 0.7)  # in shares of the picture
 WORST_RATIO = 4.0  # times the error of the reference in the same precision
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -52,7 +53,7 @@ def verify_engine(
     Raises ParityError if a build's error is more than WORST_RATIO times that of plain torch.
     """
     manifest = Manifest.read(path)
-    scene = Scene.of(manifest.model)
+    scene = Scene.of(manifest)
     references: dict[str, Outcomes] = {}
     found: dict[str, dict[str, Any]] = {}
     for build in manifest.builds.values():
@@ -68,6 +69,7 @@ def verify_engine(
                 parities = verify_plans(path, checkpoint, build.id, engine.backend, bisect)
                 figures["networks"] = {name: asdict(parity) for name, parity in parities.items()}
                 read_back = engine.backend.runner.inspected  # type: ignore[attr-defined]
+                figures["scratch_bytes"] = engine.backend.runner.scratch_bytes()  # type: ignore[attr-defined]
                 figures["layers"] = {name: layers_by_type(read_back(name)) for name in parities}
             ours = scene.by_engine(engine) if whole else None
         if ours is None:
@@ -97,20 +99,29 @@ class Outcomes:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """Two persons of random pixels and drawings, and the noise to start from."""
+    """Two persons of random pixels and drawings where a branch has rows of persons, a random picture for every branch
+    that takes one, and the noise to start from."""
 
     id_pixels: np.ndarray
     drawings: np.ndarray
     boxes: tuple[tuple[float, float, float, float], ...]
+    pictures: Mapping[str, np.ndarray]
     noise: np.ndarray
 
     @classmethod
-    def of(cls, model: Model) -> Scene:
-        side, rng = model.default_size, np.random.default_rng(0)
+    def of(cls, manifest: Manifest) -> Scene:
+        model, rng = manifest.model, np.random.default_rng(0)
+        side, image = model.default_size, model.image_size
+        count = 2 if any(branch.per == "person" for branch in manifest.config.table) else 0
         return cls(
-            rng.standard_normal((2, 3, model.image_size, model.image_size)).astype(np.float32),
-            rng.random((2, 3, side, side)).astype(np.float32).round(),
-            ((0.1 * side, 0.2 * side, 0.5 * side, 0.6 * side), (0.5 * side, 0.3 * side, 0.9 * side, 0.7 * side)),
+            rng.standard_normal((count, 3, image, image)).astype(np.float32),
+            rng.random((count, 3, side, side)).astype(np.float32).round(),
+            tuple(tuple(side * share for share in box) for box in BOXES[:count]),  # type: ignore[misc]
+            {
+                branch.name: rng.random((branch.channels, side, side)).astype(np.float32)
+                for branch in manifest.config.table
+                if branch.per == "picture"
+            },
             initial_noise(0, (1, model.latent_channels, model.sample_size, model.sample_size)),
         )
 
@@ -125,21 +136,21 @@ class Scene:
     def by_engine(self, engine: Engine) -> Outcomes:
         backend, persons = engine.backend, []
         for pixels, box, drawing in zip(self.id_pixels, self.boxes, self.drawings, strict=True):
-            fed = {"id_pixels": backend.put(pixels[None], for_networks=True)}  # plans take one person at a time
-            [tokens] = backend.get(backend.run("id_encoder", fed)["id_tokens"])
-            persons.append(Person(id_tokens=tokens, box=box, pose_image=drawing))
-        return Outcomes(
-            *(
-                engine.generate(PROMPT, persons, latents=self.noise, output="latents", **settings).latents
-                for settings in self.settings
-            )
-        )
+            given: dict[str, Any] = {"box": box, "pose_image": drawing}
+            if engine.config.id_input != "none":
+                fed = {"id_pixels": backend.put(pixels[None], for_networks=True)}  # plans take one person at a time
+                [given["id_tokens"]] = backend.get(backend.run("id_encoder", fed)["id_tokens"])
+            persons.append(Person(**given))
+        controls = {name: Control(picture) for name, picture in self.pictures.items()}
+        given = {"latents": self.noise, "output": "latents", "controls": controls}
+        return Outcomes(*(engine.generate(PROMPT, persons, **given, **each).latents for each in self.settings))
 
     def by_reference(self, checkpoint: Checkpoint, precision: str) -> Outcomes:
         persons = [
             ReferencePerson(pose_image=torch.from_numpy(drawing), box=box, id_pixels=torch.from_numpy(pixels))
             for pixels, drawing, box in zip(self.id_pixels, self.drawings, self.boxes, strict=True)
         ]
+        controls = {name: ReferenceControl(torch.from_numpy(picture)) for name, picture in self.pictures.items()}
         opened: AbstractContextManager[Reference]
         if precision in PRECISIONS:
             opened = half_reference(checkpoint, PRECISIONS[precision])
@@ -148,7 +159,10 @@ class Scene:
         with opened as reference:
             noise = torch.from_numpy(self.noise)
             return Outcomes(
-                *(reference.generate(PROMPT, persons, noise, **settings).double().numpy() for settings in self.settings)
+                *(
+                    reference.generate(PROMPT, persons, noise, controls=controls, **each).double().numpy()
+                    for each in self.settings
+                )
             )
 
 

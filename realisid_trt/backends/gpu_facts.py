@@ -23,6 +23,16 @@ class GpuFacts:
         return asdict(self)
 
 
+def gpu_bytes(ordinal: int = 0) -> int:
+    """The memory of one GPU. Raises BackendError, with what to do, where there is no such GPU."""
+    probe(ordinal)
+    from cuda.bindings import driver
+
+    _, device = driver.cuDeviceGet(ordinal)
+    _, nbytes = driver.cuDeviceTotalMem(device)
+    return int(nbytes)
+
+
 def gpu_facts(ordinal: int = 0) -> GpuFacts:
     """The facts of one GPU, from its driver. Raises BackendError, with what to do, where there is no such GPU."""
     cuda = probe(ordinal)

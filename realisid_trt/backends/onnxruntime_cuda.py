@@ -33,7 +33,12 @@ BFLOAT16 = 16  # NumPy has no such type; ONNX's number for it
 
 
 def open_gpu(
-    manifest: Manifest, build: Build, ordinal: int, networks: Collection[str] | None, capture: bool
+    manifest: Manifest,
+    build: Build,
+    ordinal: int,
+    networks: Collection[str] | None,
+    capture: bool,
+    preload: bool = True,
 ) -> CudaBackend:
     """The backend for this engine on one GPU. Raises BackendError, EngineMissing or EngineMismatch."""
     if PROVIDER not in ort.get_available_providers():
@@ -56,14 +61,21 @@ def open_gpu(
     with callers_device():
         gpu = Gpu(ordinal)
         kernels = Kernels.load(manifest.path / "kernels", manifest.files_in("kernels"))
-        sessions = Sessions(manifest, build, gpu, networks)
+        sessions = Sessions(manifest, build, gpu, networks, preload)
         return CudaBackend("onnxruntime", manifest, build, gpu, kernels, sessions, capture and CAPTURABLE)
 
 
 class Sessions:
     """The networks of a build. A `Runner`."""
 
-    def __init__(self, manifest: Manifest, build: Build, gpu: Gpu, networks: Collection[str] | None) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        build: Build,
+        gpu: Gpu,
+        networks: Collection[str] | None,
+        preload: bool = True,
+    ) -> None:
         self._ordinal = gpu.ordinal
         self._bound: dict[Hashable, Any] = {}
         self._waited: set[str] = set()
@@ -92,7 +104,7 @@ class Sessions:
 
         self._open = open_session
         self._manifest, self._known = manifest, known
-        self._sessions = {name: open_session(name) for name in known if name in self._wanted}
+        self._sessions = {name: open_session(name) for name in known if preload and name in self._wanted}
         self._gpu = gpu
 
     def run(
@@ -101,7 +113,7 @@ class Sessions:
         """Enqueues the network. Raises BackendError."""
         if network not in self._wanted:
             raise BackendError(f"{network} was not opened: Engine.load(…, networks=…) named others. Load it with all.")
-        if network not in self._sessions:  # unloaded meanwhile
+        if network not in self._sessions:  # unloaded, or not loaded before
             self._manifest.check_again(self._known[network])
             self._sessions[network] = self._open(network)
         session = self._sessions[network]

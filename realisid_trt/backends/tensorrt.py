@@ -36,9 +36,16 @@ CONTEXTS = 16  # kept per network
 
 
 def open_here(
-    name: str, manifest: Manifest, device: str | None, networks: Collection[str] | None, cuda_graph: bool | None
+    name: str,
+    manifest: Manifest,
+    device: str | None,
+    networks: Collection[str] | None,
+    cuda_graph: bool | None,
+    preload: bool = True,
 ) -> CudaBackend:
     """The backend for this engine. device: "cuda" or "cuda:N"; None: the first GPU. cuda_graph: None: no.
+
+    preload: open the plans now; False: each when it first runs.
 
     Raises BackendError, EngineMissing, EngineMismatch or RequestError before a plan is read.
     """
@@ -50,7 +57,7 @@ def open_here(
     with callers_device():
         gpu = Gpu(ordinal)
         kernels = Kernels.load(manifest.path / "kernels", manifest.files_in("kernels"))
-        contexts = Contexts(flavour, manifest, build, gpu, networks)
+        contexts = Contexts(flavour, manifest, build, gpu, networks, preload)
         return CudaBackend(name, manifest, build, gpu, kernels, contexts, bool(cuda_graph))
 
 
@@ -134,7 +141,13 @@ class Contexts:
     """
 
     def __init__(
-        self, flavour: Flavour, manifest: Manifest, build: Build, gpu: Gpu, networks: Collection[str] | None
+        self,
+        flavour: Flavour,
+        manifest: Manifest,
+        build: Build,
+        gpu: Gpu,
+        networks: Collection[str] | None,
+        preload: bool = True,
     ) -> None:
         if TYPE_CHECKING:
             import tensorrt as trt
@@ -153,7 +166,7 @@ class Contexts:
         self._made = self._kept = 0  # contexts; of those, how many had been made when the cache was written
         self._scratch: Any = None
         for name in self._known:
-            if name in self._wanted:
+            if preload and name in self._wanted:
                 self._engines[name] = self._open(self._known[name])
 
     def run(
@@ -199,11 +212,17 @@ class Contexts:
         inspector = self._engines[network].create_engine_inspector()
         return str(inspector.get_engine_information(trt.LayerInformationFormat.JSON))
 
+    def scratch_bytes(self) -> dict[str, int]:
+        """The scratch memory that each opened plan needs at the largest sizes that it was built for."""
+        return {name: int(engine.device_memory_size_v2) for name, engine in self._engines.items()}
+
     def unload(self, networks: Collection[str]) -> None:
-        """Frees the weights of these networks; the stream must be idle."""
+        """Frees the weights of these networks, and the scratch memory, which the next run takes anew. The stream must
+        be idle."""
         for name in networks:
             self._bound.pop(name, None)
             self._engines.pop(name, None)
+        self._free_scratch()
 
     def close(self) -> None:
         """Writes newly compiled kernels to disk, then frees the networks."""
@@ -212,9 +231,12 @@ class Contexts:
         finally:
             self._bound.clear()
             self._engines.clear()
-            if self._scratch is not None:
-                self._scratch.close()
-                self._scratch = None
+            self._free_scratch()
+
+    def _free_scratch(self) -> None:
+        if self._scratch is not None:
+            self._scratch.close()
+            self._scratch = None
 
     # Plans and contexts
 
@@ -253,7 +275,7 @@ class Contexts:
             return contexts[key]
         if self._gpu.capturing:
             raise BackendError(f"{network} has not run with these addresses before, so it cannot be captured.")
-        if network not in self._engines:  # unloaded meanwhile
+        if network not in self._engines:  # unloaded, or not loaded before
             self._manifest.check_again(self._known[network])
             self._engines[network] = self._open(self._known[network])
         self._flavour.log.take_errors()

@@ -1,8 +1,8 @@
 """The loop: crop_upsample → branches → relocate_merge → decoder → guide_step, in every step.
 
 Values that are constant over the steps are computed before it (`Batch`). Values that depend on the row plan are
-gathered once per phase; a request with a delayed ID has two phases. Values that depend on the step are read from tables
-by a step counter on the device, so a step is the same call every time.
+gathered once per phase; a phase ends where a delayed ID begins, and where a branch's window begins or ends. Values
+that depend on the step are read from tables by a step counter on the device, so a step is the same call every time.
 """
 
 from __future__ import annotations
@@ -13,19 +13,33 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from realisid_trt.kernels import EVERYWHERE, INSIDE, RELOCATED
+
 from ..backends import Backend, MergeRows, Tensor
+from ..config import Branch
 from .rows import BranchRows, RowPlan, phases
 
-# The networks and kernels of a step, in order, by the backend's names.
-LOOP_NETWORKS = (
-    "crop_upsample",
-    "local_branch",
-    "global_branch",
-    "unet_encoder",
-    "relocate_merge",
-    "unet_decoder",
-    "guide_step",
-)
+
+def loop_networks(table: Sequence[Branch]) -> tuple[str, ...]:
+    """The networks and kernels of a step, in order, by the backend's names."""
+    branches = (f"{branch.name}_branch" for branch in table)
+    return ("crop_upsample", *branches, "unet_encoder", "relocate_merge", "unet_decoder", "guide_step")
+
+
+@dataclass(frozen=True, eq=False)
+class BranchTables:
+    """What one branch of a batch reads. Its subjects are persons or requests, by its `per`.
+
+    emb:          (S, K, E): time + added conditions of every step and text; (S, 1, E) if it sees no pooled text.
+    condition:    (Q, C, h, w), Z(c) of the subjects that have a drawing.
+    condition_of: (subjects,) int32, the row of `condition` of each subject, -1 without a drawing.
+    scales:       (B,) float32, the factor of its residuals in each picture.
+    """
+
+    emb: Tensor
+    condition: Tensor
+    condition_of: NDArray[np.int32]
+    scales: NDArray[np.float32]
 
 
 @dataclass(eq=False)
@@ -38,13 +52,9 @@ class Batch:
     coefficients:     (S, 2) float64, A and B of DDIM.
     prompt_embeds:    (K, T, D).
     unet_emb:         (S, K, E): time + added conditions of every step and text.
-    local_emb, global_emb: (S, K, E), or (S, 1, E) when the branches see no text. None, as the
-                      condition, for a branch without rows.
-    id_tokens:        (1 + P, T, D): the null ID's, then every person's.
-    local_condition:  (P, C, canvas, canvas), Z(c_p&e).
-    global_condition: (P, C, h, w), Z(c_loc).
+    table:            the branches. branches: what each reads; None for one that no step evaluates.
+    id_tokens:        (1 + P, T, D): the null ID's, then every person's. None for an engine without identities.
     boxes:            (P, L, 4) int32, every person's face in cells of every level.
-    scales:           (B, 2) float32, local_scale and global_scale.
     """
 
     latents: Tensor
@@ -53,13 +63,10 @@ class Batch:
     coefficients: Tensor
     prompt_embeds: Tensor
     unet_emb: Tensor
-    local_emb: Tensor
-    global_emb: Tensor
+    table: Sequence[Branch]
+    branches: Sequence[BranchTables | None]
     id_tokens: Tensor
-    local_condition: Tensor
-    global_condition: Tensor
     boxes: NDArray[np.int32]
-    scales: NDArray[np.float32]
 
 
 def denoise(backend: Backend, batch: Batch, progress: Callable[[int, int], object] | None = None) -> list[float]:
@@ -90,11 +97,10 @@ def _phase(backend: Backend, batch: Batch, plan: RowPlan) -> Callable[[], None]:
     encoder_at = put(encoder_picture), put(encoder_text)
     decoder_at = put(decoder_picture), put(decoder_text)
     decoder_of, weights = put(plan.decoder_of), put(plan.weights)
-    with_branches = plan.local_branch.rows or plan.global_branch.rows
-    inject = _branches(backend, batch, plan) if with_branches else None
+    inject = _injection(backend, batch, plan)
 
     def step() -> None:
-        residuals = inject() if inject is not None else None
+        residuals = None if inject is None else inject.residuals()
         skips = run(
             "unet_encoder",
             {
@@ -104,9 +110,9 @@ def _phase(backend: Backend, batch: Batch, plan: RowPlan) -> Callable[[], None]:
             },
         )
         merged = (
-            backend.relocate_merge(list(skips.values()), *residuals)
-            if residuals is not None
-            else [backend.take(skip, plan.encoder_of) for skip in skips.values()]
+            [backend.take(skip, plan.encoder_of) for skip in skips.values()]
+            if inject is None or residuals is None
+            else backend.relocate_merge(list(skips.values()), residuals, inject.rows)
         )
         noise_pred = run(
             "unet_decoder",
@@ -121,58 +127,73 @@ def _phase(backend: Backend, batch: Batch, plan: RowPlan) -> Callable[[], None]:
     return step
 
 
-Residuals = tuple[list[Tensor], list[Tensor], MergeRows]  # local, global, and where they go
+@dataclass(frozen=True, eq=False)
+class _Injection:
+    """What the branches add to the UNet in one phase. residuals: runs them; rows: where each residual goes."""
+
+    sources: Sequence[Callable[[], Sequence[Tensor]]]
+    rows: MergeRows
+
+    def residuals(self) -> list[Sequence[Tensor]]:
+        return [source() for source in self.sources]
 
 
-def _branches(backend: Backend, batch: Batch, plan: RowPlan) -> Callable[[], Residuals]:
-    """A function that runs both branches of a step: residuals of every person with and without the ID."""
-    put, local_rows = backend.put, plan.local_branch.rows
-    person = _rows(row.person for row in local_rows)
-    rows = MergeRows(
+def _injection(backend: Backend, batch: Batch, plan: RowPlan) -> _Injection | None:
+    """The branches that have rows in this plan, in the order of the table; None if none has."""
+    picture = _rows(row.picture for row in plan.decoder)
+    sources, rows_of, scales, rules, boxes, boxed = [], [], [], [], [], 0
+    for branch, tables, rows in zip(batch.table, batch.branches, plan.branches, strict=True):
+        if not rows.rows or tables is None:
+            continue
+        face_boxes = batch.boxes[_rows(row.subject for row in rows.rows)] if branch.writes == "box" else batch.boxes[:0]
+        sources.append(_branch(backend, batch, branch, tables, rows))
+        rows_of.append(rows.of)
+        scales.append(tables.scales[picture])
+        rules.append((_placement(branch), branch.merge == "mean", boxed if len(face_boxes) else -1))
+        boxes.append(face_boxes)
+        boxed += len(face_boxes)
+    if not sources:
+        return None
+    put = backend.put
+    merge = MergeRows(
         encoder_of=put(plan.encoder_of),
-        local_of=put(plan.local_branch.of),
-        global_of=put(plan.global_branch.of),
-        boxes=put(batch.boxes[person]),
-        scales=put(batch.scales[_rows(row.picture for row in plan.decoder)]),
+        rows_of=put(np.stack(rows_of, axis=1)),
+        scales=put(np.stack(scales, axis=1)),
+        rules=put(np.array(rules, np.int32)),
+        boxes=put(np.concatenate(boxes)),
     )
-    faces = put(_rows(row.picture for row in local_rows)), put(batch.boxes[person, 0])
-    picture = _rows(row.picture for row in plan.global_branch.rows)
-    local = _branch(
-        backend, batch, "local_branch", plan.local_branch, batch.local_emb, batch.local_condition,
-        lambda: backend.crop_upsample(batch.latents, *faces),
-    )  # fmt: skip
-    global_branch = _branch(
-        backend, batch, "global_branch", plan.global_branch, batch.global_emb, batch.global_condition,
-        lambda: backend.take(batch.latents, picture),
-    )  # fmt: skip
-    return lambda: (local(), global_branch(), rows)
+    return _Injection(sources, merge)
+
+
+def _placement(branch: Branch) -> int:
+    """How its residuals are placed in the picture."""
+    if branch.writes == "everywhere":
+        return int(EVERYWHERE)
+    return int(RELOCATED if branch.view == "face" else INSIDE)
 
 
 def _branch(
-    backend: Backend,
-    batch: Batch,
-    network: str,
-    branch: BranchRows,
-    emb: Tensor,
-    condition: Tensor,
-    latents: Callable[[], Tensor],
-) -> Callable[[], list[Tensor]]:
-    """A function for a branch's residuals in a step; empty without rows. latents: gives the latents of its rows."""
-    rows = branch.rows
-    if not rows:
-        return lambda: []
-    at = backend.put(_rows(row.picture for row in rows)), backend.put(_rows(row.pooled_text or 0 for row in rows))
-    id_tokens = backend.take(batch.id_tokens, _rows(row.person + 1 if row.with_id else 0 for row in rows))
-    conditions = backend.take(condition, _rows(row.person for row in rows))
+    backend: Backend, batch: Batch, branch: Branch, tables: BranchTables, of: BranchRows
+) -> Callable[[], Sequence[Tensor]]:
+    """A function for a branch's residuals in a step."""
+    put, take, rows = backend.put, backend.take, of.rows
+    picture, subject = _rows(row.picture for row in rows), _rows(row.subject for row in rows)
+    at = put(picture), put(_rows(row.pooled_text or 0 for row in rows))
+    if branch.tokens == "id":
+        tokens = take(batch.id_tokens, _rows(row.tokens.ids[0] for row in rows))
+    else:
+        tokens = take(batch.prompt_embeds, _rows(row.tokens.text or 0 for row in rows))
+    condition = take(tables.condition, tables.condition_of[subject])
+    faces = (at[0], put(batch.boxes[subject, 0])) if branch.view == "face" else None
 
-    def run() -> list[Tensor]:
+    def run() -> Sequence[Tensor]:
         inputs = {
-            "latents": latents(),
-            "emb": backend.take_step(emb, batch.step, *at),
-            "id_tokens": id_tokens,
-            "condition": conditions,
+            "latents": backend.crop_upsample(batch.latents, *faces) if faces else take(batch.latents, picture),
+            "emb": backend.take_step(tables.emb, batch.step, *at),
+            branch.tokens_input: tokens,
+            "condition": condition,
         }
-        return list(backend.run(network, inputs).values())
+        return list(backend.run(f"{branch.name}_branch", inputs).values())
 
     return run
 

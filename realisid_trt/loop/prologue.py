@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +14,13 @@ from ..checks import own_array, whole
 from ..errors import ShapeError
 from ..manifest import Manifest
 from ..persons.boxes import Grid, check_inside, snap_box
-from ..persons.conditions import location_mask
-from ..persons.people import PreparedPerson
+from ..persons.prepared import PreparedPerson
 from ..request import OMITTED, Request
+from .controls import Setting, draw, settings
 from .ddim import DDIM, initial_noise
+from .denoise import BranchTables
 from .prompt import Prompts, TextEmbedding, TextEncoders, TokenIds
-from .rows import PictureRows, RowPlan, guidance_weights, plan_rows, steps_without_id
+from .rows import PictureRows, RowPlan, guidance_weights, in_window, plan_rows, steps_without_id
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,19 @@ class Draft:
     request:   with plain Python numbers. seed: the request's, or a random one.
     token_ids: of the negative prompt, None for zeros, and of the prompt.
     latents:   (num_images, C, h, w) float32 to start from, or None for noise.
+    settings:  of every branch of the table.
     """
 
     request: Request
     seed: int
     token_ids: tuple[TokenIds | None, TokenIds]
     latents: NDArray[np.float32] | None
+    settings: tuple[Setting, ...]
 
     @property
-    def scales(self) -> list[tuple[float, float]]:
-        """local_scale and global_scale of each picture."""
-        return [(self.request.local_scale, self.request.global_scale)] * self.request.num_images
+    def notes(self) -> tuple[str, ...]:
+        """Decisions about the images of its controls."""
+        return tuple(note for setting in self.settings for note in setting.notes)
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,9 @@ class Plan:
     rows: list[RowPlan]
 
     @property
-    def branches(self) -> tuple[str, ...]:
-        """The branches that some step evaluates, of "local" and "global"."""
-        evaluated = {
-            "local": any(plan.local_branch.rows for plan in self.rows),
-            "global": any(plan.global_branch.rows for plan in self.rows),
-        }
-        return tuple(name for name, runs in evaluated.items() if runs)
+    def evaluated(self) -> tuple[bool, ...]:
+        """Of every branch of the table, whether some step evaluates it."""
+        return tuple(any(rows.rows for rows in of) for of in zip(*(plan.branches for plan in self.rows), strict=True))
 
 
 class Prologue:
@@ -81,8 +80,8 @@ class Prologue:
 
     def __init__(self, manifest: Manifest, backend: Backend, share_rows: bool) -> None:
         self._backend, self._share_rows = backend, share_rows
-        self._config, self._model = manifest.config, manifest.model
-        self._ddim = DDIM.of(manifest)
+        self._config, self._model, self.table = manifest.config, manifest.model, manifest.config.table
+        self._ddim, self._constants = DDIM.of(manifest), manifest.constants
         self._prompts = Prompts(manifest.path, self._model.tokenizers)
         self._encoders = TextEncoders(backend, tuple(self._model.tokenizers), self._model.pooled_dim)
         self._max_length = next(iter(self._model.tokenizers.values())).max_length
@@ -128,7 +127,8 @@ class Prologue:
         if negative_prompt is None and not self._config.force_zeros_for_empty_prompt:
             negative_prompt = ""
         negative = None if negative_prompt is None else self._prompts.encode(negative_prompt, "negative_prompt")
-        draft = Draft(request, seed, (negative, self._prompts.encode(request.prompt)), latents)
+        token_ids = negative, self._prompts.encode(request.prompt)
+        draft = Draft(request, seed, token_ids, latents, settings(request, self.table, grid))
         self.plan([draft], num_inference_steps, grid)  # a request that is too large by itself fails alone
         return draft
 
@@ -136,45 +136,68 @@ class Prologue:
         """The rows of every step. Raises ShapeError for more pictures or rows than the engine was built for."""
         self._check_pictures(sum(draft.request.num_images for draft in drafts), grid)
         texts = Texts.distinct_of(draft.token_ids for draft in drafts)
-        requests, known, rows = [draft.request for draft in drafts], dict[tuple[bool, ...], RowPlan](), list[RowPlan]()
-        switches = [
-            steps_without_id(
-                num_inference_steps,
-                self._config.subject_conditioning_ratio
-                if request.subject_conditioning_ratio is OMITTED
-                else request.subject_conditioning_ratio,
-            )
-            for request in requests
-        ]
+        switches = [steps_without_id(num_inference_steps, self._ratio(draft.request)) for draft in drafts]
+        known: dict[Hashable, RowPlan] = {}
+        rows: list[RowPlan] = []
         for step in range(num_inference_steps):
-            with_id = tuple(_has_id(r) and step >= switch for r, switch in zip(requests, switches, strict=True))
-            if with_id not in known:
-                known[with_id] = self._rows(requests, texts, with_id)
-                self._check_rows(known[with_id], grid)
-            rows.append(known[with_id])
+            active = [self._active(draft, step, num_inference_steps) for draft in drafts]
+            with_id = [
+                step >= switch and self._carries_id(draft, evaluated)
+                for switch, draft, evaluated in zip(switches, drafts, active, strict=True)
+            ]
+            key = tuple(active), tuple(with_id)
+            if key not in known:
+                known[key] = self._rows(drafts, texts, active, with_id)
+                self._check_rows(known[key], grid)
+            rows.append(known[key])
         return Plan(texts, rows)
 
-    def _rows(self, requests: Sequence[Request], texts: Texts, with_id: Sequence[bool]) -> RowPlan:
+    def _active(self, draft: Draft, step: int, num_inference_steps: int) -> tuple[bool, ...]:
+        """Whether each branch is evaluated for this request in this step. One of scale 0 is so only unshared."""
+        return tuple(
+            setting.given
+            and (setting.scale != 0 or not self._share_rows)
+            and in_window(step, num_inference_steps, setting.start, setting.end)
+            for setting in draft.settings
+        )
+
+    def _ratio(self, request: Request) -> float | None:
+        ratio = request.subject_conditioning_ratio
+        return self._config.subject_conditioning_ratio if ratio is OMITTED else ratio
+
+    def _carries_id(self, draft: Draft, active: Sequence[bool]) -> bool:
+        """Whether one of the active branches brings the ID into this request's pictures."""
+        carried = [
+            branch.tokens == "id" and evaluated and setting.scale != 0
+            for branch, evaluated, setting in zip(self.table, active, draft.settings, strict=True)
+        ]
+        return bool(draft.request.persons) and any(carried)
+
+    def _rows(
+        self, drafts: Sequence[Draft], texts: Texts, active: Sequence[tuple[bool, ...]], with_id: Sequence[bool]
+    ) -> RowPlan:
         config, pictures, first = self._config, list[PictureRows](), 0
-        for request, pair, has_id in zip(requests, texts.of, with_id, strict=True):
+        for number, (draft, pair, evaluated, has_id) in enumerate(zip(drafts, texts.of, active, with_id, strict=True)):
+            request = draft.request
             weights = guidance_weights(
                 config.guidance_scale if request.guidance_scale is None else request.guidance_scale,
                 config.id_guidance_scale if request.id_guidance_scale is None else request.id_guidance_scale,
                 has_id,
             )
             persons = tuple(range(first, first + len(request.persons)))
-            evaluated = request.local_scale != 0, request.global_scale != 0
-            pictures += [PictureRows(pair, persons, weights, evaluated)] * request.num_images
+            pictures += [PictureRows(pair, persons, weights, evaluated, number)] * request.num_images
             first += len(request.persons)
-        return plan_rows(pictures, config.branch_pooled_text == "per_row", self._share_rows)
+        return plan_rows(pictures, self.table, self._share_rows)
 
     def _check_rows(self, plan: RowPlan, grid: Grid) -> None:
         check, model = self._backend.check, self._model
+        text = self._max_length, model.cross_attention_dim
         check("unet_encoder", {"latents": (len(plan.encoder), model.latent_channels, *grid.size(0))})
-        check("unet_decoder", {"prompt_embeds": (len(plan.decoder), self._max_length, model.cross_attention_dim)})
-        for name, branch in (("local_branch", plan.local_branch), ("global_branch", plan.global_branch)):
-            if branch.rows:
-                check(name, {"id_tokens": (len(branch.rows), model.num_id_tokens, model.cross_attention_dim)})
+        check("unet_decoder", {"prompt_embeds": (len(plan.decoder), *text)})
+        for branch, rows in zip(self.table, plan.branches, strict=True):
+            if rows.rows:
+                tokens = (model.num_id_tokens, model.cross_attention_dim) if branch.tokens == "id" else text
+                check(f"{branch.name}_branch", {branch.tokens_input: (len(rows.rows), *tokens)})
 
     def _check_pictures(self, count: int, grid: Grid) -> None:
         if count:
@@ -198,52 +221,75 @@ class Prologue:
         zeros = TextEmbedding.zeros(self._max_length, model.cross_attention_dim, model.pooled_dim)
         return [zeros if ids is None else self._encoders.embed(ids) for ids in texts.distinct]
 
-    def time_tables(
-        self, num_inference_steps: int, grid: Grid, texts: Sequence[TextEmbedding], branches: Sequence[str]
-    ) -> dict[str, Tensor]:
-        """unet_emb, local_emb, global_emb: (S, K, E), each network's time + added embedding, all steps at once.
-
-        branches: those that are evaluated, of "local" and "global"; the tables of others are None.
-        """
-        timesteps = self._ddim.timesteps(num_inference_steps).astype(np.float32)
-        pooled = np.stack([text.pooled for text in texts])
-        per_row = self._config.branch_pooled_text == "per_row"
-        tables: dict[str, Tensor] = {"local_emb": None, "global_emb": None}
-        for name in ("unet", *branches):
-            rows = pooled if name == "unet" or per_row else np.zeros_like(pooled[:1])
-            inputs = {"timestep": self._backend.put(np.repeat(timesteps, len(rows)))}
-            if self._model.pooled_dim:
-                time_ids = np.array([[grid.height, grid.width, 0, 0, grid.height, grid.width]], np.float32)
-                inputs["pooled"] = self._backend.put(np.tile(rows, (len(timesteps), 1)), for_networks=True)
-                inputs["time_ids"] = self._backend.put(time_ids.repeat(len(timesteps) * len(rows), axis=0))
-            emb = self._backend.get(self._backend.run(f"{name}_time", inputs)["emb"])
-            emb = emb.reshape(len(timesteps), len(rows), -1)
-            tables[f"{name}_emb"] = self._backend.put(emb, for_networks=True)
-        return tables
+    def time_tables(self, plan: Plan, grid: Grid, texts: Sequence[TextEmbedding]) -> tuple[Tensor, list[Tensor | None]]:
+        """(S, K, E) or (S, 1, E): time + added embedding of the UNet, and of every branch; None for one that no step
+        evaluates."""
+        branches = [
+            self._emb(branch.name, plan, grid, texts, branch.pooled == "per_row") if evaluated else None
+            for branch, evaluated in zip(self.table, plan.evaluated, strict=True)
+        ]
+        return self._emb("unet", plan, grid, texts, per_row=True), branches
 
     def embed_conditions(
-        self, people: Sequence[PreparedPerson], grid: Grid, branches: Sequence[str]
-    ) -> dict[str, Tensor]:
-        """local_condition and global_condition: Z(c_p&e) and Z(c_loc) of every person; None for a branch that is not
-        evaluated."""
-        conditions: dict[str, Tensor] = {"local_condition": None, "global_condition": None}
-        run, put = self._backend.run, self._backend.put
-        if "local" in branches:
-            poses = np.stack([person.pose_image for person in people])
-            inputs = {"pose_image": put(poses, for_networks=True)}
-            conditions["local_condition"] = run("local_condition", inputs)["condition"]
-        if "global" in branches:
-            masks = np.stack([location_mask(person.face_box.px, grid.height, grid.width) for person in people])
-            inputs = {"location_mask": put(masks, for_networks=True)}
-            conditions["global_condition"] = run("global_condition", inputs)["condition"]
-        return conditions
+        self, drafts: Sequence[Draft], people_of: Sequence[Sequence[PreparedPerson]], plan: Plan, grid: Grid
+    ) -> list[tuple[Tensor, NDArray[np.int32]] | None]:
+        """`condition` and `condition_of` of every branch's BranchTables; None for one that no step evaluates."""
+        found: list[tuple[Tensor, NDArray[np.int32]] | None] = []
+        for place, (branch, evaluated) in enumerate(zip(self.table, plan.evaluated, strict=True)):
+            if not evaluated:
+                found.append(None)
+                continue
+            drawings = draw(branch, [draft.settings[place] for draft in drafts], people_of, grid)
+            shown = np.stack([drawing for drawing in drawings if drawing is not None])
+            fed = {branch.condition_input: self._backend.put(shown, for_networks=True)}
+            condition = self._backend.run(f"{branch.name}_condition", fed)["condition"]
+            drawn = np.array([drawing is not None for drawing in drawings])
+            found.append((condition, np.where(drawn, np.cumsum(drawn) - 1, -1).astype(np.int32)))
+        return found
+
+    def branch_tables(
+        self,
+        drafts: Sequence[Draft],
+        embs: Sequence[Tensor | None],
+        conditions: Sequence[tuple[Tensor, NDArray[np.int32]] | None],
+    ) -> list[BranchTables | None]:
+        """What every branch of a batch reads. embs: of `time_tables`. conditions: of `embed_conditions`."""
+        found: list[BranchTables | None] = []
+        for place, (emb, condition) in enumerate(zip(embs, conditions, strict=True)):
+            scales = [draft.settings[place].scale for draft in drafts for _ in range(draft.request.num_images)]
+            found.append(condition and BranchTables(emb, *condition, np.array(scales, np.float32)))
+        return found
+
+    def _emb(self, name: str, plan: Plan, grid: Grid, texts: Sequence[TextEmbedding], per_row: bool) -> Tensor:
+        """(S, K, E), or (S, 1, E) without pooled text: a network's time + added embedding, all steps at once."""
+        timesteps = self._ddim.timesteps(len(plan.rows)).astype(np.float32)
+        pooled = np.stack([text.pooled for text in texts])
+        rows = pooled if per_row else np.zeros_like(pooled[:1])
+        inputs = {"timestep": self._backend.put(np.repeat(timesteps, len(rows)))}
+        if self._model.pooled_dim:
+            time_ids = np.array([[grid.height, grid.width, 0, 0, grid.height, grid.width]], np.float32)
+            inputs["pooled"] = self._backend.put(np.tile(rows, (len(timesteps), 1)), for_networks=True)
+            inputs["time_ids"] = self._backend.put(time_ids.repeat(len(timesteps) * len(rows), axis=0))
+        emb = self._backend.get(self._backend.run(f"{name}_time", inputs)["emb"])
+        return self._backend.put(emb.reshape(len(timesteps), len(rows), -1), for_networks=True)
+
+    def id_tokens(self, people: Sequence[PreparedPerson]) -> Tensor | None:
+        """(1 + P, T, D): the null ID's tokens, then every person's. None for an engine without identities."""
+        if self._config.id_input == "none":
+            return None
+        given = [person.id_tokens for person in people if person.id_tokens is not None]
+        return self._backend.put(np.stack([self._constants["null_id_tokens"], *given]), for_networks=True)
 
     def face_cells(self, people: Sequence[PreparedPerson]) -> NDArray[np.int32]:
-        """(P, L, 4): every person's face in cells of every level."""
+        """(P, L, 4): every person's face in cells of every level; zeros where no branch needs it."""
         levels = range(self._model.levels)
-        return np.array([[person.face_box.cells(level) for level in levels] for person in people], np.int32)
+        cells = [
+            [person.face_box.cells(level) if person.face_box else (0, 0, 0, 0) for level in levels] for person in people
+        ]
+        return np.array(cells, np.int32).reshape(-1, self._model.levels, 4)
 
-
-def _has_id(request: Request) -> bool:
-    """Whether a branch carries the ID into the picture."""
-    return bool(request.persons) and (request.local_scale != 0 or request.global_scale != 0)
+    @staticmethod
+    def by_request(pictures: NDArray[np.float32], drafts: Mapping[int, Draft]) -> dict[int, NDArray[np.float32]]:
+        """The pictures of each request of a batch. drafts: by the request's place."""
+        ends = np.cumsum([draft.request.num_images for draft in drafts.values()])
+        return dict(zip(drafts, np.split(pictures, ends[:-1]), strict=True))

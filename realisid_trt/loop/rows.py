@@ -14,6 +14,8 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..config import Branch
+
 T = TypeVar("T")
 NONE, TEXT, FULL = range(3)  # the rows of Eq. (8): nothing, text, text + ID
 
@@ -39,6 +41,19 @@ def guidance_weights(guidance_scale: float, id_guidance_scale: float, with_id: b
     return 1.0 - guidance_scale, guidance_scale - id_scale, id_scale
 
 
+def in_window(step: int, num_inference_steps: int, start: float, end: float) -> bool:
+    """Whether a branch takes part in step i of S: not (i/S < start or (i + 1)/S > end). diffusers' rule."""
+    return not (step / num_inference_steps < start or (step + 1) / num_inference_steps > end)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens that a row reads, by number: a text of the batch, and IDs; 0 is the null ID, p + 1 person p's."""
+
+    text: int | None
+    ids: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True)
 class PictureRows:
     """One picture at one step, as the plan's input.
@@ -46,42 +61,47 @@ class PictureRows:
     texts:   index of the text of the none row, and of the text and full rows, in the batch's list of distinct texts.
     persons: index of each person in the batch's list of persons, in the order given.
     weights: coefficients of the none, text and full row, from `guidance_weights`.
-    branches: whether the local and the global branch are evaluated; one whose scale is 0 need not be.
+    active:  whether each branch of the table is evaluated; one outside its window or of scale 0 need not be.
+    request: index of the picture's request in the batch.
     """
 
     texts: tuple[int, int]
     persons: tuple[int, ...]
     weights: tuple[float, float, float]
-    branches: tuple[bool, bool] = (True, True)
+    active: tuple[bool, ...]
+    request: int = 0
 
 
 @dataclass(frozen=True)
 class DecoderRow:
-    """One row of the UNet decoder: its picture, its kind (NONE, TEXT, FULL) and the text it is conditioned on."""
+    """One row of the UNet decoder: its picture, its kind (NONE, TEXT, FULL), its tokens, and its text's time column."""
 
     picture: int
     kind: int
+    tokens: Tokens
     text: int
 
 
 @dataclass(frozen=True)
 class EncoderRow:
-    """One row of the UNet encoder: the ID does not reach it."""
+    """One row of the UNet encoder. Where the UNet reads text alone, the ID does not reach it."""
 
     picture: int
+    tokens: Tokens
     text: int
 
 
 @dataclass(frozen=True)
 class BranchRow:
-    """One row of a branch: a person of a picture, with the ID or the null ID.
+    """One row of a branch.
 
-    pooled_text: the text whose pooled embedding the branches see, or None for zeros.
+    subject:     what its condition shows: a person or a request of the batch, by the branch's `per`.
+    pooled_text: the text whose pooled embedding it sees, or None for zeros.
     """
 
     picture: int
-    person: int
-    with_id: bool
+    subject: int
+    tokens: Tokens
     pooled_text: int | None
 
 
@@ -90,7 +110,7 @@ class BranchRows:
     """The rows of one branch in one step.
 
     of: (R, N) int32. The rows whose residuals decoder row r receives, in the order of the persons, -1 after the last;
-        N is the most persons of any picture.
+        N is the most persons of any picture, at least 1.
     """
 
     rows: tuple[BranchRow, ...]
@@ -101,7 +121,7 @@ class BranchRows:
 class RowPlan:
     """The rows of one step for a batch of pictures, and the links between them.
 
-    local_branch, global_branch: the rows of each, and the decoder rows that receive their residuals.
+    branches:    the rows of each branch of the table, and the decoder rows that receive their residuals.
     encoder_of:  (R,) int32. The encoder row that decoder row r continues.
     decoder_of:  (B, 3) int32. The decoder row of each picture's none, text and full prediction, -1 where it has none.
     weights:     (B, 3) float64. Their coefficients in Eq. (8).
@@ -109,51 +129,60 @@ class RowPlan:
 
     encoder: tuple[EncoderRow, ...]
     decoder: tuple[DecoderRow, ...]
-    local_branch: BranchRows
-    global_branch: BranchRows
+    branches: tuple[BranchRows, ...]
     encoder_of: NDArray[np.int32]
     decoder_of: NDArray[np.int32]
     weights: NDArray[np.float64]
 
 
-def plan_rows(pictures: Sequence[PictureRows], per_row_pooled: bool, share: bool = True) -> RowPlan:
-    """The fewest rows that give every picture its prediction.
+def plan_rows(pictures: Sequence[PictureRows], table: Sequence[Branch], share: bool = True) -> RowPlan:
+    """The fewest rows that give every picture its prediction. Rows that read the same are one row.
 
-    per_row_pooled: the branches see their row's pooled text (`branch_pooled_text: "per_row"`), so that the none and
-                    text rows cannot share branch rows.
-    share:          False evaluates three full rows for every picture, as a naive pipeline does. For measurements.
+    table: the branches.
+    share: False evaluates three full rows for every picture, as a naive pipeline does. For measurements.
     """
     decoder: list[DecoderRow] = []
     encoder = _Distinct[EncoderRow](share)
-    branches = _Distinct[BranchRow](share), _Distinct[BranchRow](share)
+    branches = [_Distinct[BranchRow](share) for _ in table]
     encoder_of: list[int] = []
-    branches_of: tuple[list[list[int]], list[list[int]]] = [], []
+    branches_of: list[list[list[int]]] = [[] for _ in table]
     decoder_of = np.full((len(pictures), 3), -1, np.int32)
     for b, picture in enumerate(pictures):
         for kind in (NONE, TEXT, FULL):
             if share and picture.weights[kind] == 0:
                 continue
             text = picture.texts[0 if kind == NONE else 1]
+            tokens = Tokens(text)
             decoder_of[b, kind] = len(decoder)
-            decoder.append(DecoderRow(b, kind, text))
-            encoder_of.append(encoder.add(EncoderRow(b, text)))
-            pooled_text = text if per_row_pooled else None
-            rows = [BranchRow(b, person, kind == FULL, pooled_text) for person in picture.persons]
-            for branch, of, evaluated in zip(branches, branches_of, picture.branches, strict=True):
-                of.append([branch.add(row) for row in rows] if evaluated or not share else [])
+            decoder.append(DecoderRow(b, kind, tokens, text))
+            encoder_of.append(encoder.add(EncoderRow(b, tokens, text)))
+            for place, branch in enumerate(table):
+                rows = _rows_of(branch, picture, b, kind, text) if picture.active[place] else []
+                branches_of[place].append([branches[place].add(row) for row in rows])
     most = max((len(picture.persons) for picture in pictures), default=0)
-    local_branch, global_branch = (
-        BranchRows(tuple(branch.items), _padded(of, most)) for branch, of in zip(branches, branches_of, strict=True)
-    )
     return RowPlan(
         encoder=tuple(encoder.items),
         decoder=tuple(decoder),
-        local_branch=local_branch,
-        global_branch=global_branch,
+        branches=tuple(
+            BranchRows(tuple(rows.items), _padded(of, max(most, 1)))
+            for rows, of in zip(branches, branches_of, strict=True)
+        ),
         encoder_of=np.array(encoder_of, np.int32),
         decoder_of=decoder_of,
         weights=np.array([picture.weights for picture in pictures], np.float64).reshape(-1, 3),
     )
+
+
+def _rows_of(branch: Branch, picture: PictureRows, number: int, kind: int, text: int) -> list[BranchRow]:
+    """The rows of an active branch that a decoder row of this kind and text receives."""
+    pooled_text = text if branch.pooled == "per_row" else None
+    if branch.per == "picture":
+        return [BranchRow(number, picture.request, Tokens(text), pooled_text)]
+
+    def tokens(person: int) -> Tokens:
+        return Tokens(None, (person + 1 if kind == FULL else 0,)) if branch.tokens == "id" else Tokens(text)
+
+    return [BranchRow(number, person, tokens(person), pooled_text) for person in picture.persons]
 
 
 def _padded(rows: Sequence[Sequence[int]], length: int) -> NDArray[np.int32]:

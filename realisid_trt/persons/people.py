@@ -24,6 +24,7 @@ from .identity import Identity
 from .mesh import checked_landmarks
 from .person import Person
 from .photo import LoadedPhoto, Photo, load_crop, load_photo, photo_hash
+from .prepared import FaceCrop, PosedFace, PreparedPerson, SeenPerson
 from .recent import RecentCache
 
 SAME_PLACE = 0.5  # intersection over union of two boxes from which a note is given
@@ -31,57 +32,6 @@ CHOOSE_POSE_WITH = (
     "pose=engine.embed(photo, face={}) (face= of a person belongs to its ID photo; on the command line, embed the pose "
     "photo with --face and give the stored identity)"
 )
-
-
-@dataclass(frozen=True, eq=False)
-class PreparedPerson:
-    """One person of one picture, as the networks' input.
-
-    id_tokens:   (T, D) float32.
-    pose_image:  (3, S, S) float32 in [0, 1], S the side of the local canvas in px.
-    face_box:    where the face goes.
-    mask_source: mask that removed the background: "bisenet", "hull+person", "hull" or "own"; None without a photo.
-    notes:       decisions about the photos, in sentences that name no photo.
-    """
-
-    id_tokens: NDArray[np.float32]
-    pose_image: NDArray[np.float32]
-    face_box: FaceBox
-    mask_source: str | None
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class FaceCrop:
-    """The ID encoder's input for a face, and the other fields of its Identity.
-
-    id_pixels:  (3, S, S) float32, normalised.
-    key:        of the identity in the cache. name: of the photo, for messages.
-    The rest as in Identity.
-    """
-
-    id_pixels: NDArray[np.float32]
-    key: Hashable
-    name: str
-    landmarks: NDArray[np.float64]
-    box: tuple[float, float, float, float]
-    photo_size: tuple[int, int]
-    mask_source: str
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class SeenPerson:
-    """One person before the ID encoder: everything that needs no network of the engine. Fields as in PreparedPerson.
-
-    source: of the ID tokens: a face that is not encoded yet, or the tokens themselves, (T, D).
-    """
-
-    source: FaceCrop | NDArray[np.float32]
-    pose_image: NDArray[np.float32]
-    face_box: FaceBox
-    mask_source: str | None
-    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,6 +58,11 @@ class People:
     def __init__(self, backend: Backend, finder: FaceFinder, model: Model, config: RealisIDConfig) -> None:
         self._backend, self._finder, self._model, self._config = backend, finder, model, config
         self._token_shape = (model.num_id_tokens, model.cross_attention_dim)
+        self._id_encoder_key = model.id_encoder_key or ""
+        self._has_identities = config.id_input != "none"
+        self._needs_box = any(branch.needs_box for branch in config.table)
+        self._draws_faces = any(branch.draws_faces for branch in config.table)
+        self._canvas_styles = {branch.style for branch in config.table if branch.view == "face" and branch.style}
         self._faces: RecentCache[Face] = RecentCache()
         self._identities: RecentCache[Identity] = RecentCache()
 
@@ -149,25 +104,18 @@ class People:
         Raises PhotoError, RequestError, BoxError, EngineMismatch.
         """
         identity = self._identity(person, name)
-        if person.box is not None:
-            face_box = snap_box(person.box, grid)
-            check_inside(person.box, grid)
-            place_notes = what_changed(person.box, face_box)
-        elif alone and identity is not None:
-            face_box, place_notes = self._as_in_the_photo(identity, grid, name)
-        else:
-            raise BoxError(
-                f"{name} has no box. With several persons each of them needs one: Person(…, box=(x0, y0, x1, y1))."
-            )
-        source: FaceCrop | NDArray[np.float32]
-        if identity is None:
-            source = own_array(person.id_tokens, self._token_shape, f"id_tokens of {name}")
-        else:
+        face_box, place_notes = self._place(person, identity, grid, alone, name)
+        source: FaceCrop | NDArray[np.float32] | None = None
+        if isinstance(identity, (Identity, FaceCrop)):
             source = identity if isinstance(identity, FaceCrop) else identity.id_tokens
-        drawing, pose_notes = self._pose(person, identity, name)
+        elif person.id_tokens is not None:
+            source = own_array(person.id_tokens, self._token_shape, f"id_tokens of {name}")
+        landmarks, drawing, pose_notes = self._pose(person, identity, name)
         return SeenPerson(
             source=source,
-            pose_image=drawing,
+            pose_images={style: self._drawn(landmarks, drawing, style) for style in self._canvas_styles},
+            landmarks=landmarks,
+            body=person.body,
             face_box=face_box,
             mask_source=identity.mask_source if identity else None,
             notes=(
@@ -177,12 +125,30 @@ class People:
             ),
         )
 
+    def _place(
+        self, person: Person, identity: Identity | FaceCrop | PosedFace | None, grid: Grid, alone: bool, name: str
+    ) -> tuple[FaceBox | None, tuple[str, ...]]:
+        """Where the face goes, and notes. None where no branch needs to know."""
+        if person.box is not None:
+            face_box = snap_box(person.box, grid)
+            check_inside(person.box, grid)
+            return face_box, what_changed(person.box, face_box)
+        if not self._needs_box:
+            return None, ()
+        if alone and identity is not None:
+            return self._as_in_the_photo(identity, grid, name)
+        raise BoxError(
+            f"{name} has no box. With several persons each of them needs one: Person(…, box=(x0, y0, x1, y1))."
+        )
+
     def see_all(self, persons: Sequence[Person], grid: Grid) -> list[SeenPerson]:
         """All persons of one picture, in order. Raises as `see`."""
         seen = [self.see(person, grid, len(persons) == 1, f"person {i + 1}") for i, person in enumerate(persons)]
         for i, person in enumerate(seen):
             for j, other in enumerate(seen):
-                if i != j and (common := overlap(person.face_box, other.face_box)) > SAME_PLACE:
+                if i == j or person.face_box is None or other.face_box is None:
+                    continue
+                if (common := overlap(person.face_box, other.face_box)) > SAME_PLACE:
                     note = f"stands nearly where person {j + 1} stands: their boxes share {common:.0%} of their union."
                     seen[i] = replace(seen[i], notes=(*seen[i].notes, note))
         return seen
@@ -192,13 +158,17 @@ class People:
         source = person.source
         return PreparedPerson(
             id_tokens=self.encode(source).id_tokens if isinstance(source, FaceCrop) else source,
-            pose_image=person.pose_image,
+            pose_images=person.pose_images,
+            landmarks=person.landmarks,
+            body=person.body,
             face_box=person.face_box,
             mask_source=person.mask_source,
             notes=person.notes,
         )
 
-    def _as_in_the_photo(self, identity: Identity | FaceCrop, grid: Grid, name: str) -> tuple[FaceBox, tuple[str, ...]]:
+    def _as_in_the_photo(
+        self, identity: Identity | FaceCrop | PosedFace, grid: Grid, name: str
+    ) -> tuple[FaceBox, tuple[str, ...]]:
         """Where the face goes when no box was given, and a note if it cannot stay where it is in the photo."""
         box = cover_box(identity.box, identity.photo_size, grid)
         side = max(box[2] - box[0], box[3] - box[1])
@@ -217,9 +187,13 @@ class People:
             f"border: the face was put at {where}. Give box= to put it elsewhere.",
         )
 
-    def _identity(self, person: Person, name: str) -> Identity | FaceCrop | None:
+    def _identity(self, person: Person, name: str) -> Identity | FaceCrop | PosedFace | None:
         source = person.identity if person.identity is not None else person.photo
+        if not self._has_identities:
+            return self._face_of(source, person, name)
         if source is None:
+            if person.id_tokens is None:
+                raise RequestError(f"{name} needs exactly one of photo, identity and id_tokens; got none of them.")
             return None
         if isinstance(source, Identity):
             identity = source
@@ -232,25 +206,56 @@ class People:
                 f"face={person.face} of {name} chooses among the faces of a photo, but an identity was given. Embed "
                 "the photo with face= instead."
             )
-        identity.check(self._model.id_encoder_key, f"the identity of {name}")
+        identity.check(self._id_encoder_key, f"the identity of {name}")
         own_array(identity.id_tokens, self._token_shape, f"id_tokens of the identity of {name}")
         return identity
 
+    def _face_of(self, source: Photo | Identity | None, person: Person, name: str) -> PosedFace | None:
+        """The face in a person's photo, for an engine without identities: it gives pose and place alone."""
+        if person.id_tokens is not None:
+            raise RequestError(f"{name} has id_tokens, and this engine has no identities. Give a pose or a body alone.")
+        if source is None:
+            return None
+        if not self._draws_faces:
+            raise RequestError(
+                f"{name} is given by a photo, and this engine neither knows identities nor draws faces. Give "
+                "Person(body=…), or the drawing: controls={…: Control(image)}."
+            )
+        if isinstance(source, Identity) or _is_stored(source):
+            identity = source if isinstance(source, Identity) else Identity.load(source)
+            return PosedFace(identity.landmarks, identity.box, identity.photo_size, identity.notes)
+        name = _name(source, name)
+        look = self._look(source, name, person.face)
+        face = self._find(look, name)
+        return PosedFace(face.landmarks, face.square, look.photo.turned(face.turns).size, face.notes)
+
     def _pose(
-        self, person: Person, identity: Identity | FaceCrop | None, name: str
-    ) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-        """The drawing of pose and expression, and notes about the pose photo."""
-        side, notes = self._model.default_size, tuple[str, ...]()
+        self, person: Person, identity: Identity | FaceCrop | PosedFace | None, name: str
+    ) -> tuple[NDArray[np.float64] | None, NDArray[np.float32] | None, tuple[str, ...]]:
+        """Landmarks or the caller's own drawing of pose and expression, and notes about the pose photo."""
+        notes: tuple[str, ...] = ()
         if person.pose_image is not None:
-            return self._own_pose_image(person.pose_image, side, name), notes
+            return None, self._own_pose_image(person.pose_image, self._model.default_size, name), notes
+        if not self._draws_faces:
+            return None, None, notes
         if person.landmarks is not None:
             landmarks: NDArray[Any] = person.landmarks
         elif person.pose is not None:
             landmarks, notes = self._pose_of(person.pose, f"the pose of {name}")
-        else:
-            assert identity is not None  # Person refuses id_tokens without a pose
+        elif identity is not None:
             landmarks = identity.landmarks
-        return pose_image(checked_landmarks(landmarks, f"landmarks of {name}"), side, self._config.pose_style), notes
+        else:
+            raise RequestError(f"{name} has no pose. Give pose=, landmarks= or pose_image=.")
+        return checked_landmarks(landmarks, f"landmarks of {name}"), None, notes
+
+    def _drawn(
+        self, landmarks: NDArray[np.float64] | None, drawing: NDArray[np.float32] | None, style: str
+    ) -> NDArray[np.float32]:
+        """The drawing on the canvas of a branch that sees the face: the caller's own, or that of the landmarks."""
+        if drawing is not None:
+            return drawing
+        assert landmarks is not None
+        return pose_image(landmarks, self._model.default_size, style)
 
     def _pose_of(self, source: Photo | Identity, name: str) -> tuple[NDArray[np.float64], tuple[str, ...]]:
         """Landmarks of a pose photo, an identity or a stored one, and notes."""
@@ -306,7 +311,7 @@ class People:
             landmarks=crop.landmarks,
             box=crop.box,
             photo_size=crop.photo_size,
-            id_encoder_key=self._model.id_encoder_key,
+            id_encoder_key=self._id_encoder_key,
             mask_source=crop.mask_source,
             notes=crop.notes,
         )

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import plain_number, whole
 from ..errors import RequestError
+from .bodies import checked_body
 from .identity import Identity
+from .mesh import NUM_LANDMARKS
 from .photo import Photo
 
 
@@ -19,7 +23,7 @@ from .photo import Photo
 class Person:
     """One person of a picture: who, where, and in what pose.
 
-    Who, exactly one of
+    Who, exactly one of (none for an engine without identities: then a pose or a body)
         photo:      a path, bytes, PIL image or (H, W, 3) uint8 array; or an Identity; or the path of a stored one.
         identity:   an Identity, as `Engine.embed` returns it.
         id_tokens:  (T, D) float array of your own; box and a pose must then be given.
@@ -30,6 +34,9 @@ class Person:
         pose:       another photo, or an Identity, whose landmarks are taken.
         landmarks:  (478, 2) floats in [0, 1] of the squared face box.
         pose_image: (3, H, W) floats in [0, 1], a drawing of your own at the size of the local canvas.
+    Body, for branches that are shown one
+        body:       (17, 2) or (17, 3) floats: x, y of COCO's joints in pixels of the output, and their scores. Copied;
+                    read-only.
     Which
         face:       which face of the photo, counted from the left; None takes the only or the clearly largest one.
     """
@@ -42,13 +49,14 @@ class Person:
     landmarks: NDArray[Any] | None = None
     pose_image: NDArray[Any] | None = None
     face: int | None = None
+    body: NDArray[Any] | None = None
 
     def __post_init__(self) -> None:
         who = [name for name in ("photo", "identity", "id_tokens") if getattr(self, name) is not None]
-        if len(who) != 1:
+        how = [name for name in ("pose", "landmarks", "pose_image") if getattr(self, name) is not None]
+        if len(who) > 1 or not (who or how or self.body is not None):
             given = " and ".join(who) if who else "none of them"
             raise RequestError(f"Person needs exactly one of photo, identity and id_tokens; got {given}.")
-        how = [name for name in ("pose", "landmarks", "pose_image") if getattr(self, name) is not None]
         if len(how) > 1:
             raise RequestError(f"Person takes at most one of pose, landmarks and pose_image; got {' and '.join(how)}.")
         if self.id_tokens is not None and (self.box is None or not how):
@@ -69,17 +77,39 @@ class Person:
             if (face := whole(self.face)) is None:
                 raise RequestError(f"face is {self.face!r}, expected a whole number counted from the left, or None.")
             object.__setattr__(self, "face", face)
+        if self.body is not None:
+            body = checked_body(self.body, "body")
+            body.setflags(write=False)
+            object.__setattr__(self, "body", body)
+
+    def __reduce__(self) -> Any:
+        fields = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return type(self), tuple(fields)  # an unpickled body is read-only too
+
+
+def placeholder(side_px: int, token_shape: tuple[int, int] | None) -> Person:
+    """A person with everything that a branch may draw, for a picture that is thrown away.
+
+    side_px: of its box. token_shape: of the ID tokens; None for an engine without identities.
+    """
+    return Person(
+        id_tokens=None if token_shape is None else np.zeros(token_shape, np.float32),
+        box=(0, 0, side_px, side_px),
+        landmarks=np.full((NUM_LANDMARKS, 2), 0.5),
+        body=np.full((17, 2), side_px / 2),
+    )
 
 
 @dataclass(frozen=True, eq=False)
 class PlacedPerson:
     """The place of one person in the picture, and notes on the photo.
 
-    box:         x0, y0, x1, y1 of the squared and snapped box in the output, px.
+    box:         x0, y0, x1, y1 of the squared and snapped box in the output, px; None if no branch needs it and none
+                 was given.
     mask_source: mask that removed the background: "bisenet", "hull+person", "hull" or "own"; None without a photo.
     notes:       decisions about the photo, in sentences.
     """
 
-    box: tuple[int, int, int, int]
+    box: tuple[int, int, int, int] | None
     mask_source: str | None
     notes: tuple[str, ...]

@@ -61,15 +61,17 @@ class LoadedPhoto:
         return LoadedPhoto(np.ascontiguousarray(np.rot90(self.rgb, turns)), size, self.notes)
 
 
-def load_photo(source: Photo, name: str | None = None) -> LoadedPhoto:
+def load_photo(source: Photo, name: str | None = None, background: tuple[int, int, int] = WHITE) -> LoadedPhoto:
     """The photo, upright and reduced to at most 2048 px on its longest side.
 
     source: path, bytes of a file, PIL image, or array: (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA,
             uint8 or uint16.
     name:   of the photo in error messages; the path by default, else "photo".
 
-    EXIF orientation and the embedded colour profile are applied (pixels become sRGB), transparency is laid on white, 16
-    bits are cut to 8, any colour mode becomes RGB, and of an animation the first frame is taken.
+    background: colour behind transparent pixels.
+
+    EXIF orientation and the embedded colour profile are applied (pixels become sRGB), 16 bits are cut to 8, any colour
+    mode becomes RGB, and of an animation the first frame is taken.
 
     Raises PhotoError: not_found, unreadable, corrupt, too_large, too_small, mode, dtype, shape, type.
     """
@@ -77,7 +79,7 @@ def load_photo(source: Photo, name: str | None = None) -> LoadedPhoto:
     with ExitStack() as stack:
         found = _upright(source, name, stack, reduce=True)
         found.picture.thumbnail((WORKING_SIDE_PX, WORKING_SIDE_PX), Image.Resampling.LANCZOS)  # never the caller's own
-        rgb = to_srgb(found.picture, found.profile, WHITE, name)
+        rgb = to_srgb(found.picture, found.profile, background, name)
     return LoadedPhoto(np.array(rgb), found.size[::-1], found.notes)
 
 

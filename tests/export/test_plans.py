@@ -26,6 +26,7 @@ from export.profiles import profiles
 from export.to_plan import PlanSettings, to_plan
 from export.truth.proof import layers_by_type
 from realisid_trt.backends.tensorrt_flavours import FLAVOURS, Flavour
+from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import BackendError, BuildError
 from realisid_trt.loop.rows import PictureRows, guidance_weights, plan_rows
 from realisid_trt.manifest import Manifest
@@ -88,7 +89,8 @@ def test_profiles_hold_what_the_runtime_asks_for() -> None:
     names = ["unet_encoder", "unet_decoder", "local_branch", "global_branch", "local_condition", "unet_time", "x"]
     rng = np.random.default_rng(0)
     for per_row in (False, True):
-        found = profiles(names, pictures=3, persons=4, side=(2, 4, 8), steps=30, per_row_pooled=per_row)
+        table = RealisIDConfig(branch_pooled_text="per_row" if per_row else "zeros").table
+        found = profiles(names, pictures=3, persons=4, side=(2, 4, 8), steps=30, table=table)
         assert found["unet_encoder"].most["rows"] == 6 and found["unet_decoder"].most["rows"] == 9
         assert found["local_branch"].most["rows"] == 12 * (3 if per_row else 2)
         assert found["unet_decoder"].best["rows"] == 3 and found["unet_encoder"].best["rows"] == 2
@@ -100,12 +102,12 @@ def test_profiles_hold_what_the_runtime_asks_for() -> None:
                 scales = rng.choice([0.0, 1.0, 5.0, 7.5], 2)
                 weights = guidance_weights(*map(float, scales), with_id=bool(rng.integers(2)))
                 texts = int(rng.integers(6)), int(rng.integers(6))
-                pictures.append(PictureRows(texts, tuple(range(first, first + count)), weights))
+                pictures.append(PictureRows(texts, tuple(range(first, first + count)), weights, (True, True)))
                 first += count
-            plan = plan_rows(pictures, per_row)
+            plan = plan_rows(pictures, table)
             assert len(plan.encoder) <= found["unet_encoder"].most["rows"]
             assert len(plan.decoder) <= found["unet_decoder"].most["rows"]
-            assert len(plan.local_branch.rows) <= found["local_branch"].most["rows"]
+            assert len(plan.branches[0].rows) <= found["local_branch"].most["rows"]
 
 
 def test_a_graph_that_is_secretly_float32(tmp_path: Path, doubled: Path) -> None:

@@ -196,7 +196,7 @@ def test_the_engine_s_figures(engine_dir: Path) -> None:
 def test_the_half_reference_errs_like_half_precision(checkpoint: Checkpoint, engine_dir: Path) -> None:
     """bfloat16 has three bits less than float16, so it errs eight times as much."""
     manifest = Manifest.read(engine_dir)
-    scene, [(scale, _)] = Scene.of(manifest.model), DDIM.of(manifest).coefficients(1)
+    scene, [(scale, _)] = Scene.of(manifest), DDIM.of(manifest).coefficients(1)
     truth, half, brain = (scene.by_reference(checkpoint, p).single for p in ("float64", "float16", "bfloat16"))
     noise = rms_of(truth - scale * scene.noise)
     half_error, brain_error = rms_of(half - truth) / noise, rms_of(brain - truth) / noise

@@ -34,7 +34,7 @@ from tests.realisid_trt.truth import people
         ({"seed": "seven"}, RequestError, "seed is 'seven'"),
         ({"guidance_scale": math.nan}, RequestError, "guidance_scale is nan, expected a finite number"),
         ({"id_guidance_scale": "5"}, RequestError, "id_guidance_scale is '5'"),
-        ({"local_scale": None}, RequestError, "local_scale is None"),
+        ({"local_scale": "all"}, RequestError, "local_scale is 'all'"),
         ({"global_scale": math.inf}, RequestError, "global_scale is inf"),
         (
             {"subject_conditioning_ratio": 1.2},
@@ -109,6 +109,16 @@ def test_persons_that_contradict_themselves() -> None:
         Person(id_tokens=tokens, box=(0, 0, 9, 9), landmarks=np.zeros((478, 2)), face=0)
     with pytest.raises(RequestError, match="identity is str, expected an Identity, as Engine.embed returns"):
         Person(identity="alice.safetensors")  # type: ignore[arg-type]
+    for body in (np.zeros((18, 2)), np.zeros((17, 4)), np.zeros(34), 7):
+        with pytest.raises(RequestError, match=r"body has shape .*, expected \(17, 2\) or \(17, 3\): x, y in px"):
+            Person("alice.jpg", body=body)  # type: ignore[arg-type]
+    for number in (np.nan, np.inf):
+        with pytest.raises(RequestError, match="body holds NaN or infinity. Give finite numbers"):
+            Person("alice.jpg", body=np.full((17, 3), number))
+    with pytest.raises(RequestError, match="body is not an array of numbers"):
+        Person("alice.jpg", body="pose.json")  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="body has its joints within 0 to 1, expected px of the output"):
+        Person("alice.jpg", body=np.full((17, 2), 0.5))
 
 
 def test_persons_that_the_engine_cannot_place(engine: Engine, photos: Any) -> None:

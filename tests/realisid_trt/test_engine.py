@@ -13,10 +13,13 @@ import numpy as np
 import pytest
 
 from realisid_trt import Engine, Person, Request
+from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import BackendError, RealisIDWarning, RequestError
-from realisid_trt.loop.denoise import LOOP_NETWORKS
+from realisid_trt.loop.denoise import loop_networks
 from realisid_trt.loop.rows import PictureRows
 from tests.realisid_trt.truth import PROMPT, Scene, checkpoint_with, errors, people
+
+LOOP_NETWORKS = loop_networks(RealisIDConfig(branch_pooled_text="zeros").table)
 
 STEP_NETWORKS = ("unet_encoder", "unet_decoder", "local_branch", "global_branch")
 
@@ -103,7 +106,9 @@ def test_a_branch_without_scale_does_not_run(engine: Engine, branch: str, monkey
     assert rows[f"{'global' if branch == 'local' else 'local'}_branch"] == 3 * 4
     assert beside[0].rows[f"{branch}_branch"] == 3 * 2  # the other picture's alone
     assert ("crop_upsample" in rows) == (branch == "global")
-    monkeypatch.setattr("realisid_trt.loop.prologue.PictureRows", lambda *given: PictureRows(*given[:3]))
+    monkeypatch.setattr(
+        "realisid_trt.loop.prologue.PictureRows", lambda *given: PictureRows(*given[:3], (True, True), given[4])
+    )
     evaluated, *beside_evaluated = made()
     assert evaluated.rows[f"{branch}_branch"] == 3 * 4 and beside_evaluated[0].rows[f"{branch}_branch"] == 3 * 6
     assert np.array_equal(alone.latents, evaluated.latents)

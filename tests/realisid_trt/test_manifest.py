@@ -93,7 +93,7 @@ def test_an_edited_manifest_is_named(engine_copy: Path, change: Any, named: str)
 
 def test_another_format_is_a_mismatch(engine_copy: Path) -> None:
     edit(engine_copy, lambda m: m.update(format=99), reseal=True)
-    with pytest.raises(EngineMismatch, match="has engine format 99; this realisid_trt reads format 3. Build it again"):
+    with pytest.raises(EngineMismatch, match="has engine format 99; this realisid_trt reads format 4. Build it again"):
         Engine.load(engine_copy)
 
 
@@ -172,9 +172,9 @@ def test_what_was_unloaded_is_not_taken_from_another_build(engine_copy: Path) ->
 def test_what_is_built_anew_while_it_is_loaded_is_refused(engine_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = realisid_trt.engine.open_backend
 
-    def while_another_builds(*arguments: Any) -> Any:
+    def while_another_builds(*arguments: Any, **options: Any) -> Any:
         edit(engine_copy, lambda values: values["model"].update(id_encoder_key="another"), reseal=True)
-        return opened(*arguments)
+        return opened(*arguments, **options)
 
     monkeypatch.setattr(realisid_trt.engine, "open_backend", while_another_builds)
     with pytest.raises(EngineMismatch, match="was rebuilt while it was being loaded. Load it again"):

@@ -96,6 +96,20 @@ def test_tokens_and_landmarks_of_torch(engine: Engine) -> None:
     json.dumps([identity.box, identity.photo_size])
 
 
+@pytest.mark.parametrize("kind", ARRAYS)
+@pytest.mark.parametrize("columns", [2, 3])
+def test_bodies_of_any_kind(kind: str, columns: int) -> None:
+    """Copied, so that a caller may go on with the array, and never changed afterwards."""
+    plain = np.arange(17 * columns, dtype=np.float32).reshape(17, columns)
+    given = ARRAYS[kind](plain)
+    body = Person("alice.jpg", body=given).body
+    assert body is not None and body.dtype == np.float64 and body.shape == (17, columns)
+    plain += 1
+    assert np.array_equal(body, np.arange(17 * columns).reshape(17, columns))
+    with pytest.raises(ValueError, match="read-only"):
+        body[0] = 0
+
+
 def test_what_float32_does_not_hold() -> None:
     with pytest.raises(RequestError, match="it holds NaN or infinity"):
         own_array([1e300], (1,), "it")

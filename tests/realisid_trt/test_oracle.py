@@ -35,7 +35,7 @@ def pipeline_latents(checkpoint: Any, dtype: torch.dtype, pose: np.ndarray, nois
         tokenizer=reference.tokenizers[0],
         tokenizer_2=reference.tokenizers[1],
         unet=reference.unet,
-        controlnet=MultiControlNetModel([reference.local_controlnet, reference.global_controlnet]),
+        controlnet=MultiControlNetModel(list(reference.controlnets.values())),
         scheduler=reference.scheduler,
     )
     pipeline.set_progress_bar_config(disable=True)

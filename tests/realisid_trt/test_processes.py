@@ -32,7 +32,8 @@ def test_every_error_is_itself_on_the_other_side(cls: Any, copied: Any) -> None:
 
 def test_people_and_requests(photos: Any) -> None:
     identity = Identity(np.ones((2, 3)), np.zeros((478, 2)), (0, 0, 9, 9), (20, 30), "key", "hull", ("a note",))
-    person = Person(identity, box=(1, 2, 30, 40), landmarks=np.zeros((478, 2)))
+    body = np.arange(51.0).reshape(17, 3)
+    person = Person(identity, box=(1, 2, 30, 40), landmarks=np.zeros((478, 2)), body=body)
     request = Request("two", [person, Person(photos.hopper)], seed=np.uint8(255))  # type: ignore[arg-type]
     found = pickle.loads(pickle.dumps(request))
     assert found.subject_conditioning_ratio is OMITTED and found.persons[0].box == (1, 2, 30, 40)
@@ -40,6 +41,11 @@ def test_people_and_requests(photos: Any) -> None:
     assert np.array_equal(kept.id_tokens, identity.id_tokens) and kept.notes == ("a note",)
     with pytest.raises(ValueError, match="read-only"):
         kept.id_tokens[0] = 0
+    for copied in (found.persons[0], copy.copy(person), copy.deepcopy(person)):
+        assert np.array_equal(copied.body, body) and np.array_equal(copied.landmarks, np.zeros((478, 2)))
+        with pytest.raises(ValueError, match="read-only"):
+            copied.body[0] = 0
+    assert found.persons[1].photo == photos.hopper and found.persons[1].body is None
     assert found.check().seed == 255
 
 

@@ -1,11 +1,47 @@
 """The row rule: the fewest rows, and the right ones."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
 
-from realisid_trt.loop.rows import FULL, NONE, TEXT, PictureRows, guidance_weights, phases, plan_rows, steps_without_id
+from realisid_trt.config import Branch, RealisIDConfig
+from realisid_trt.loop.rows import (
+    FULL,
+    NONE,
+    TEXT,
+    PictureRows,
+    RowPlan,
+    Tokens,
+    guidance_weights,
+    in_window,
+    phases,
+    plan_rows,
+    steps_without_id,
+)
+
+ZEROS = RealisIDConfig(branch_pooled_text="zeros").table
+PER_ROW = RealisIDConfig(branch_pooled_text="per_row").table
+
+
+def branch(name: str = "openpose", **values: Any) -> Branch:
+    given = {"name": name, "condition": "image", "tokens": "text", "pooled": "per_row", **values}
+    return Branch.from_dict(given, "realisid-v1", "a test")
+
+
+TABLES = {
+    "realisid": ZEROS,
+    "realisid per row": PER_ROW,
+    "openpose": (branch(),),
+    "openpose, depth": (branch(), branch("depth")),
+    "realisid, openpose": (*ZEROS, branch()),
+    "mediapipe": (branch("face", condition="pose", style="mediapipe-face"),),
+    "boxed text of each person": (
+        branch("body", condition="pose", per="person", writes="box"),
+        branch("place", condition="location", pooled="zeros"),
+    ),
+}
 
 
 @pytest.mark.parametrize(
@@ -22,23 +58,56 @@ def test_weights_sum_to_one_and_are_equation_8() -> None:
         assert sum(guidance_weights(lambda_t, lambda_i, True)) == pytest.approx(1)
 
 
-def picture(persons: int, with_id: bool = True, lambda_t: float = 7.5, lambda_i: float = 5.0) -> PictureRows:
-    return PictureRows((0, 1), tuple(range(persons)), guidance_weights(lambda_t, lambda_i, with_id and persons > 0))
+def test_a_window_is_that_of_diffusers() -> None:
+    """diffusers: `1.0 - float(i / len(timesteps) < start or (i + 1) / len(timesteps) > end)`. Its halves are tried one
+    by one for all steps up to 100 and all hundredths, then together at random."""
+    shares = [share / 100 for share in range(101)]
+    pairs = [(share, 1.0) for share in shares[:-1]] + [(0.0, share) for share in shares[1:]]
+    pairs += [(float(min(pair)), float(max(pair))) for pair in np.random.default_rng(0).choice(shares, (100, 2))]
+    for steps, (start, end) in itertools.product(range(1, 101), pairs):
+        kept = [1.0 - float(i / steps < start or (i + 1) / steps > end) for i in range(steps)]
+        assert [float(in_window(i, steps, start, end)) for i in range(steps)] == kept
+
+
+def picture(
+    persons: int, with_id: bool = True, lambda_t: float = 7.5, lambda_i: float = 5.0, branches: int = 2
+) -> PictureRows:
+    weights = guidance_weights(lambda_t, lambda_i, with_id and persons > 0)
+    return PictureRows((0, 1), tuple(range(persons)), weights, (True,) * branches)
+
+
+def counts(plan: RowPlan) -> tuple[int, ...]:
+    return len(plan.encoder), len(plan.decoder), *(len(rows.rows) for rows in plan.branches)
 
 
 @pytest.mark.parametrize("persons", [1, 2, 3, 4])
 def test_row_counts_are_the_table_of_the_design(persons: int) -> None:
-    def counts(with_id: bool, per_row: bool) -> tuple[int, int, int]:
-        plan = plan_rows([picture(persons, with_id)], per_row)
-        assert plan.local_branch.rows == plan.global_branch.rows
-        return len(plan.encoder), len(plan.decoder), len(plan.local_branch.rows)
+    n = persons
+    assert counts(plan_rows([picture(n)], ZEROS)) == (2, 3, 2 * n, 2 * n)
+    assert counts(plan_rows([picture(n, with_id=False)], ZEROS)) == (2, 2, n, n)
+    assert counts(plan_rows([picture(n)], PER_ROW)) == (2, 3, 3 * n, 3 * n)
+    assert counts(plan_rows([picture(n, with_id=False)], PER_ROW)) == (2, 2, 2 * n, 2 * n)
+    assert counts(plan_rows([picture(n)], ZEROS, share=False)) == (3, 3, 3 * n, 3 * n)
+    assert plan_rows([picture(n)], ZEROS).branches[0].rows == plan_rows([picture(n)], ZEROS).branches[1].rows
 
-    assert counts(True, False) == (2, 3, 2 * persons)
-    assert counts(False, False) == (2, 2, persons)
-    assert counts(True, True) == (2, 3, 3 * persons)
-    assert counts(False, True) == (2, 2, 2 * persons)
-    assert len(plan_rows([picture(persons)], False, share=False).encoder) == 3
-    assert len(plan_rows([picture(persons)], False, share=False).local_branch.rows) == 3 * persons
+
+@pytest.mark.parametrize("persons", [0, 1, 2, 3])
+def test_a_branch_that_reads_text_has_a_row_for_each_text(persons: int) -> None:
+    """Text and full rows share it, and so do all persons; every image of a request has rows of its own."""
+    ids = 2 * persons if persons else 0
+    assert counts(plan_rows([picture(persons, branches=3)], TABLES["realisid, openpose"])) == (
+        2, 3 if persons else 2, ids, ids, 2,
+    )  # fmt: skip
+    plan = plan_rows([picture(persons, branches=2)] * 4, TABLES["openpose, depth"])
+    assert counts(plan)[2:] == (8, 8) and {row.subject for row in plan.branches[0].rows} == {0}
+    zeros = (branch(pooled="zeros"),)  # none and text differ in what they read all the same
+    assert counts(plan_rows([picture(persons, branches=1)], zeros))[2:] == (2,)
+    assert counts(plan_rows([PictureRows((0, 0), (), (-6.5, 7.5, 0.0), (True,))], zeros))[2:] == (1,)
+
+
+def test_an_inactive_branch_has_no_rows() -> None:
+    rows = PictureRows((0, 1), (0, 1), (-6.5, 2.5, 5.0), (True, False, True))
+    assert counts(plan_rows([rows], TABLES["realisid, openpose"])) == (2, 3, 4, 0, 2)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +125,7 @@ def test_row_counts_are_the_table_of_the_design(persons: int) -> None:
 def test_a_row_without_weight_is_not_evaluated(
     lambda_t: float, lambda_i: float, with_id: bool, kinds: list[int]
 ) -> None:
-    plan = plan_rows([picture(1, with_id, lambda_t, lambda_i)], False)
+    plan = plan_rows([picture(1, with_id, lambda_t, lambda_i)], ZEROS)
     assert [row.kind for row in plan.decoder] == kinds
     assert [plan.decoder_of[0, kind] >= 0 for kind in (NONE, TEXT, FULL)] == [
         kind in kinds for kind in (NONE, TEXT, FULL)
@@ -64,48 +133,56 @@ def test_a_row_without_weight_is_not_evaluated(
 
 
 def test_nobody_means_no_branch() -> None:
-    plan = plan_rows([picture(0)], False)
-    assert not plan.local_branch.rows and [row.kind for row in plan.decoder] == [NONE, TEXT]
-    assert plan.local_branch.of.shape == plan.global_branch.of.shape == (2, 0)
+    plan = plan_rows([picture(0)], ZEROS)
+    assert counts(plan) == (2, 2, 0, 0) and [row.kind for row in plan.decoder] == [NONE, TEXT]
+    assert all((rows.of == -1).all() and rows.of.shape == (2, 1) for rows in plan.branches)
 
 
 def test_equal_texts_share_an_encoder_row() -> None:
-    plan = plan_rows([PictureRows((0, 0), (0,), (-6.5, 2.5, 5.0))], False)
+    plan = plan_rows([PictureRows((0, 0), (0,), (-6.5, 2.5, 5.0), (True, True))], ZEROS)
     assert len(plan.encoder) == 1 and list(plan.encoder_of) == [0, 0, 0]
 
 
-def test_every_decoder_row_reads_its_own() -> None:
-    """Over random batches: rows of the right picture, text, person and ID; no row twice; none unused."""
+@pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
+def test_every_decoder_row_reads_its_own(table: tuple[Branch, ...]) -> None:
+    """Over random batches: rows of the right picture, subject and tokens; no row twice; none unused."""
     rng = np.random.default_rng(1)
-    for _ in range(300):
+    for _ in range(100):
         pictures, first = [], 0
-        for _ in range(rng.integers(1, 5)):
+        for request in range(int(rng.integers(1, 5))):
             count = int(rng.integers(0, 5))
             weights = guidance_weights(*rng.choice([0.0, 1.0, 5.0, 7.5], 2), bool(count and rng.integers(2)))
             texts = (int(rng.integers(3)), int(rng.integers(3)))
-            branches = bool(rng.integers(3)), bool(rng.integers(3))
-            pictures.append(PictureRows(texts, tuple(range(first, first + count)), weights, branches))
+            active = tuple(bool(rng.integers(3)) for _ in table)
+            persons = tuple(range(first, first + count))
+            pictures += [PictureRows(texts, persons, weights, active, request)] * int(rng.integers(1, 3))
             first += count
-        per_row = bool(rng.integers(2))
         for share in (True, False):
-            plan = plan_rows(pictures, per_row, share)
-            for r, row in enumerate(plan.decoder):
-                source = pictures[row.picture]
-                assert plan.decoder_of[row.picture, row.kind] == r
-                assert source.weights[row.kind] != 0 or not share
-                assert row.text == source.texts[row.kind != NONE]
-                encoder = plan.encoder[plan.encoder_of[r]]
-                assert (encoder.picture, encoder.text) == (row.picture, row.text)
-                for branch, evaluated in zip((plan.local_branch, plan.global_branch), source.branches, strict=True):
-                    rows = [branch.rows[i] for i in branch.of[r] if i >= 0]
-                    assert [b.person for b in rows] == (list(source.persons) if evaluated or not share else [])
-                    assert all(b.picture == row.picture and b.with_id == (row.kind == FULL) for b in rows)
-                    assert all(b.pooled_text == (row.text if per_row else None) for b in rows)
-            assert set(plan.encoder_of) == set(range(len(plan.encoder)))
-            assert len(set(plan.encoder)) == len(plan.encoder) or not share
-            for branch in (plan.local_branch, plan.global_branch):
-                assert len(set(branch.rows)) == len(branch.rows) or not share
-                assert set(branch.of.ravel()) - {-1} == set(range(len(branch.rows)))
+            check_rows(plan_rows(pictures, table, share), pictures, table, share)
+
+
+def check_rows(plan: RowPlan, pictures: list[PictureRows], table: tuple[Branch, ...], share: bool) -> None:
+    for r, row in enumerate(plan.decoder):
+        source = pictures[row.picture]
+        assert plan.decoder_of[row.picture, row.kind] == r
+        assert source.weights[row.kind] != 0 or not share
+        assert row.text == source.texts[row.kind != NONE] and row.tokens == Tokens(row.text)
+        encoder = plan.encoder[plan.encoder_of[r]]
+        assert (encoder.picture, encoder.tokens, encoder.text) == (row.picture, row.tokens, row.text)
+        for each, rows, active in zip(table, plan.branches, source.active, strict=True):
+            received = [rows.rows[i] for i in rows.of[r] if i >= 0]
+            subjects = list(source.persons) if each.per == "person" else [source.request]
+            assert [one.subject for one in received] == (subjects if active else [])
+            for one in received:
+                ids = (one.subject + 1 if row.kind == FULL else 0,)
+                assert one.picture == row.picture
+                assert one.tokens == (Tokens(None, ids) if each.tokens == "id" else Tokens(row.text))
+                assert one.pooled_text == (row.text if each.pooled == "per_row" else None)
+    assert set(plan.encoder_of) == set(range(len(plan.encoder)))
+    assert len(set(plan.encoder)) == len(plan.encoder) or not share
+    for rows in plan.branches:
+        assert len(set(rows.rows)) == len(rows.rows) or not share
+        assert set(rows.of.ravel()) - {-1} == set(range(len(rows.rows)))
 
 
 def test_phases_are_runs_of_one_plan() -> None:

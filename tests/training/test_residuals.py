@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,10 +11,11 @@ from accelerate import Accelerator
 
 from export.checkpoint import Checkpoint
 from export.truth.reference import Reference, ReferencePerson
+from realisid_trt.config import RealisIDConfig
 from realisid_trt.persons.boxes import Grid, snap_box
 from realisid_trt.persons.conditions import location_mask
 from training.examples import WorldScenes
-from training.residuals import DESIGNS, KEYPOINTS, Branches, crop, merged, merged_rows, placement, relocate
+from training.residuals import DESIGNS, KEYPOINTS, crop, inside, merged, merged_rows, placement, relocate
 from training.stages.branches import BranchesStage
 from training.store import OnDemandStore
 from training.world import World, draw
@@ -25,33 +28,40 @@ def checkpoint(built) -> Checkpoint:
     return Checkpoint.open(built["x4"].checkpoint)
 
 
-@pytest.mark.parametrize("mode", ["bilinear", "area"])
-def test_residuals_are_the_references(checkpoint: Checkpoint, mode: str) -> None:
-    reference = Reference(checkpoint, torch.float64)
-    object.__setattr__(reference.config, "relocate_mode", mode)
+@pytest.mark.parametrize(
+    ("design", "mode"),
+    [("realisid", "bilinear"), ("realisid", "area"), ("local-only", "area"), ("global-only", "bilinear"),
+     ("uncropped", "bilinear"), ("boxed", "bilinear")],
+)  # fmt: skip
+def test_residuals_are_the_references(checkpoint: Checkpoint, design: str, mode: str) -> None:
+    """Of RealisID, and of every design that is a table of branches."""
     c, rng = checkpoint, np.random.default_rng(5)
+    values = {"branches": DESIGNS[design].rows("zeros"), "relocate_mode": mode, "box_snap": c.config.box_snap}
+    reference = Reference(dataclasses.replace(c, config=RealisIDConfig.from_dict(values)), torch.float64)
     grid = Grid(128, 128, c.vae_scale_factor, c.levels, c.config.box_snap or c.vae_scale_factor)
     boxes = [snap_box(box, grid) for box in BOXES]
     noisy = torch.from_numpy(rng.standard_normal((len(BOXES), 4, 32, 32)))
     drawings = torch.from_numpy(rng.random((len(BOXES), 3, 128, 128)))
     tokens = torch.from_numpy(rng.standard_normal((len(BOXES), c.num_id_tokens, c.cross_attention_dim)))
     timestep = torch.tensor([7, 300, 999, 512])
-    items = [placement(box, c.sample_size, mode) for box in boxes]
+    items = [
+        placement(box, c.sample_size, mode) | {f"inside_{level}": inside(box, level) for level in range(c.levels)}
+        for box in boxes
+    ]
     batch = {name: torch.stack([item[name] for item in items]).double() for name in items[0]}
-    batch["pose_image"] = drawings
+    batch["pose_image"] = batch["placed_pose"] = drawings
     batch["location_mask"] = torch.stack([torch.from_numpy(location_mask(box.px, 128, 128)) for box in boxes]).double()
-    added = {
-        "text_embeds": torch.zeros(len(BOXES), c.pooled_dim, dtype=torch.float64),
-        "time_ids": torch.tensor([[128.0, 128, 0, 0, 128, 128]], dtype=torch.float64).repeat(len(BOXES), 1),
-    }
-    branches = Branches(c, new=False, seed=0).double()
+    time_ids = torch.tensor([[128.0, 128, 0, 0, 128, 128]], dtype=torch.float64)
+    pooled = torch.zeros(len(BOXES), c.pooled_dim, dtype=torch.float64)
+    added = {"text_embeds": pooled, "time_ids": time_ids.repeat(len(BOXES), 1)}
+    branches = DESIGNS[design](c, new=False, seed=0).double()
+    reference._time_ids = time_ids
     with torch.no_grad():
         ours = merged([branches(noisy, timestep, tokens, added, batch)])
         for row, box in enumerate(BOXES):
             theirs = reference.residuals(
                 noisy[row : row + 1], timestep[row], [ReferencePerson(drawings[row], box)],
-                [reference.snap(box, 128, 128)], [tokens[row]], {key: value[:1] for key, value in added.items()},
-                (1.0, 1.0), (128, 128),
+                [reference.snap(box, 128, 128)], [tokens[row]], torch.zeros(1), pooled[:1], {}, (0.0, 1.0),
             )  # fmt: skip
             for one, other in zip(ours, theirs, strict=True):
                 # The matrices are float32 and the sum is: a millionth of the largest is 8 roundings.

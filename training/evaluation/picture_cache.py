@@ -179,7 +179,7 @@ def _check_same(engine: Path, checkpoint: Checkpoint) -> None:
     manifest = Manifest.read(engine)
     built, config = manifest.values["checkpoint"], manifest.values["realisid_config"]
     other = [name for name in checkpoint.components if built.get(name) != checkpoint.weights_key(name)]
-    other += [key for key, value in checkpoint.config.to_dict().items() if config.get(key) != value]
+    other += [key for key, value in checkpoint.config.resolved().to_dict().items() if config.get(key) != value]
     ours, theirs = ddim_of(checkpoint), DDIM.of(manifest)
     if not np.array_equal(ours.timesteps(10), theirs.timesteps(10)) or not np.array_equal(
         ours.coefficients(10), theirs.coefficients(10)

@@ -113,7 +113,7 @@ class Sampler:
         shape = (c.latent_channels, c.sample_size, c.sample_size)
         latents = torch.from_numpy(np.stack([initial_noise(case.seed, shape) for case in cases])).to(self.device)
         delayed = steps_without_id(self.steps, self.ratio)
-        zeros = c.config.branch_pooled_text == "zeros"
+        zeros = c.config.table[0].pooled == "zeros"
         for step, (timestep, (a, b)) in enumerate(
             zip(self.ddim.timesteps(self.steps), self.ddim.coefficients(self.steps), strict=True)
         ):

@@ -135,7 +135,7 @@ class BranchesStage(Stage):
         added = branch_added = None
         if pooled is not None:
             added = {"text_embeds": pooled, "time_ids": time_ids(c, len(pooled), pooled.device)}
-            zeros = c.config.branch_pooled_text == "zeros"
+            zeros = c.config.table[0].pooled == "zeros"
             branch_added = {**added, "text_embeds": torch.zeros_like(pooled) if zeros else pooled}
         # from here on a row is a person
         there = torch.arange(batch[EACH + "face"].shape[1], device=noisy.device) < batch["num_persons"][:, None]

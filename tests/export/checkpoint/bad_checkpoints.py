@@ -53,7 +53,7 @@ BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "no realisid_config": (lambda p: (p / "realisid_config.json").unlink(), ("realisid_config.json is missing",)),
     "unknown key": (
         lambda p: edit(p / "realisid_config.json", overlapp="sum"),
-        ("realisid_config.json: unknown key overlapp", "Known keys: branch_pooled_text"),
+        ("realisid_config.json: unknown key overlapp", "Known keys: method, branches, branch_pooled_text"),
     ),
     "no branch_pooled_text": (
         lambda p: edit(p / "realisid_config.json", branch_pooled_text=...),
@@ -83,7 +83,7 @@ BAD: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "a list": (lambda p: put(p / "vae" / "config.json", "[]"), ("holds a list, expected a JSON object",)),
     "no branch": (
         lambda p: shutil.rmtree(p / "controlnet_global"),
-        ("controlnet_global is missing; every RealisID checkpoint has its own",),
+        ("controlnet_global is missing. realisid_config.json makes it a part of the checkpoint",),
     ),
     "no unet and no base": (
         lambda p: shutil.rmtree(p / "unet"),

@@ -1,0 +1,193 @@
+"""What a request says about each branch of the table: its factor, its window, and the picture that it is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ..checks import own_array
+from ..config import Branch
+from ..errors import RequestError
+from ..persons.bodies import body_drawing
+from ..persons.boxes import Grid
+from ..persons.conditions import face_drawing, location_mask
+from ..persons.photo import BLACK, Photo, load_photo
+from ..persons.prepared import DrawnPerson
+from ..request import Control, Request
+
+
+@dataclass(frozen=True, eq=False)
+class Setting:
+    """One branch in one request.
+
+    scale, start, end: see `Control`. image: (C, H, W) float32 in [0, 1], or None.
+    given: whether there is anything to draw for it. notes: on the image, in sentences.
+    """
+
+    scale: float
+    start: float
+    end: float
+    image: NDArray[np.float32] | None
+    given: bool
+    notes: tuple[str, ...] = ()
+
+
+def settings(request: Request, table: Sequence[Branch], grid: Grid) -> tuple[Setting, ...]:
+    """The setting of every branch. request: checked. Raises RequestError, PhotoError."""
+    names, controls = [branch.name for branch in table], request.controls or {}
+    if unknown := [name for name in controls if name not in names]:
+        has = f"it has {', '.join(names)}" if names else "it has none"
+        raise RequestError(f"controls names {unknown[0]!r}, and this engine has no such branch: {has}.")
+    return tuple(_setting(branch, controls.get(branch.name, Control()), request, grid) for branch in table)
+
+
+def _setting(branch: Branch, control: Control, request: Request, grid: Grid) -> Setting:
+    scale = branch.scale if control.scale is None else control.scale
+    start = branch.start if control.start is None else control.start
+    end = branch.end if control.end is None else control.end
+    if not 0 <= start < end <= 1:
+        raise RequestError(
+            f"the control {branch.name} has start {start:g} and end {end:g}, expected 0 <= start < end <= 1: shares of "
+            "the steps."
+        )
+    image, notes = None, tuple[str, ...]()
+    if control.image is not None:
+        if branch.per != "picture":
+            raise RequestError(
+                f"the control {branch.name} has an image, but that branch draws every person by itself. Give the "
+                "persons pose=, landmarks= or pose_image= instead."
+            )
+        image, notes = control_image(control.image, branch, grid)
+    return Setting(scale, start, end, image, image is not None or _drawable(branch, request), notes)
+
+
+def _drawable(branch: Branch, request: Request) -> bool:
+    """Whether the persons of a request give what a branch without an image draws. Raises RequestError."""
+    if branch.condition == "image" and branch.style is None:
+        missing = "a picture"
+    elif branch.draws_bodies:
+        bodies = [person.body is not None for person in request.persons]
+        if all(bodies) if branch.per == "person" else any(bodies):
+            return bool(bodies)
+        missing = f"a body of {'every' if branch.per == 'person' else 'a'} person (Person(body=…)), or a picture"
+    else:
+        return bool(request.persons)
+    if branch.optional or not (request.persons or branch.condition == "image"):
+        return False
+    raise RequestError(
+        f'the branch {branch.name} needs {missing}: controls={{"{branch.name}": Control("picture.png")}}.'
+    )
+
+
+def control_image(
+    source: Photo | NDArray[Any], branch: Branch, grid: Grid
+) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """(C, H, W) float32 in [0, 1] at the picture's size, and a note if it had to be resized. Raises RequestError."""
+    name, size = f"the image of the control {branch.name}", (grid.height, grid.width)
+    if _is_floats(source):
+        image = own_array(source, None, name)
+        if image.ndim != 3 or image.shape[0] != branch.channels:
+            raise RequestError(f"{name} has shape {image.shape}, expected ({branch.channels}, H, W) floats in [0, 1].")
+        if image.min() < 0 or image.max() > 1:
+            raise RequestError(
+                f"{name} reaches from {image.min():g} to {image.max():g}, expected [0, 1]. Divide by 255?"
+            )
+        if image.shape[1:] != size:
+            raise RequestError(
+                f"{name} is {image.shape[2]}×{image.shape[1]} px, the picture {grid.width}×{grid.height}. Give an "
+                "array of the picture's size, or an image, which is resized."
+            )
+        return image, ()
+    pixels = load_photo(source, name, BLACK).rgb
+    height, width = pixels.shape[:2]
+    notes: tuple[str, ...] = ()
+    if (height, width) != size:
+        if abs(width * grid.height - height * grid.width) > max(width * grid.height, height * grid.width) * 0.01:
+            raise RequestError(
+                f"{name} is {width}×{height} px, the picture {grid.width}×{grid.height}: another aspect. Crop it, or "
+                "make a picture of its aspect with height= and width=."
+            )
+        picture = Image.fromarray(pixels).resize((grid.width, grid.height), Image.Resampling.LANCZOS)
+        pixels = np.asarray(picture)
+        notes = (f"{name} was resized from {width}×{height} to {grid.width}×{grid.height} px.",)
+    if branch.channels == 1:
+        pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32) / np.float32(255), notes
+
+
+def blanks(table: Sequence[Branch], grid: Grid) -> dict[str, Control]:
+    """A black picture for every branch that takes one."""
+    return {
+        branch.name: Control(np.zeros((branch.channels, grid.height, grid.width), np.float32))
+        for branch in table
+        if branch.per == "picture"
+    }
+
+
+def drawings(
+    table: Sequence[Branch], given: Sequence[Setting], people: Sequence[DrawnPerson], grid: Grid
+) -> dict[str, list[NDArray[np.float32]]]:
+    """What one request shows to every branch, by the branch's name; those that are shown nothing are left out."""
+    found = {branch.name: draw(branch, [setting], [people], grid) for branch, setting in zip(table, given, strict=True)}
+    shown = {name: [drawing for drawing in each if drawing is not None] for name, each in found.items()}
+    return {name: each for name, each in shown.items() if each}
+
+
+def draw(
+    branch: Branch, given: Sequence[Setting], people_of: Sequence[Sequence[DrawnPerson]], grid: Grid
+) -> list[NDArray[np.float32] | None]:
+    """The input of a branch's condition network for every subject: persons, or requests; None without a drawing.
+
+    given: the branch's setting in each request. people_of: the persons of each request.
+    """
+    if branch.per == "picture":
+        return [_of_picture(branch, setting, people, grid) for setting, people in zip(given, people_of, strict=True)]
+    return [
+        _of_person(branch, person, grid) if setting.given else None
+        for setting, people in zip(given, people_of, strict=True)
+        for person in people
+    ]
+
+
+def _of_picture(
+    branch: Branch, setting: Setting, people: Sequence[DrawnPerson], grid: Grid
+) -> NDArray[np.float32] | None:
+    if setting.image is not None or not setting.given:
+        return setting.image
+    return _drawing(branch, people, grid)
+
+
+def _of_person(branch: Branch, person: DrawnPerson, grid: Grid) -> NDArray[np.float32]:
+    if branch.condition == "location":
+        assert person.face_box is not None
+        return location_mask(person.face_box.px, grid.height, grid.width)
+    if branch.view == "face":
+        assert branch.style is not None
+        return person.pose_images[branch.style]
+    return _drawing(branch, [person], grid)
+
+
+def _drawing(branch: Branch, people: Sequence[DrawnPerson], grid: Grid) -> NDArray[np.float32]:
+    """The faces or the bodies of these persons, drawn into the whole picture."""
+    assert branch.style is not None
+    if branch.draws_bodies:
+        bodies = [person.body for person in people if person.body is not None]
+        drawing = body_drawing(bodies, grid.height, grid.width, branch.style)
+    else:
+        if without := [number for number, person in enumerate(people, start=1) if person.landmarks is None]:
+            raise RequestError(
+                f"person {without[0]} has a pose_image, and the branch {branch.name} draws landmarks into the whole "
+                f'picture. Give landmarks= or pose=, or that whole drawing: controls={{"{branch.name}": Control(…)}}.'
+            )
+        drawing = face_drawing([person.landmarks_px for person in people], grid.height, grid.width, branch.style)
+    return drawing if branch.channels == 3 else drawing.max(axis=0, keepdims=True)
+
+
+def _is_floats(source: Any) -> bool:
+    """Whether an image is given as floats, of NumPy or torch."""
+    return hasattr(source, "ndim") and "float" in str(getattr(source, "dtype", ""))
