@@ -37,6 +37,7 @@ setup(
         "realisid_trt.persons",
         "realisid_trt.persons.faces",
         "export",
+        "export.adopt",
         "export.building",
         "export.checkpoint",
         "export.faces",

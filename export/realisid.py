@@ -2,6 +2,7 @@
 
 realisid generate | inspect | embed | doctor …     as python -m realisid_trt
 realisid build …                                   as python -m export.build
+realisid adopt …                                   as python -m export.adopt
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from collections.abc import Sequence
 from realisid_trt.__main__ import main as run_command
 from realisid_trt.commands.command_line import execute
 
-COMMANDS = "commands: build (python -m export.build), generate, inspect, embed, doctor (python -m realisid_trt)"
+COMMANDS = (
+    "commands: build (python -m export.build), adopt (python -m export.adopt), "
+    "generate, inspect, embed, doctor (python -m realisid_trt)"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -22,6 +26,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from .build import main as build  # the other commands do not need it
 
         return build(given[1:])
+    if given[:1] == ["adopt"]:
+        from .adopt.__main__ import main as adopt
+
+        return adopt(given[1:])
     if given in (["--help"], ["-h"]):
         print(COMMANDS)
     return run_command(given)

@@ -85,7 +85,8 @@ def test_the_commands(installed: Path, elsewhere: Path, engine_dir: Path, photos
     assert done.returncode == 0, done.stderr
     assert out.is_file() and json.loads(done.stdout.splitlines()[-1])["persons"]
     done = run(installed, elsewhere, "--help")
-    assert done.returncode == 0 and "build (python -m export.build)" in done.stdout and "doctor" in done.stdout
+    assert done.returncode == 0 and "doctor" in done.stdout
+    assert "build (python -m export.build), adopt (python -m export.adopt)" in done.stdout
     done = run(installed, elsewhere, "inspect", elsewhere / "nothing")
     assert done.returncode == 1 and "error: " in done.stderr
 
