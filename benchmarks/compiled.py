@@ -1,27 +1,26 @@
-"""The naive pipeline with its networks compiled by torch.compile, and nothing compiled while it is measured."""
+"""A baseline with its networks compiled by torch.compile, and nothing compiled while it is measured."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from .naive import NaivePipeline
+from .baseline import Baseline
+
+AnyBaseline = TypeVar("AnyBaseline", bound=Baseline)
 
 
-def compiled(pipeline: NaivePipeline, backend: str | Callable[..., Any] = "inductor") -> NaivePipeline:
+def compiled(pipeline: AnyBaseline, backend: str | Callable[..., Any] = "inductor") -> AnyBaseline:
     """The same pipeline on the same weights, its UNet and ControlNets compiled: each as one graph for every shape.
 
     backend: of torch.compile. Choose the pipeline's memory format first, since the weights are shared.
     """
     options: dict[str, Any] = {"backend": backend, "dynamic": False, "fullgraph": True}
-    other = copy.copy(pipeline)
-    other.unet = torch.compile(pipeline.unet, **options)
-    other.controlnets = {name: torch.compile(net, **options) for name, net in pipeline.controlnets.items()}
-    return other
+    nets = {name: torch.compile(net, **options) for name, net in pipeline.controlnets.items()}
+    return pipeline.with_networks(torch.compile(pipeline.unet, **options), nets)
 
 
 @contextmanager

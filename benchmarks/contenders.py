@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from realisid_trt import Engine
+from realisid_trt.config import Branch
 from realisid_trt.errors import RealisIDError, RequestError
 from realisid_trt.manifest import Manifest
 from realisid_trt.persons.conditions import id_pixels, pose_image
@@ -27,19 +28,24 @@ if TYPE_CHECKING:
     from export.checkpoint import Checkpoint
 
 Progress = Callable[[int, int], object]
-# The networks of a step: the engine's, and the baselines'.
-LOOP_PARTS = (
-    "local_branch", "global_branch", "unet_encoder", "unet_decoder",
-    "controlnet_local", "controlnet_global", "unet",
-)  # fmt: skip
+
+
+def loop_parts(table: Sequence[Branch]) -> tuple[str, ...]:
+    """The networks of a step: the engine's, and the baselines'."""
+    branches, nets = (f"{branch.name}_branch" for branch in table), (f"controlnet_{branch.name}" for branch in table)
+    return (*branches, "unet_encoder", "unet_decoder", *nets, "unet")
 
 
 @dataclass(frozen=True, eq=False)
 class Contender:
-    """An engine or a baseline. generate: of either; counter: the object whose `usage` counts its rows."""
+    """An engine or a baseline.
+
+    generate: of either. counter: the object whose `usage` counts its rows. parts: the networks of a step.
+    """
 
     generate: Callable[..., Any]
     counter: Any
+    parts: Sequence[str]
 
     def run(self, prompt: str, progress: Progress, **arguments: Any) -> Run:
         """One picture, timed. arguments: of `generate`, such as engines and baselines both accept."""
@@ -50,12 +56,13 @@ class Contender:
             progress(done, total)
 
         result, total_ms, cores = timed(lambda: self.generate(prompt, progress=note, **arguments))
-        steps = differences(snapshots, LOOP_PARTS)
+        steps = differences(snapshots, self.parts)
         return Run(total_ms, result.timings, result.step_ms, result.rows, steps, result.latents, cores)
 
 
 def of_engine(engine: Engine, scene: Scene) -> Contender:
-    return Contender(partial(engine.generate, height=scene.height, width=scene.width, output="np"), engine.backend)
+    generate = partial(engine.generate, height=scene.height, width=scene.width, output="np")
+    return Contender(generate, engine.backend, loop_parts(engine.config.table))
 
 
 def backends_of(options: Options, manifest: Manifest) -> dict[str, str]:
@@ -114,27 +121,31 @@ def open_baselines(
 ) -> tuple[dict[str, Contender], str]:
     """The baselines, on one set of weights and in the engine's precision; and their memory format.
 
+    For an engine without identities they are diffusers' own pipeline, else the one in naive.py.
+
     stack: contexts that must stay open while they run. Raises RequestError if torch cannot use the device.
     """
     import torch
 
     from .compiled import compiled, every_shape
+    from .diffusers_pipeline import DiffusersPipeline, can_run
     from .naive import NaivePipeline
     from .torch_device import beside, settings
 
     where = beside(device)
     stack.enter_context(settings(threads, precision))
-    pipeline = NaivePipeline(checkpoint, device=where, dtype=getattr(torch, precision))
+    kind = DiffusersPipeline if can_run(checkpoint.config) else NaivePipeline
+    pipeline = kind(checkpoint, device=where, dtype=getattr(torch, precision))
     if options.memory_format == "auto":
-        pipeline.use_faster_format(scene.persons(1), scene.latents)
+        pipeline.use_faster_format(**scene.given(1, 2))
     else:
         pipeline.use_format(options.memory_format)
     if set(names) & set(COMPILED):
         stack.enter_context(every_shape())
-    contenders = {}
+    contenders, parts = {}, loop_parts(checkpoint.config.table)
     for name in names:
         own = compiled(pipeline, options.compiler) if name in COMPILED else pipeline
-        contenders[name] = Contender(partial(own.generate, **BASELINES[name]), own)
+        contenders[name] = Contender(partial(own.generate, **BASELINES[name]), own, parts)
     return contenders, pipeline.memory_format
 
 

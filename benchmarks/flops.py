@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from realisid_trt.config import Branch
 from realisid_trt.errors import RequestError
 from realisid_trt.manifest import Manifest
 
@@ -13,19 +14,24 @@ if TYPE_CHECKING:
 
     from export.checkpoint import Checkpoint
 
-# diffusers' module → the networks of an engine that do the work of its unmodified forward (DESIGN.md, "Networks").
-NAIVE_PARTS = {
-    "unet": ("unet_time", "unet_encoder", "unet_decoder"),
-    "controlnet_local": ("local_time", "local_condition", "local_branch"),
-    "controlnet_global": ("global_time", "global_condition", "global_branch"),
-    "vae": ("vae_decoder",),
-}
-# The work between the networks, of engines and of the naive pipeline: about a thousandth of all.
+# The work between the networks, of engines and of the baselines: about a thousandth of all.
 UNCOUNTED = {"crop_upsample", "relocate_merge", "guide_step", "crop", "merge", "guidance"}
 
 
+def baseline_parts(table: Sequence[Branch]) -> dict[str, tuple[str, ...]]:
+    """diffusers' module → the networks of an engine that do the work of its unmodified forward (DESIGN.md, "Networks").
+
+    table: the branches.
+    """
+    nets = {
+        f"controlnet_{branch.name}": tuple(f"{branch.name}_{part}" for part in ("time", "condition", "branch"))
+        for branch in table
+    }
+    return {"unet": ("unet_time", "unet_encoder", "unet_decoder"), **nets, "vae": ("vae_decoder",)}
+
+
 def flops_per_row(manifest: Manifest, height: int, width: int, checkpoint: Checkpoint | None) -> dict[str, int]:
-    """Network, and module of the naive pipeline → operations of one row at this picture size, px.
+    """Network, and module of the baselines → operations of one row at this picture size, px.
 
     At the model's own size they are in the manifest. At another size they are counted again, on the meta device:
     attention grows with the square of the size, so the counts cannot be scaled. Raises RequestError if they must be
@@ -40,8 +46,8 @@ def flops_per_row(manifest: Manifest, height: int, width: int, checkpoint: Check
                 f"engine states {side}×{side} px only. Give --checkpoint too, or leave --height and --width out."
             )
         counts |= count_networks(checkpoint, height, width)
-    naive = {name: sum(counts[part] for part in parts) for name, parts in NAIVE_PARTS.items()}
-    return counts | naive
+    modules = baseline_parts(manifest.config.table).items()
+    return counts | {name: sum(counts[part] for part in parts) for name, parts in modules}
 
 
 def count_networks(checkpoint: Checkpoint, height: int, width: int) -> dict[str, int]:
@@ -55,7 +61,7 @@ def count_networks(checkpoint: Checkpoint, height: int, width: int) -> dict[str,
     units = {"height": height // coarsest, "width": width // coarsest}
     return {
         name: count(network, network.module(torch.float32), units)
-        for name, network in networks(_Shapes(checkpoint)).items()  # type: ignore[arg-type]
+        for name, network in networks(shapes_only(checkpoint)).items()
         if any(isinstance(size, Size) and size.unit in units for tap in network.inputs for size in tap.shape)
     }
 
@@ -63,6 +69,11 @@ def count_networks(checkpoint: Checkpoint, height: int, width: int) -> dict[str,
 def total_flops(rows: Mapping[str, int], per_row: Mapping[str, int]) -> int:
     """The operations of these rows. Raises KeyError for a network without a count, which would count as zero."""
     return sum(count * per_row[name] for name, count in rows.items() if name not in UNCOUNTED)
+
+
+def shapes_only(checkpoint: Checkpoint) -> Checkpoint:
+    """The checkpoint; its modules have shapes but no weights."""
+    return _Shapes(checkpoint)  # type: ignore[return-value]
 
 
 class _Shapes:

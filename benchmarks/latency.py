@@ -17,7 +17,7 @@ spread is {"p50", "p95", "min", "max", "count"}; TFLOP are 1e12 operations, a mu
   engines       {"engine", or "engine:BACKEND" if several were asked for: {backend, precision}}
   left_out      {backend: the reason why --backend all does not measure it}
   settings      height, width, steps, steps_without_id, runs, warmup, seed, prompt, compiler (of
-                naive-compiled), memory_format (of the baselines)
+                naive-compiled), controls (branches that are shown a picture), memory_format (of the baselines)
   cases         one per number of persons:
     persons
     contenders  {an engine | a baseline: {
@@ -25,7 +25,8 @@ spread is {"p50", "p95", "min", "max", "count"}; TFLOP are 1e12 operations, a mu
       step_ms {"without_id" | "with_id": spread or null}, step_ms_runs [[ms of each step] of each run]
       cores_busy_elsewhere, cores_stolen (spread or null)     by other processes and by other virtual machines
                                                 meanwhile: a figure with much of either is unreliable
-      rows, step_rows {"without_id" | "with_id": {network: rows} or null}      counted where they ran
+      rows, step_rows {"without_id" | "with_id": {network: rows} or null}      counted where they ran; step_rows and
+                                                step_tflop are of the first such step: a branch may end later
       tflop, step_tflop {"without_id" | "with_id": TFLOP or null}, gflop_per_s: of the whole picture, at p50
       stage_gflop_per_s {stage: at p50}, for the stages that are one network
       resting_memory_bytes, peak_memory_bytes   of a process that does nothing else (memory.py), when it is open and
@@ -85,6 +86,7 @@ def measure(options: Options, command: Sequence[str] = (), report: Report = lamb
     if options.memory:
         bytes_used(device)  # raises if the system does not state it
     manifest = Manifest.read(options.engine)
+    options = options.of_engine(manifest.config)
     scene = Scene.of(options, manifest)
     result = {
         "schema": SCHEMA,
@@ -132,6 +134,7 @@ def _times(
             for persons, taken, differences in interleaved(options, scene, list(engines), contenders, precision)
         ]
     asked = {name: getattr(options, name) for name in ("runs", "warmup", "seed", "prompt", "compiler")}
+    asked["controls"] = list(scene.controls)
     size = {"height": scene.height, "width": scene.width, "steps": scene.steps, "steps_without_id": scene.switch}
     return {
         "hardware": machine,

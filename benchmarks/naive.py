@@ -1,23 +1,20 @@
-"""RealisID as a good engineer would script it with diffusers: the honest baseline.
+"""The checkpoint's table of branches as a good engineer would script it with diffusers: the honest baseline.
 
-It has the usual optimisations of three-way guidance: inference mode, the guidance rows batched into one UNet call and
-one call per ControlNet, prompts and ID tokens computed once, scaled-dot-product attention, no third row before the ID
-is switched on. `share_null` adds one more: unless `branch_pooled_text` is "per_row", the none and the text row give the
-ControlNets the same null ID, which is then evaluated once for both.
+It has the usual optimisations of guidance: inference mode, the guidance rows batched into one UNet call and one call
+per ControlNet, prompts and ID tokens computed once, scaled-dot-product attention, no third row before the ID is
+switched on, no ControlNet outside its window. `share_null` adds one more: guidance rows for which a ControlNet reads
+the same are evaluated once. Of a ControlNet that reads the ID, these are the none and the text row, which get the same
+null ID, unless its `pooled` is "per_row"; of one that reads the text, the text and the full row.
 
 Optimisations that need other modules than diffusers' own are left out: an unmodified `forward` computes the time and
-condition embeddings again at every step, and runs the UNet's encoder half once per row.
-
-On a GPU it computes as the engine does: networks in the engine's precision, the VAE, guidance and DDIM in float32, and
-the loop does not wait for the GPU. Times are measured between events on torch's stream and read when the picture is
-finished; `progress` is called one step late, as with the engine.
+condition embeddings again at every step, and runs the UNet's encoder half once per row. Guidance and DDIM are float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,34 +23,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export.checkpoint import Checkpoint
-from export.checkpoint.vae import from_latents
+from realisid_trt import Control
+from realisid_trt.config import Branch
 from realisid_trt.errors import RequestError
-from realisid_trt.loop.rows import steps_without_id
+from realisid_trt.loop.rows import in_window, steps_without_id
 from realisid_trt.persons.boxes import FaceBox, Grid, snap_box
 from realisid_trt.persons.conditions import location_mask
 from realisid_trt.persons.person import Person
 from realisid_trt.request import OMITTED, Omitted
 
-from .torch_device import Clock, ClockedUsage
-
-Progress = Callable[[int, int], object]
-FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-LOOP_PARTS = ("crop", "controlnet_local", "controlnet_global", "merge", "unet", "guidance")  # the parts of a step
+from .baseline import Baseline, BaselineResult, Progress
+from .torch_device import ClockedUsage
 
 
-@dataclass(frozen=True, eq=False)
-class NaiveResult:
-    """latents (1, C, h, w) float32; image (H, W, 3) float32 in [0, 1], or None; the rest as in the engine's Result."""
-
-    latents: NDArray[np.float32]
-    image: NDArray[np.float32] | None
-    timings: dict[str, float]
-    step_ms: tuple[float, ...]
-    rows: dict[str, int]
-
-
-class NaivePipeline:
+class NaivePipeline(Baseline):
     """The checkpoint's own modules, on one device."""
+
+    TRIAL: ClassVar[dict[str, Any]] = {**Baseline.TRIAL, "subject_conditioning_ratio": None}
 
     def __init__(
         self,
@@ -62,41 +48,10 @@ class NaivePipeline:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Loads the weights. memory_format: of the convolutions, "contiguous" or "channels_last".
-
-        dtype: of the networks; the VAE is float32 in any case, since SDXL's overflows float16.
-        """
-        self.checkpoint, self.config = checkpoint, checkpoint.config
-        self.device, self.dtype = torch.device(device), dtype
-        self.unet: Any = checkpoint.load_unet(dtype).to(self.device)
-        self.vae: Any = checkpoint.load_vae().to(self.device)
-        self.controlnets: dict[str, Any] = {
-            name: checkpoint.load_controlnet(name, dtype).to(self.device) for name in ("local", "global")
-        }
-        names = checkpoint.text_encoder_names
-        self.text_encoders = {name: checkpoint.load_text_encoder(name, dtype).to(self.device) for name in names}
-        self.tokenizers = {name: checkpoint.load_tokenizer(name) for name in names}
-        self.null_id_tokens = checkpoint.null_id_tokens().to(self.device, dtype)
-        self.scheduler = checkpoint.load_scheduler()
-        self.clock = Clock(self.device)
-        self.usage = ClockedUsage(self.clock)
-        self.use_format(memory_format)
-
-    def use_format(self, memory_format: str) -> None:
-        """Lays the convolutions' weights out in this format, in place."""
-        self.memory_format, self._format = memory_format, FORMATS[memory_format]
-        for module in (self.unet, self.vae, *self.controlnets.values()):
-            module.to(memory_format=self._format)
-
-    def use_faster_format(self, persons: Sequence[Person], latents: NDArray[np.float32]) -> None:
-        """Chooses the format in which a step of this picture with the ID is faster, by the better of two steps."""
-
-        def step_ms(memory_format: str) -> float:
-            self.use_format(memory_format)
-            steps: dict[str, Any] = {"num_inference_steps": 2, "subject_conditioning_ratio": None, "decode": False}
-            return min(self.generate("", persons, latents, **steps).step_ms)
-
-        self.use_format(min(FORMATS, key=step_ms))
+        super().__init__(checkpoint, memory_format, device, dtype)
+        self.null_id_tokens = torch.empty(0)
+        if self.config.id_input != "none":
+            self.null_id_tokens = checkpoint.null_id_tokens().to(self.device, dtype)
 
     @torch.inference_mode()
     def generate(
@@ -110,17 +65,19 @@ class NaivePipeline:
         guidance_scale: float | None = None,
         id_guidance_scale: float | None = None,
         subject_conditioning_ratio: float | None | Omitted = OMITTED,
+        controls: Mapping[str, Control] | None = None,
         delay: bool = True,
         share_null: bool = False,
         decode: bool = True,
         progress: Progress | None = None,
-    ) -> NaiveResult:
-        """One picture, from the latents (1, C, h, w). Both branches' scales are 1.
+    ) -> BaselineResult:
+        """One picture, from the latents (1, C, h, w).
 
-        persons:    each with id_tokens, pose_image and box.
+        persons:    each with id_tokens (of an engine with identities), pose_image and box.
+        controls:   as in a Request; images are (C, H, W) floats at the picture's size.
         delay:      False evaluates three rows at every step. Before the ID is switched on the third has weight zero, so
                     the picture is the same. Without persons there are two rows in either case.
-        share_null: the none and the text row share their rows of the ControlNets, if these do not get the text.
+        share_null: guidance rows share a ControlNet's row if it reads the same for them.
 
         Raises RequestError for a person that is given by a photo, BoxError for a box that does not fit.
         """
@@ -136,7 +93,7 @@ class NaivePipeline:
         with watch.measure("conditions"):
             f = self.checkpoint.vae_scale_factor
             size_px = latents.shape[-2] * f, latents.shape[-1] * f
-            rows = self._rows(texts, persons, size_px, share_null and config.branch_pooled_text != "per_row")
+            rows = self._rows(texts, persons, controls or {}, size_px, share_null)
         noisy_latents = self._placed(latents, torch.float32).contiguous(memory_format=self._format)
         self.scheduler.set_timesteps(steps)
         # The networks read the timestep on their device; the scheduler looks its coefficients up on the CPU.
@@ -144,9 +101,11 @@ class NaivePipeline:
         with watch.measure("denoise"):
             stamps = [self.clock.stamp()]
             for i, (timestep, placed) in enumerate(zip(self.scheduler.timesteps, placed_timesteps, strict=True)):
-                with_id = bool(persons) and i >= switch
+                acting = [row for row in rows.branches if row.scale and in_window(i, steps, row.start, row.end)]
+                with_id = i >= switch and any(row.branch.tokens == "id" for row in acting)
                 num_rows = 3 if with_id or (persons and not delay) else 2
-                none, text, *full = self._predict(noisy_latents, placed, rows, num_rows).float().chunk(num_rows)
+                predicted = self._predict(noisy_latents, placed, rows, acting, num_rows)
+                none, text, *full = predicted.float().chunk(num_rows)
                 with self.usage.measure("guidance", 1):
                     prediction = none + lambda_t * (text - none)
                     if with_id:
@@ -161,57 +120,45 @@ class NaivePipeline:
         image = None
         if decode:
             with watch.measure("vae"), self.usage.measure("vae", 1):
-                decoded = self.vae.decode(from_latents(noisy_latents, self.vae.config), return_dict=False)[0]
-                image = (decoded[0].permute(1, 2, 0) / 2 + 0.5).clamp(0, 1).contiguous().cpu().numpy()
+                image = self._decoded(noisy_latents)
         final, step_ms = noisy_latents.contiguous().cpu().numpy(), tuple(self.clock.elapsed_ms(stamps))
-        timings = watch.ms | {f"denoise.{name}": self.usage.ms[name] for name in LOOP_PARTS if name in self.usage.ms}
-        return NaiveResult(final, image, timings, step_ms, dict(self.usage.rows))
-
-    def encode_prompt(self, prompt: str | None) -> tuple[Tensor, Tensor | None]:
-        """prompt_embeds (1, 77, D), pooled (1, P) or None. None is the absent negative prompt."""
-        c = self.checkpoint
-        if prompt is None and self.config.force_zeros_for_empty_prompt:
-            options: dict[str, Any] = {"device": self.device, "dtype": self.dtype}
-            pooled = torch.zeros(1, c.pooled_dim, **options) if c.has_added_conditions else None
-            return torch.zeros(1, c.max_length, c.cross_attention_dim, **options), pooled
-        hidden_states, pooled = [], None
-        for name, encoder in self.text_encoders.items():
-            tokens = self.tokenizers[name](
-                prompt or "", padding="max_length", max_length=c.max_length, truncation=True, return_tensors="pt"
-            )
-            with self.usage.measure(name, 1):
-                out = encoder(tokens.input_ids.to(self.device), output_hidden_states=c.has_added_conditions)
-            hidden_states.append(out.hidden_states[-2] if c.has_added_conditions else out[0])
-            pooled = out[0] if c.has_added_conditions else None
-        return torch.cat(hidden_states, dim=-1), pooled
+        nets = (f"controlnet_{name}" for name in self.controlnets)
+        parts = ("crop", *nets, "merge", "unet", "guidance")  # of a step
+        timings = watch.ms | {f"denoise.{name}": self.usage.ms[name] for name in parts if name in self.usage.ms}
+        return BaselineResult(final, image, timings, step_ms, dict(self.usage.rows))
 
     def _rows(
         self,
         texts: Sequence[tuple[Tensor, Tensor | None]],
         persons: Sequence[Person],
+        controls: Mapping[str, Control],
         size_px: tuple[int, int],
-        share_null: bool,
+        share: bool,
     ) -> _Rows:
         """The inputs of the none, text and full row; fewer rows are a slice of them."""
         (negative, negative_pooled), (text, text_pooled) = texts
-        num_persons = len(persons)
-        added: dict[str, Tensor] = {}
-        branch_added: dict[str, Tensor] = {}
+        rows = _Rows(torch.cat([negative, text, text]), {})
         if negative_pooled is not None and text_pooled is not None:
-            pooled = torch.cat([negative_pooled, text_pooled, text_pooled])
             time_ids = torch.tensor([[*size_px, 0, 0, *size_px]], dtype=torch.float32, device=self.device)
-            added = {"text_embeds": pooled, "time_ids": time_ids.repeat(3, 1)}
-            seen = pooled if self.config.branch_pooled_text == "per_row" else torch.zeros_like(pooled)
-            branch_added = {
-                "text_embeds": seen.repeat_interleave(num_persons, 0),
-                "time_ids": time_ids.repeat(3 * num_persons, 1),
-            }
-        branch_of = [0, 0, 1] if share_null else [0, 1, 2]
-        index = torch.tensor(branch_of, device=self.device)
-        rows = _Rows(torch.cat([negative, text, text]), added, branch_added, num_persons, branch_of, index)
-        if not persons:
-            return rows
-        if any(person.id_tokens is None or person.pose_image is None or person.box is None for person in persons):
+            pooled = torch.cat([negative_pooled, text_pooled, text_pooled])
+            rows.added = {"text_embeds": pooled, "time_ids": time_ids.repeat(3, 1)}
+        if persons:
+            self._place(rows, persons, size_px)
+        # What is written everywhere comes first: the boxes are added to it in place.
+        for branch in sorted(self.config.table, key=lambda branch: branch.writes == "box"):
+            control = controls.get(branch.name, Control())
+            shown = self._shown(branch, control, persons, rows.boxes, size_px)
+            if shown is not None:
+                rows.branches.append(self._branch_rows(branch, control, shown, persons, rows, share))
+        return rows
+
+    def _place(self, rows: _Rows, persons: Sequence[Person], size_px: tuple[int, int]) -> None:
+        """Adds the persons' boxes, and their shares of the cells where these overlap."""
+        has_ids = self.config.id_input != "none"
+        if any(
+            person.pose_image is None or person.box is None or (has_ids and person.id_tokens is None)
+            for person in persons
+        ):
             raise RequestError(
                 "the naive pipeline has no face front end: give Person(id_tokens=…, pose_image=…, box=…)."
             )
@@ -219,45 +166,75 @@ class NaivePipeline:
         grid = Grid(*size_px, c.vae_scale_factor, c.levels, self.config.box_snap or c.vae_scale_factor)
         rows.boxes = [snap_box(person.box, grid) for person in persons]  # type: ignore[arg-type]
         rows.shares = [_shares(rows.boxes, level, self.config.overlap, self.device) for level in range(c.levels)]
-        tokens = self._placed([person.id_tokens for person in persons], self.dtype)
-        null = self.null_id_tokens.expand(num_persons, -1, -1)
-        rows.id_tokens = torch.cat([*[null] * branch_of[2], tokens])
-        poses = self._placed([person.pose_image for person in persons], self.dtype)
-        masks = self._placed([location_mask(box.px, *size_px) for box in rows.boxes], self.dtype)
-        rows.pose_images, rows.location_masks = (
-            images.repeat(3, 1, 1, 1).contiguous(memory_format=self._format) for images in (poses, masks)
+
+    def _shown(
+        self,
+        branch: Branch,
+        control: Control,
+        persons: Sequence[Person],
+        boxes: Sequence[FaceBox],
+        size_px: tuple[int, int],
+    ) -> Tensor | None:
+        """(subjects, C, H, W): what a branch is shown, of the picture or of every person; None: nothing."""
+        if branch.per == "picture":
+            return None if control.image is None else self._placed([control.image], self.dtype)
+        if not persons:
+            return None
+        if branch.condition == "location":
+            return self._placed([location_mask(box.px, *size_px) for box in boxes], self.dtype)
+        if branch.view == "picture":
+            raise RequestError(
+                f"the naive pipeline draws nothing, and the branch {branch.name} is shown each person in the whole "
+                "picture. Measure this engine alone: --baseline none."
+            )
+        return self._placed([person.pose_image for person in persons], self.dtype)
+
+    def _branch_rows(
+        self, branch: Branch, control: Control, shown: Tensor, persons: Sequence[Person], rows: _Rows, share: bool
+    ) -> _BranchRows:
+        """The inputs of one branch for its distinct rows: of the none, text and full row, those that `row_of` names."""
+        by_text, by_id = branch.tokens == "text" or branch.pooled == "per_row", branch.tokens == "id"
+        reads = [(by_text and kind > 0, by_id and kind == 2) for kind in range(3)]
+        distinct = list(dict.fromkeys(reads)) if share else reads
+        row_of = [distinct.index(read) if share else kind for kind, read in enumerate(reads)]
+        kinds = [row_of.index(row) for row in range(len(distinct))]  # a guidance row that reads each of them
+        if by_id:
+            given = self._placed([person.id_tokens for person in persons], self.dtype)
+            null = self.null_id_tokens.expand(len(shown), -1, -1)
+            tokens = torch.cat([given if kind == 2 else null for kind in kinds])
+        else:
+            tokens = rows.prompt_embeds[kinds].repeat_interleave(len(shown), 0)
+        added = {name: values[kinds].repeat_interleave(len(shown), 0) for name, values in rows.added.items()}
+        if added and branch.pooled == "zeros":
+            added["text_embeds"] = torch.zeros_like(added["text_embeds"])
+        scale, start, end = (
+            getattr(branch, key) if getattr(control, key) is None else getattr(control, key)
+            for key in ("scale", "start", "end")
         )
-        return rows
+        condition = shown.repeat(len(distinct), 1, 1, 1).contiguous(memory_format=self._format)
+        index = torch.tensor(row_of, device=self.device)
+        return _BranchRows(branch, scale, start, end, len(shown), row_of, index, tokens, added, condition)
 
-    def _placed(self, arrays: Any, dtype: torch.dtype) -> Tensor:
-        """An array, or a list of them as one, on the device."""
-        return torch.from_numpy(np.array(arrays, np.float32)).to(self.device, dtype)
-
-    def _predict(self, latents: Tensor, timestep: Tensor, rows: _Rows, num_rows: int) -> Tensor:
-        """noise_pred (num_rows, C, h, w) of the first rows."""
+    def _predict(
+        self, latents: Tensor, timestep: Tensor, rows: _Rows, acting: Sequence[_BranchRows], num_rows: int
+    ) -> Tensor:
+        """noise_pred (num_rows, C, h, w) of the first rows. acting: the branches of this step."""
         injected: dict[str, Any] = {}
         seen = latents.to(self.dtype, memory_format=self._format)
-        if rows.num_persons:
-            canvas, branch_of = self.checkpoint.sample_size, rows.branch_of[:num_rows]
-            num = (branch_of[-1] + 1) * rows.num_persons
-            with self.usage.measure("crop", rows.num_persons):
-                faces = [
-                    F.interpolate(
-                        latents[..., y0:y1, x0:x1], size=(canvas, canvas), mode="bilinear", align_corners=False
-                    )
-                    for x0, y0, x1, y1 in (box.cells(0) for box in rows.boxes)
-                ]
-                face_latents = torch.cat(faces).to(self.dtype).repeat(branch_of[-1] + 1, 1, 1, 1)
-            local = self._controlnet("local", face_latents, timestep, rows, rows.pose_images[:num])
-            picture = seen.expand(num, -1, -1, -1)
-            global_residuals = self._controlnet("global", picture, timestep, rows, rows.location_masks[:num])
+        faces = torch.empty(0)
+        if any(each.branch.view == "face" for each in acting):
+            canvas = (self.checkpoint.sample_size,) * 2
+            with self.usage.measure("crop", len(rows.boxes)):
+                cut = [latents[..., y0:y1, x0:x1] for x0, y0, x1, y1 in (box.cells(0) for box in rows.boxes)]
+                sized = [F.interpolate(face, size=canvas, mode="bilinear", align_corners=False) for face in cut]
+                faces = torch.cat(sized).to(self.dtype)
+        found = [(each, self._controlnet(each, faces, seen, timestep, num_rows)) for each in acting]
+        if found:
             with self.usage.measure("merge", num_rows):
-                merged = [
-                    self._merge(i, *pair, rows) for i, pair in enumerate(zip(local, global_residuals, strict=True))
-                ]
-                if branch_of != list(range(num_rows)):
-                    merged = [residual[rows.branch_index[:num_rows]] for residual in merged]
-                *down, mid = merged
+                *down, mid = (
+                    self._merge(index, [(each, residuals[index]) for each, residuals in found], rows, num_rows)
+                    for index in range(len(self.checkpoint.residuals))
+                )
             injected = {"down_block_additional_residuals": down, "mid_block_additional_residual": mid}
         with self.usage.measure("unet", num_rows):
             noise_pred: Tensor = self.unet(
@@ -270,59 +247,95 @@ class NaivePipeline:
             )[0]
         return noise_pred
 
-    def _controlnet(self, name: str, latents: Tensor, timestep: Tensor, rows: _Rows, condition: Tensor) -> list[Tensor]:
-        with self.usage.measure(f"controlnet_{name}", len(latents)):
-            down, mid = self.controlnets[name](
-                latents,
+    def _controlnet(
+        self, of: _BranchRows, faces: Tensor, picture: Tensor, timestep: Tensor, num_rows: int
+    ) -> list[Tensor]:
+        """The residuals of one branch, of as many of its rows as the first guidance rows receive."""
+        num = (max(of.row_of[:num_rows]) + 1) * of.subjects
+        if of.branch.view == "face":
+            seen = faces.repeat(num // of.subjects, 1, 1, 1)
+        else:
+            seen = picture.expand(num, -1, -1, -1)
+        with self.usage.measure(f"controlnet_{of.branch.name}", num):
+            down, mid = self.controlnets[of.branch.name](
+                seen,
                 timestep,
-                encoder_hidden_states=rows.id_tokens[: len(latents)],
-                controlnet_cond=condition,
-                added_cond_kwargs=_first(rows.branch_added, len(latents)),
+                encoder_hidden_states=of.tokens[:num],
+                controlnet_cond=of.condition[:num],
+                conditioning_scale=of.scale,
+                added_cond_kwargs=_first(of.added, num),
                 return_dict=False,
             )
         return [*down, mid]
 
-    def _merge(self, index: int, local: Tensor, global_residuals: Tensor, rows: _Rows) -> Tensor:
-        """The injection into the rows at one skip: mean_p i_g + Σ_p R(i_l).
+    def _merge(self, index: int, found: Sequence[tuple[_BranchRows, Tensor]], rows: _Rows, num_rows: int) -> Tensor:
+        """The injection into the guidance rows at one skip. Branches that share rows alike are summed before that."""
+        alike: dict[tuple[int, ...], Tensor] = {}
+        index_of: dict[tuple[int, ...], Tensor] = {}
+        for of, residual in found:
+            row_of = tuple(of.row_of[:num_rows])
+            alike[row_of] = self._added(alike.get(row_of), index, of, residual, rows)
+            index_of[row_of] = of.index[:num_rows]
+        total: Tensor | None = None
+        for row_of, merged in alike.items():
+            spread = merged if row_of == tuple(range(num_rows)) else merged[index_of[row_of]]
+            total = spread if total is None else total + spread
+        assert total is not None
+        return total
 
-        local, global_residuals: (branch rows × persons, …).
-        """
-        level, persons = self.checkpoint.residuals[index][1], rows.num_persons
-        merged = (
-            global_residuals
-            if persons == 1
-            else global_residuals.reshape(-1, persons, *global_residuals.shape[1:]).mean(1)
-        )
+    def _added(self, merged: Tensor | None, index: int, of: _BranchRows, residual: Tensor, rows: _Rows) -> Tensor:
+        """merged + the branch's residual at one skip, over the persons: mean_p i_g, or Σ_p R(i_l)."""
+        level, subjects = self.checkpoint.residuals[index][1], of.subjects
+        if of.branch.writes == "everywhere":
+            if subjects > 1:
+                each = residual.reshape(-1, subjects, *residual.shape[1:])
+                residual = each.mean(1) if of.branch.merge == "mean" else each.sum(1)
+            return residual if merged is None else merged.add_(residual)
+        if merged is None:
+            merged = residual.new_zeros(len(residual) // subjects, residual.shape[1], *rows.boxes[0].grid.size(level))
         mode: dict[str, Any] = {"mode": self.config.relocate_mode}
         if mode["mode"] == "bilinear":
             mode["align_corners"] = False
         for p, box in enumerate(rows.boxes):
             x0, y0, x1, y1 = box.cells(level)
-            small = F.interpolate(local[p::persons], size=(y1 - y0, x1 - x0), **mode)
-            share = rows.shares[level][p]
-            merged[..., y0:y1, x0:x1] += small if share is None else small * share.to(small.dtype)
+            mine, share = residual[p::subjects], rows.shares[level][p]
+            small = mine[..., y0:y1, x0:x1]
+            if of.branch.view == "face":
+                small = F.interpolate(mine, size=(y1 - y0, x1 - x0), **mode)
+            if share is not None:
+                small = small * share.to(small.dtype)
+            merged[..., y0:y1, x0:x1] += small / subjects if of.branch.merge == "mean" else small
         return merged
 
 
 @dataclass(eq=False)
-class _Rows:
-    """The inputs of three rows; those of persons are ordered row by row.
+class _BranchRows:
+    """The inputs of one branch, its subjects (persons, or the picture) one after the other in every row.
 
-    branch_of: the row of the branches that each row receives; branch_index: the same, on the device.
-    shares: [level][person], see `_shares`.
+    row_of: the row of the branch that the none, text and full row receive; index: the same, on the device.
     """
+
+    branch: Branch
+    scale: float
+    start: float
+    end: float
+    subjects: int
+    row_of: list[int]
+    index: Tensor
+    tokens: Tensor
+    added: dict[str, Tensor]
+    condition: Tensor
+
+
+@dataclass(eq=False)
+class _Rows:
+    """The inputs of three rows. shares: [level][person], see `_shares`. branches: those that are shown something."""
 
     prompt_embeds: Tensor
     added: dict[str, Tensor]
-    branch_added: dict[str, Tensor]
-    num_persons: int
-    branch_of: list[int]
-    branch_index: Tensor
     boxes: Sequence[FaceBox] = ()
     shares: Sequence[Sequence[Tensor | None]] = ()
-    id_tokens: Tensor = torch.empty(0)
-    pose_images: Tensor = torch.empty(0)
-    location_masks: Tensor = torch.empty(0)
+    branches: list[_BranchRows] = field(default_factory=list)
 
 
 def _shares(boxes: Sequence[FaceBox], level: int, overlap: str, device: torch.device) -> list[Tensor | None]:

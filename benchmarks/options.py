@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from realisid_trt.commands.flags import flags_of
+from realisid_trt.config import Branch, RealisIDConfig
 from realisid_trt.errors import RequestError
 from realisid_trt.request import MAX_PERSONS
 
-# Baseline → its arguments of NaivePipeline.generate.
+# Baseline → its arguments of NaivePipeline.generate. Those without any measure diffusers' own pipeline too.
 BASELINES: dict[str, dict[str, Any]] = {
     "naive": {},
     "naive-shared": {"share_null": True},
@@ -31,7 +32,8 @@ class Options:
     checkpoint:    the folder that it was built from, for the baselines' weights; None: its path at the build.
     base_model, variant: as in export.build; None: as at the build.
     baseline:      some of BASELINES, or ("none",).
-    persons:       numbers of persons, each a case of its own.
+    persons:       numbers of persons, each a case of its own; None: 1 and 2, or 0 where no branch is shown a person.
+    controls:      names of the branches that are shown a picture; ("all",): every one that takes one; or ("none",).
     steps:         None takes the engine's default; height, width: px, None takes the model's size.
     runs, warmup:  numbers of measured rounds, and of short rounds before them.
     threads:       of the engine and of the baselines; None takes every core that this process may use.
@@ -47,7 +49,8 @@ class Options:
     base_model: str | None = None
     variant: str | None = None
     baseline: tuple[str, ...] = ("naive",)
-    persons: tuple[int, ...] = (1, 2)
+    persons: tuple[int, ...] | None = None
+    controls: tuple[str, ...] = ("all",)
     steps: int | None = None
     height: int | None = None
     width: int | None = None
@@ -78,7 +81,7 @@ class Options:
             value = getattr(self, name)
             if value is not None and value < bound:
                 raise RequestError(f"--{name} is {value}, expected at least {bound}.")
-        for count in self.persons:
+        for count in self.persons or ():
             if not 0 <= count <= MAX_PERSONS:
                 raise RequestError(f"--persons {count}: an engine takes 0 to {MAX_PERSONS}.")
         unknown = sorted(set(self.baseline) - {*BASELINES, "none"})
@@ -102,6 +105,40 @@ class Options:
 
             check_plot(self.plot)
 
+    def shown(self, config: RealisIDConfig) -> tuple[Branch, ...]:
+        """The branches of an engine that are shown a picture. Raises RequestError for an unknown name."""
+        known = {branch.name: branch for branch in config.table if branch.per == "picture"}
+        if self.controls == ("all",):
+            return tuple(known.values())
+        if self.controls == ("none",):
+            return ()
+        if unknown := [name for name in self.controls if name not in known]:
+            has = f"those that are: {', '.join(known)}" if known else "it has none that is"
+            raise RequestError(f"--controls {unknown[0]}: no branch of this engine that is shown a picture; {has}.")
+        return tuple(branch for branch in known.values() if branch.name in self.controls)
+
+    def of_engine(self, config: RealisIDConfig) -> Options:
+        """The same with the numbers of persons filled in. Raises RequestError for what the engine does not have."""
+        self.shown(config)
+        if self.photo is not None and config.id_input == "none":
+            raise RequestError("--photo: this engine has no identities, so it reads no photo. Leave --photo out.")
+        if has_persons(config):
+            return replace(self, persons=(1, 2) if self.persons is None else self.persons)
+        if self.persons is not None and any(self.persons):
+            shown = " ".join(map(str, self.persons))
+            raise RequestError(f"--persons {shown}: no branch of this engine is shown a person. Leave --persons out.")
+        if senseless := [name for name in self.baselines if BASELINES[name]]:
+            raise RequestError(
+                f"--baseline {senseless[0]}: without persons diffusers' pipeline has one way to run. Give naive or "
+                "naive-compiled."
+            )
+        return replace(self, persons=(0,))
+
+
+def has_persons(config: RealisIDConfig) -> bool:
+    """Whether some branch of an engine is shown persons one by one."""
+    return any(branch.per == "person" for branch in config.table)
+
 
 def parser() -> argparse.ArgumentParser:
     line = argparse.ArgumentParser(
@@ -113,12 +150,14 @@ def parser() -> argparse.ArgumentParser:
   naive-shared    the same, and the none and text rows share their ControlNet rows if these get no text
   naive-no-delay  as naive, with three rows at every step (of weight zero before the switch: the same picture)
   naive-compiled  as naive, UNet and ControlNets compiled by torch.compile, for every shape and in the warm-up
+  Of an engine whose branches all read the text, naive is diffusers' own ControlNet pipeline.
 examples:
   python -m benchmarks.latency --engine engines/NAME --persons 1 2 --steps 30 --baseline naive
   python -m benchmarks.latency --engine engines/NAME --baseline naive naive-no-delay --out latency.json \\
       --plot latency.png
   python -m benchmarks.latency --engine engines/NAME --device cuda --backend all --persons 1 2 4 \\
       --baseline naive naive-compiled --memory --runs 20
+  python -m benchmarks.latency --engine engines/NAME --controls openpose --baseline naive
   python -m benchmarks.latency --engine engines/NAME --baseline none --photo alice.jpg""",
     )
     shown = "default %(default)s"
@@ -128,7 +167,8 @@ examples:
         "base_model": "where its UNet, VAE and text encoders are, if moved too",
         "variant": "of its weight files, such as fp16 (default: as it was built)",
         "baseline": shown,
-        "persons": shown,
+        "persons": "default 1 2, or 0 where no branch is shown a person",
+        "controls": "branches that are shown a picture: names, all or none, default all",
         "steps": "denoising steps (default: the engine's)",
         "height": "of the picture (default: the model's)",
         "width": "of the picture (default: the model's)",
@@ -151,7 +191,8 @@ examples:
         Options, words,
         engine={"metavar": "DIR"}, checkpoint={"metavar": "DIR"}, base_model={"metavar": "DIR|ID"},
         baseline={"choices": (*BASELINES, "none"), "default": list(Options.baseline)},
-        persons={"metavar": "N", "default": list(Options.persons)}, height={"metavar": "PX"}, width={"metavar": "PX"},
+        persons={"metavar": "N"}, controls={"metavar": "NAME", "default": list(Options.controls)},
+        height={"metavar": "PX"}, width={"metavar": "PX"},
         backend={"action": "extend", "metavar": "NAME", "default": None},
         memory_format={"choices": ("auto", "contiguous", "channels_last")},
         photo={"metavar": "FILE"}, out={"metavar": "FILE"}, plot={"metavar": "FILE"},

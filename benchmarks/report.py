@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +19,20 @@ FEW = 20  # values: with fewer, a 95th percentile is close to the maximum
 SPREAD = f"p50 (p95, or min–max of fewer than {FEW})"
 NETWORK = re.compile("^unet_|^controlnet_|_branch$")  # parts of a network's name that the table leaves out
 Case = dict[str, Any]
-# One colour of the plot → the stages of the engine, and of the baselines, that do this work.
-FAMILIES = {
-    "text": ("text",),
-    "conditions, time": ("persons", "conditions", "time"),
-    "local branch": ("denoise.local_branch", "denoise.controlnet_local"),
-    "global branch": ("denoise.global_branch", "denoise.controlnet_global"),
+# The stages of a plot's bars that every engine has, and of its baselines → matplotlib's colour. Branches stand between.
+BEFORE = {"text": ("text",), "conditions, time": ("persons", "conditions", "time")}
+AFTER = {
     "UNet": ("denoise.unet_encoder", "denoise.unet_decoder", "denoise.unet"),
     "between networks": tuple(
         f"denoise.{name}" for name in ("crop_upsample", "relocate_merge", "guide_step", "crop", "merge", "guidance")
     ),
     "VAE": ("vae",),
 }
+BRANCH_STAGE = re.compile(r"denoise\.(?:controlnet_(\w+)|(\w+)_branch)")
+COLOURS = {
+    "text": "C0", "conditions, time": "C1", "local branch": "C2", "global branch": "C3", "UNet": "C4",
+    "between networks": "C5", "VAE": "C6",
+}  # fmt: skip
 
 
 def summarise(
@@ -194,12 +196,34 @@ def check_plot(path: Path) -> None:
         raise RequestError(f"--plot {path}: expected a file that ends in .png, .svg or .pdf.")
 
 
+def families(result: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """One colour of the plot → the stages of the engines, and of the baselines, that do this work.
+
+    Every branch that was evaluated has its own, in the order of the table.
+    """
+    stages = [list(contender["stages_ms"]) for case in result["cases"] for contender in case["contenders"].values()]
+    found = (BRANCH_STAGE.fullmatch(stage) for each in sorted(stages, key=len, reverse=True) for stage in each)
+    names = dict.fromkeys(match[1] or match[2] for match in found if match)  # the most stages: with all branches
+    branches = {f"{name} branch": (f"denoise.{name}_branch", f"denoise.controlnet_{name}") for name in names}
+    return {**BEFORE, **branches, **AFTER}
+
+
+def colours_of(labels: Iterable[str]) -> dict[str, str]:
+    """Label → matplotlib's colour: the same in every plot, and the remaining ones for further branches, in turn."""
+    labels = list(labels)
+    others = [f"C{number}" for number in range(10) if f"C{number}" not in COLOURS.values()]
+    further = [label for label in labels if label not in COLOURS]
+    turns = {label: others[place % len(others)] for place, label in enumerate(further)}
+    return {label: COLOURS.get(label) or turns[label] for label in labels}
+
+
 def plot(result: Mapping[str, Any], path: Path) -> None:
     """Per case: milliseconds of every step, and of every stage stacked. Raises DiskError."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    cases = result["cases"]
+    cases, stages_of = result["cases"], families(result)
+    colours = colours_of(stages_of)
     figure = Figure(figsize=(11, 3.6 * len(cases)), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, case in zip(figure.subplots(len(cases), 2, squeeze=False), cases, strict=True):
@@ -210,16 +234,16 @@ def plot(result: Mapping[str, Any], path: Path) -> None:
         by_step.set(title=f"{_persons(case['persons'])}: every step", xlabel="step", ylabel="ms", ylim=(0, None))
         by_step.legend(loc="lower right")
         left = dict.fromkeys(case["contenders"], 0.0)
-        for label, stages in FAMILIES.items():
+        for label, stages in stages_of.items():
             widths = [
                 sum(c["stages_ms"][stage]["p50"] for stage in stages if stage in c["stages_ms"])
                 for c in case["contenders"].values()
             ]
-            by_stage.barh(list(left), widths, left=list(left.values()), label=label)
+            by_stage.barh(list(left), widths, left=list(left.values()), label=label, color=colours[label])
             left = {name: start + width for (name, start), width in zip(left.items(), widths, strict=True)}
         by_stage.set(title="every stage", xlabel="ms per picture")
         by_stage.invert_yaxis()
     legend = figure.axes[1].get_legend_handles_labels()
-    figure.legend(*legend, loc="outside lower center", ncols=len(FAMILIES), fontsize="small")
+    figure.legend(*legend, loc="outside lower center", ncols=min(len(stages_of), 8), fontsize="small")
     with whole_or_not(path) as partial:
         figure.savefig(partial, dpi=120)

@@ -37,8 +37,9 @@ def interleaved(
     pairs = [(engine, baseline) for engine in engines for baseline in names if baseline not in engines]
     rounds = [scene.warm_steps] * options.warmup + [scene.steps] * options.runs
     numbers = itertools.count()
-    with tqdm(total=len(options.persons) * len(names) * sum(rounds), unit="step", file=sys.stderr) as bar:
-        for persons in options.persons:
+    cases = options.persons or ()
+    with tqdm(total=len(cases) * len(names) * sum(rounds), unit="step", file=sys.stderr) as bar:
+        for persons in cases:
             bar.set_description(f"persons: {persons}")
             taken: list[dict[str, Run]] = []
             worst = dict.fromkeys(pairs, 0.0)

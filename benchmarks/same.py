@@ -57,9 +57,8 @@ def check_same_arithmetic(device: str, precision: str) -> None:
 def check_same_weights(manifest: Manifest, checkpoint: Checkpoint) -> None:
     """Raises CheckpointError unless the engine was built from exactly these weights and this configuration."""
     listed = manifest.values
-    different = [
-        key for key, value in checkpoint.config.to_dict().items() if listed["realisid_config"].get(key, value) != value
-    ]
+    built, now = (vars(config.resolved()) for config in (manifest.config, checkpoint.config))
+    different = [key for key, value in now.items() if built[key] != value]
     different += [name for name, key in listed["checkpoint"].items() if checkpoint.weights_key(name) != key]
     if different:
         raise CheckpointError(

@@ -1,20 +1,22 @@
-"""The picture that every contender makes: its size, steps, noise and persons."""
+"""The picture that every contender makes: its size, steps, noise, persons and control pictures."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from realisid_trt import Person
+from realisid_trt import Control, Person
+from realisid_trt.config import Branch, RealisIDConfig
 from realisid_trt.errors import RequestError
 from realisid_trt.loop.ddim import DDIM, initial_noise
-from realisid_trt.loop.rows import steps_without_id
+from realisid_trt.loop.rows import in_window, steps_without_id
 from realisid_trt.manifest import Manifest, Model
 
-from .options import Options
+from .options import Options, has_persons
 
 FACE = 0.3  # side of a face box over the shorter side of the picture
 WARM_STEPS = 4  # of a warm-up, so that pictures of different weights are found early
@@ -28,15 +30,18 @@ class Scene:
     steps:         of a picture; warm_steps: of a warm-up.
     switch:        number of the first steps, without the ID.
     latents:       (1, C, h, w) float32, the noise.
+    controls:      for branches that are shown one picture.
     """
 
     model: Model
+    config: RealisIDConfig
     height: int
     width: int
     steps: int
     warm_steps: int
     switch: int
     latents: NDArray[np.float32]
+    controls: Mapping[str, Control]
     seed: int
 
     @classmethod
@@ -51,34 +56,51 @@ class Scene:
         steps = options.steps or config.num_inference_steps
         DDIM.of(manifest).timesteps(steps)  # refuses a number of steps that the schedule does not have
         alpha = config.subject_conditioning_ratio
+        shown = options.shown(config)
+        acting = [branch for branch in config.table if branch in shown or branch.per == "person"]
         cells = model.latent_channels, height // model.vae_scale_factor, width // model.vae_scale_factor
         return cls(
             model,
+            config,
             height,
             width,
             steps,
-            warm_steps(steps, alpha),
+            warm_steps(steps, alpha, [(branch.start, branch.end) for branch in acting]),
             steps_without_id(steps, alpha),
             initial_noise(options.seed, cells)[None],
+            make_controls(shown, height, width, options.seed),
             options.seed,
         )
 
     def persons(self, count: int) -> list[Person]:
-        return make_persons(self.model, count, self.height, self.width, self.seed)
+        persons = make_persons(self.model, count, self.height, self.width, self.seed)
+        return persons if self.config.id_input != "none" else [replace(person, id_tokens=None) for person in persons]
 
     def given(self, count: int, steps: int) -> dict[str, Any]:
-        """Arguments that `generate` of the engine and of the baselines both accept."""
-        return {"persons": self.persons(count), "latents": self.latents, "num_inference_steps": steps}
+        """Arguments that `generate` of the engine and of the baselines both accept.
+
+        count: of the persons; an engine whose branches show none gets none.
+        """
+        controls = {"controls": self.controls} if self.controls else {}
+        persons = self.persons(count) if has_persons(self.config) else []
+        return {"persons": persons, "latents": self.latents, "num_inference_steps": steps, **controls}
 
 
-def warm_steps(steps: int, alpha: float | None) -> int:
-    """The fewest steps, at least WARM_STEPS or all, with a picture's own phases: steps without and with the ID."""
+def warm_steps(steps: int, alpha: float | None, windows: Sequence[tuple[float, float]] = ()) -> int:
+    """The fewest steps, at least WARM_STEPS or all, with a picture's own phases: steps without and with the ID, inside
+    and outside of each window."""
 
-    def phases(count: int) -> tuple[bool, bool]:
+    def phases(count: int) -> set[tuple[bool, ...]]:
         without_id = steps_without_id(count, alpha)
-        return without_id > 0, without_id < count
+        return {(i < without_id, *(in_window(i, count, *window) for window in windows)) for i in range(count)}
 
     return next(count for count in range(min(steps, WARM_STEPS), steps + 1) if phases(count) == phases(steps))
+
+
+def make_controls(shown: Sequence[Branch], height: int, width: int, seed: int) -> dict[str, Control]:
+    """A random picture for each of these branches."""
+    rng = np.random.default_rng(seed)
+    return {branch.name: Control(rng.random((branch.channels, height, width)).astype(np.float32)) for branch in shown}
 
 
 def make_persons(model: Model, count: int, height: int, width: int, seed: int) -> list[Person]:

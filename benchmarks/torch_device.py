@@ -89,7 +89,11 @@ class ClockedUsage(Usage):
     def measure(self, name: str, rows: int = 0) -> Iterator[None]:
         start = self._clock.stamp()
         yield
-        self._pending.append((name, start, self._clock.stamp()))
+        self.add_between(name, rows, start, self._clock.stamp())
+
+    def add_between(self, name: str, rows: int, start: Any, end: Any) -> None:
+        """Adds rows, and the time between two markers."""
+        self._pending.append((name, start, end))
         self.add(name, rows, 0.0)
 
     @property

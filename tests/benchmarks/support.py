@@ -19,7 +19,7 @@ def arguments(engine_dir: Path, checkpoint_dir: Path, *more: str) -> list[str]:
 
 def for_onnxruntime(engine_dir: Path, out: Path) -> Path:
     """The same engine without its plans, as `export.build --backend onnxruntime` makes it."""
-    shutil.copytree(engine_dir, out, copy_function=os.link)
+    shutil.copytree(engine_dir, out, copy_function=os.link, ignore=shutil.ignore_patterns(".*"))
     values = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
     values["builds"] = {name: build for name, build in values["builds"].items() if build["backend"] == "onnxruntime"}
     for network in values["networks"].values():

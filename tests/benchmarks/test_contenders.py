@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.contenders import backends_of, open_engines
+from benchmarks.contenders import backends_of, loop_parts, open_engines
+from benchmarks.diffusers_pipeline import can_run
 from benchmarks.options import Options
 from realisid_trt import Engine
+from realisid_trt.config import Branch, RealisIDConfig
 from realisid_trt.errors import BackendError, RequestError
 from realisid_trt.manifest import Manifest
 
@@ -64,3 +67,51 @@ def test_beside_a_baseline_there_is_one_precision(
     assert len(open_engines(options(engine_dir, "all"), manifest, "cpu:1")[0]) > 1
     with pytest.raises(RequestError, match="engine:onnxruntime: it computes in float32"):
         open_engines(options(engine_dir, "onnxruntime", "abacus", baseline="naive"), manifest, "cpu:1")
+
+
+def test_the_networks_of_a_step_are_those_of_the_table() -> None:
+    row = {"name": "openpose", "condition": "image", "tokens": "text", "pooled": "per_row"}
+    table = (*RealisIDConfig(branch_pooled_text="zeros").table, Branch.from_dict(row, "realisid-v1", "a test"))
+    assert loop_parts(table) == (
+        "local_branch", "global_branch", "openpose_branch", "unet_encoder", "unet_decoder",
+        "controlnet_local", "controlnet_global", "controlnet_openpose", "unet",
+    )  # fmt: skip
+
+
+TEXT_ONLY = RealisIDConfig.from_dict(
+    {
+        "method": "controlnet",
+        "branches": [
+            {"name": name, "condition": "image", "tokens": "text", "pooled": "per_row"}
+            for name in ("openpose", "depth")
+        ],
+    }
+)
+
+
+def test_the_options_of_an_engine() -> None:
+    """Without persons there is one case; where persons are shown there are two, unless others were asked for."""
+    plain, realisid = Options(engine=Path("e")), RealisIDConfig(branch_pooled_text="zeros")
+    assert plain.of_engine(TEXT_ONLY).persons == (0,) and plain.of_engine(realisid).persons == (1, 2)
+    assert Options(engine=Path("e"), persons=(4,)).of_engine(realisid).persons == (4,)
+    assert [branch.name for branch in plain.shown(TEXT_ONLY)] == ["openpose", "depth"]
+    assert [branch.name for branch in Options(engine=Path("e"), controls=("depth",)).shown(TEXT_ONLY)] == ["depth"]
+    assert plain.shown(realisid) == Options(engine=Path("e"), controls=("none",)).shown(TEXT_ONLY) == ()
+    assert can_run(TEXT_ONLY) and not can_run(realisid)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"persons": (0, 2)}, "--persons 0 2: no branch of this engine is shown a person. Leave --persons out."),
+        ({"baseline": ("naive", "naive-no-delay")}, "--baseline naive-no-delay: without persons diffusers' pipeline"),
+        ({"photo": Path("alice.jpg")}, "--photo: this engine has no identities, so it reads no photo."),
+        (
+            {"controls": ("canny",)},
+            "--controls canny: no branch of this engine that is shown a picture; those that are: ",
+        ),
+    ],
+)
+def test_options_that_an_engine_does_not_have(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(message)):
+        Options(engine=Path("e"), **options).of_engine(TEXT_ONLY)

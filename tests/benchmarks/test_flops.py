@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,17 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.flops import count_networks, flops_per_row, total_flops
+from benchmarks.flops import baseline_parts, count_networks, flops_per_row, shapes_only, total_flops
 from export.checkpoint import Checkpoint
-from export.checkpoint.classes import meta_module
+from export.checkpoint.checks import check_all
+from export.checkpoint.classes import full_config, meta_module
+from export.miniature import modules_of, recipe_of
+from export.miniature.presets import preprocessor_config
+from export.networks import networks
+from export.truth.flops import flops_per_row as count
+from realisid_trt.config import Branch, RealisIDConfig
 from realisid_trt.errors import RequestError
+from realisid_trt.loop.rows import PictureRows, guidance_weights, plan_rows
 from realisid_trt.manifest import Manifest
 from tests.benchmarks.support import STEPS
 
@@ -92,3 +100,82 @@ def test_another_picture_size_is_counted_anew(engine_dir: Path, checkpoint_dir: 
     assert larger["unet_encoder"] > 1.5 * listed["unet_encoder"]  # attention grows faster
     with pytest.raises(RequestError, match=r"a 192×128 px picture .* Give --checkpoint too"):
         flops_per_row(manifest, 128, 192, None)
+
+
+@pytest.fixture(scope="module")
+def sdxl() -> dict[str, float]:
+    """Network → TFLOP of a row at 1024², counted from SDXL's configs: no weights. `small`: a ControlNet of the kind
+    that is published as "-small", which has no attention."""
+    recipe = recipe_of(preset="sdxl", method="mixed", branch_pooled_text="zeros")
+    components = {name: component for name, (component, _) in modules_of(recipe, Path("sdxl")).items()}
+    texts = ("text_encoder", "text_encoder_2")
+    configs = {name: full_config(component) for name, component in components.items()}
+    configs["feature_extractor"] = preprocessor_config(224)
+    facts = check_all(configs, recipe.realisid, texts)
+    given: Any = {"path": Path("sdxl"), "folders": {}, "scheduler_config": {}, "text_encoder_names": texts, **facts}
+    checkpoint = Checkpoint(components=components, **given)
+    wanted = ("unet_encoder", "unet_decoder", "local_branch", "global_branch", "openpose_branch", "openpose_condition")
+
+    def counted(of: Checkpoint, names: tuple[str, ...]) -> dict[str, float]:
+        found = networks(shapes_only(of))
+        units = {"height": 32, "width": 32}
+        return {name: count(found[name], found[name].module(torch.float32), units) / 1e12 for name in names}
+
+    openpose = components["controlnet_openpose"]
+    blocks = {"down_block_types": ["DownBlock2D"] * 3, "transformer_layers_per_block": 0}
+    small = dataclasses.replace(openpose, config={**openpose.config, **blocks})
+    with_small = dataclasses.replace(checkpoint, components={**components, "controlnet_openpose": small})
+    numbers = sum(weight.numel() for weight in meta_module(small).parameters())
+    assert numbers / 1e6 == pytest.approx(160.1, abs=0.05)
+    return counted(checkpoint, wanted) | {"small": counted(with_small, ("openpose_branch",))["openpose_branch"]}
+
+
+@pytest.mark.slow("rows of sdxl")
+def test_a_row_of_sdxl(sdxl: dict[str, float]) -> None:
+    """77 tokens of text, 257 of the ID."""
+    expected = {
+        "unet_encoder": 2.933, "unet_decoder": 3.828, "local_branch": 3.058, "global_branch": 3.058,
+        "openpose_branch": 2.961, "openpose_condition": 0.059, "small": 0.507,
+    }  # fmt: skip
+    assert {name: round(tflop, 3) for name, tflop in sdxl.items()} == expected
+
+
+@pytest.mark.slow("rows of sdxl")
+@pytest.mark.parametrize(
+    ("branches", "persons", "rows", "tflop"),
+    [
+        (("local", "global"), 1, (2, 3, 2, 2), "29.6"),
+        (("local", "global"), 2, (2, 3, 4, 4), "41.8"),
+        (("local", "global", "openpose"), 1, (2, 3, 2, 2, 2), "35.5"),
+        (("local", "global", "openpose"), 2, (2, 3, 4, 4, 2), "47.7"),
+        (("local", "global", "small"), 1, (2, 3, 2, 2, 2), "30.6"),
+        (("openpose",), 0, (2, 2, 2), "19.4"),
+        (("openpose", "depth"), 0, (2, 2, 2, 2), "25.4"),
+    ],
+)
+def test_rows_and_operations_of_a_step(
+    sdxl: dict[str, float], branches: tuple[str, ...], persons: int, rows: tuple[int, ...], tflop: str
+) -> None:
+    """With the ID: every branch in its window. A depth ControlNet has the shape of the openpose one."""
+    table = [*RealisIDConfig(branch_pooled_text="zeros").table] if "local" in branches else []
+    for name in branches[len(table) :]:
+        row = {"name": name, "condition": "image", "tokens": "text", "pooled": "per_row"}
+        table.append(Branch.from_dict(row, "realisid-v1", "a test"))
+    weights = guidance_weights(7.5, 5.0, persons > 0)
+    plan = plan_rows([PictureRows((0, 1), tuple(range(persons)), weights, (True,) * len(table))], table)
+    assert (len(plan.encoder), len(plan.decoder), *(len(of.rows) for of in plan.branches)) == rows
+    per_row = {f"{name}_branch": tflop for name, tflop in sdxl.items()} | sdxl
+    per_row["depth_branch"] = sdxl["openpose_branch"]
+    names = ("unet_encoder", "unet_decoder", *(f"{branch.name}_branch" for branch in table))
+    assert f"{sum(count * per_row[name] for name, count in zip(names, rows, strict=True)):.1f}" == tflop
+
+
+def test_the_parts_of_the_baselines_are_the_table() -> None:
+    table = RealisIDConfig(branch_pooled_text="zeros").table
+    assert baseline_parts(table) == {
+        "unet": ("unet_time", "unet_encoder", "unet_decoder"),
+        "controlnet_local": ("local_time", "local_condition", "local_branch"),
+        "controlnet_global": ("global_time", "global_condition", "global_branch"),
+        "vae": ("vae_decoder",),
+    }
+    assert set(baseline_parts(())) == {"unet", "vae"}

@@ -247,7 +247,7 @@ def test_pieces_fill_the_parts(tmp_path: Path) -> None:
 
 def test_what_cannot_be_asked_for(tmp_path: Path, engine_dir: Path, engine: Path) -> None:
     single = tmp_path / "single"
-    shutil.copytree(engine, single)
+    shutil.copytree(engine, single, ignore=shutil.ignore_patterns(".*"))
     values = json.loads((single / MANIFEST).read_text())
     for build in [name for name, build in values["builds"].items() if build["device"] == "cuda"]:
         del values["builds"][build]

@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.latency import main
 from benchmarks.measure import Run
-from benchmarks.report import FAMILIES, summarise, table
+from benchmarks.report import colours_of, families, summarise, table
 
 
 def test_the_table(measured: dict[str, Any]) -> None:
@@ -22,13 +22,29 @@ def test_the_table(measured: dict[str, Any]) -> None:
 
 
 def test_the_plot_shows_every_stage_once(measured: dict[str, Any]) -> None:
-    families = [stage for stages in FAMILIES.values() for stage in stages]
+    stages_of = families(measured)
+    assert list(stages_of) == [
+        "text", "conditions, time", "local branch", "global branch", "UNet", "between networks", "VAE",
+    ]  # fmt: skip
+    drawn = [stage for stages in stages_of.values() for stage in stages]
     for case in measured["cases"]:
         for contender in case["contenders"].values():
             stages = list(contender["stages_ms"])
             leaves = [stage for stage in stages if not any(other.startswith(f"{stage}.") for other in stages)]
             assert "denoise" not in leaves
-            assert [families.count(stage) for stage in leaves] == [1] * len(leaves), leaves
+            assert [drawn.count(stage) for stage in leaves] == [1] * len(leaves), leaves
+
+
+def test_a_branch_has_one_colour_in_every_plot() -> None:
+    stages = ["text", "denoise.local_branch", "denoise.open_pose_2_branch", "denoise.controlnet_depth", "denoise.unet"]
+    few = {"stages_ms": dict.fromkeys(["text", "denoise.controlnet_depth", "denoise.unet_encoder"])}
+    cases = [{"contenders": {"engine": few}}, {"contenders": {"naive": {"stages_ms": dict.fromkeys(stages)}}}]
+    found = families({"cases": cases})
+    names = [name.removesuffix(" branch") for name in found if name.endswith(" branch")]
+    assert names == ["local", "open_pose_2", "depth"]
+    assert found["depth branch"] == ("denoise.depth_branch", "denoise.controlnet_depth")
+    colours = colours_of(found)
+    assert len(set(colours.values())) == len(found) and colours["local branch"] == "C2" and colours["UNet"] == "C4"
 
 
 def test_a_plot(

@@ -17,6 +17,12 @@ def test_a_warm_up_has_the_phases_of_a_picture(alpha: float | None, steps: int) 
     assert found[0] == found[1]
 
 
+def test_a_warm_up_has_the_steps_in_and_outside_of_a_window() -> None:
+    assert warm_steps(30, 0.7, [(0.0, 1.0)]) == WARM_STEPS
+    assert warm_steps(30, 0.7, [(0.0, 0.6)]) == 5  # of four steps, none would have both the ID and the branch
+    assert warm_steps(30, None, [(0.9, 1.0)]) == 10
+
+
 def test_a_warm_up_is_short() -> None:
     assert warm_steps(30, 0.7) == WARM_STEPS
     assert warm_steps(30, 0.2) == 6  # of five steps none would have the ID
