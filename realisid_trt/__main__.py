@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +37,32 @@ def generate(options: argparse.Namespace) -> Outcome:
     paths = picture_paths(options.out, options.num_images)
     boxes_paths = picture_paths(options.draw_boxes, options.num_images) if options.draw_boxes else []
     persons = [parse_person(text) for text in options.person]
+    controls = parse_controls(options.control)
+    if options.save_conditions is not None:
+        check_writable(options.save_conditions / "conditions")
     given = {key: getattr(options, key) for key in _GENERATE if getattr(options, key) is not None}
     if (alpha := options.subject_conditioning_ratio) is not None:
         given["subject_conditioning_ratio"] = ratio(alpha, "--subject-conditioning-ratio")
-    engine = Engine.load(options.engine, options.backend, options.device)
+    engine = Engine.load(options.engine, options.backend, options.device, memory=options.memory)
     with tqdm(desc="denoising", unit="step") as bar:
 
         def progress(step: int, total: int) -> None:
             bar.total = total
             bar.update(step - bar.n)
 
-        result = engine.generate(options.prompt, persons, progress=progress, **given)
+        result = engine.generate(options.prompt, persons, controls=controls, progress=progress, **given)
     for image, path in zip(result.images, paths, strict=True):
         save_picture(image, path)
     for image, path in zip(result.images, boxes_paths, strict=False):
-        save_picture(with_boxes(image, [person.box for person in result.persons]), path)
+        save_picture(with_boxes(image, [person.box for person in result.persons if person.box]), path)
     lines = [f"{path} (seed {result.seed + i})" for i, path in enumerate(paths)]
+    if options.save_conditions is not None:
+        size = {key: given[key] for key in ("height", "width") if key in given}
+        shown = engine.conditions(options.prompt, persons, controls=controls, **size)
+        lines += [f"{path}: shown to a branch" for path in save_conditions(shown, options.save_conditions)]
+    lines += result.notes
     for number, person in enumerate(result.persons, start=1):
-        lines.append(f"person {number} at {person.box} px")
+        lines.append(f"person {number} at {person.box} px" if person.box else f"person {number}")
         lines += [f"person {number}: {note}" for note in person.notes]
     lines += ["", *timing_table(result.timings, result.rows), result.backend]
     values = {
@@ -64,6 +73,7 @@ def generate(options: argparse.Namespace) -> Outcome:
         "step_ms": result.step_ms,
         "rows": result.rows,
         "backend": result.backend,
+        "notes": result.notes,
     }
     return Outcome(values, lines)
 
@@ -99,7 +109,7 @@ def inspect(options: argparse.Namespace) -> Outcome:
     if not os.path.isfile(target) and Path(target).suffix.lower() not in PHOTO_ENDINGS:
         from .commands.inspect_engine import inspect_engine
 
-        return inspect_engine(target)
+        return inspect_engine(target, options.batch, options.persons, options.resolution)
     from .commands.inspect_photo import inspect_photo
 
     out = options.out or Path(target).with_name(Path(target).stem + "-found.png")
@@ -112,7 +122,7 @@ def inspect(options: argparse.Namespace) -> Outcome:
 def doctor(options: argparse.Namespace) -> Outcome:
     from .commands.doctor import examine
 
-    return examine(options.engine)
+    return examine(options.engine, options.batch, options.persons, options.resolution)
 
 
 def parse_person(text: str) -> Any:
@@ -128,22 +138,73 @@ def parse_person(text: str) -> Any:
             numbers.append(part)
         elif key == "pose" and value:
             named["pose"] = value
+        elif key == "body" and value:
+            named["body"] = read_body(Path(value), f"--person {text}")
         elif key == "face" and value.isascii() and value.isdecimal():
             named["face"] = int(value)
         else:
             raise RequestError(
                 f"--person {text}: {part!r} is not understood. Write photo.jpg@x0,y0,x1,y1 and, if wanted, "
-                ",pose=other.jpg and ,face=0 after it."
+                ",pose=other.jpg, ,body=keypoints.json and ,face=0 after it."
             )
     if numbers:
         named["box"] = parse_box(",".join(numbers), f"--person {text}")
-    return Person(photo, **named)
+    return Person(None if photo == "-" else photo, **named)
+
+
+def read_body(file: Path, where: str) -> Any:
+    """(17, 2 or 3) numbers of a JSON file. Raises RequestError."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RequestError(
+            f"{where}: {file} cannot be read as JSON ({error}). Write the 17 keypoints of COCO as [[x, y], …] in px."
+        ) from None
+
+
+def parse_controls(texts: Sequence[str]) -> dict[str, Any]:
+    """NAME=FILE[,scale=,start=,end=] or NAME=scale=… → {NAME: Control}. Raises RequestError."""
+    from .request import Control
+
+    controls: dict[str, Any] = {}
+    for text in texts:
+        name, _, rest = text.partition("=")
+        numbers = re.findall(r"(?:^|,)(scale|start|end)=([^,]*)(?=$|,)", rest)
+        file = re.sub(r"(?:^|,)(?:scale|start|end)=[^,]*(?=$|,)", "", rest)
+        try:
+            given = {key: float(value) for key, value in numbers}
+        except ValueError:
+            raise RequestError(f"--control {text}: scale, start and end are numbers.") from None
+        if not name or not (file or given) or len(given) < len(numbers):
+            raise RequestError(
+                f"--control {text!r} is not understood. Write NAME=picture.png and, if wanted, ,scale=0.9 ,start=0 and "
+                ",end=0.6 after it."
+            )
+        if name in controls:
+            raise RequestError(f"--control {name} is given twice. Write all of it in one.")
+        controls[name] = Control(file or None, **given)
+    return controls
+
+
+def save_conditions(shown: Mapping[str, Sequence[Any]], folder: Path) -> list[Path]:
+    """Writes (C, H, W) drawings in [0, 1] as NAME-0.png, …, of every branch. Returns the files."""
+    import numpy as np
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, drawings in shown.items():
+        for number, drawing in enumerate(drawings):
+            pixels = np.round(drawing * 255).astype(np.uint8).transpose(1, 2, 0)
+            paths.append(folder / f"{name}-{number}.png")
+            save_picture(Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]), paths[-1])
+    return paths
 
 
 def _split_person(text: str) -> tuple[str, str]:
     """The photo, and the options after the @. The path may contain an @ too."""
     number = r"[-+.\deE]+"
-    if told := re.fullmatch(rf"(.+?)@((?:{number},){{3}}{number}(?:,.*)?|(?:pose|face)=.*)", text):
+    if told := re.fullmatch(rf"(.+?)@((?:{number},){{3}}{number}(?:,.*)?|(?:pose|face|body)=.*)", text):
         return told[1], told[2]
     if Path(text).is_file():
         return text, ""
@@ -226,6 +287,14 @@ def _parser() -> argparse.ArgumentParser:
             "--device", help="cpu, cpu:N for N threads, cuda or cuda:N (default: a GPU if the engine was built for one)"
         )
 
+    def memory_of(sub: argparse.ArgumentParser, target: str) -> None:
+        for flag, text in (
+            ("--batch", "pictures of one batch (default: 1)"),
+            ("--persons", "persons of each picture (default: 1)"),
+            ("--resolution", "side of a picture, px (default: the model's own)"),
+        ):
+            sub.add_argument(flag, type=int, metavar="N", help=f"{target} GPU memory: {text}")
+
     sub = command(
         "generate",
         generate,
@@ -241,9 +310,18 @@ def _parser() -> argparse.ArgumentParser:
         "--person",
         action="append",
         default=[],
-        metavar="PHOTO@X0,Y0,X1,Y1[,pose=PHOTO][,face=N]",
-        help="may be repeated; PHOTO may be a stored identity; a single person may omit the box",
+        metavar="PHOTO@X0,Y0,X1,Y1[,pose=PHOTO][,body=JSON][,face=N]",
+        help="may be repeated; PHOTO may be a stored identity, or - for nobody in particular; a single person may omit "
+        "the box",
     )
+    sub.add_argument(
+        "--control",
+        action="append",
+        default=[],
+        metavar="NAME=FILE[,scale=S][,start=A][,end=B]",
+        help="the picture that a branch of the engine is shown, its scale and its share of the steps; may be repeated",
+    )
+    sub.add_argument("--save-conditions", type=Path, metavar="DIR", help="what each branch was shown, as PNG files")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="several pictures: FILE-0, FILE-1, …")
     sub.add_argument("--draw-boxes", type=Path, metavar="FILE", help="the picture with the box of each person")
     sub.add_argument("--seed", type=int, help="default: random, and printed")
@@ -256,6 +334,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--global-scale", type=float)
     sub.add_argument("--height", type=int, metavar="PX")
     sub.add_argument("--width", type=int, metavar="PX")
+    sub.add_argument(
+        "--memory",
+        default="normal",
+        choices=("normal", "low"),
+        help="low: load only the networks of the current stage, and decode large pictures in tiles; slower",
+    )
     machine(sub)
 
     sub = command(
@@ -263,11 +347,13 @@ def _parser() -> argparse.ArgumentParser:
         inspect,
         "Show what an engine holds, or what is found in a photo.",
         """  python -m realisid_trt inspect engines/miniature
+  python -m realisid_trt inspect engines/miniature --batch 2 --persons 3
   python -m realisid_trt inspect group.jpg --face 2 --out found.png""",
     )
     sub.add_argument("target", nargs="?", help="engine directory or photo (default: --engine)")
     sub.add_argument("--face", type=int, metavar="N", help="of a photo: which face, counted from the left")
     sub.add_argument("--out", type=Path, metavar="FILE", help="of a photo: where to draw (default: PHOTO-found.png)")
+    memory_of(sub, "of an engine's")
 
     sub = command(
         "embed",
@@ -281,12 +367,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--box", metavar="X0,Y0,X1,Y1", help="the face in px of the upright photo; skips detection")
     machine(sub)
 
-    command(
+    sub = command(
         "doctor",
         doctor,
         "Show what this machine can run, what is missing, and the command that installs it.",
         "  python -m realisid_trt doctor\n  python -m realisid_trt doctor --engine engines/NAME --json",
     )
+    memory_of(sub, "of the engine's")
     return parser
 
 

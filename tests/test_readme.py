@@ -22,8 +22,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from PIL import Image
 
 import realisid_trt.errors
+from tests.conftest import PASSING
+from tests.methods import built_method
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = {
@@ -44,6 +47,7 @@ NOT_RUN = {
     r"python -m benchmarks\.gpu (--only|--kit) .*": "needs a GPU; tests/benchmarks/test_gpu.py",
     r"python -m benchmarks\.gpu --prepare gpu-kit": "takes an hour and 60 GB; tests/benchmarks/test_kit.py",
     r"python -m export\.build .*(--arch|--gpu-only) .*": "builds plans for minutes; tests/export/test_plans.py",
+    r"python -m export\.adopt mediapipe-face .*": "needs a base model of SD 1.5; tests/export/adopt/test_adopt.py",
     r"python -m export\.build .* --bisect": "compares nothing where the engine stands; tests/export/test_bisect.py",
     r"accelerate launch .*": "needs several GPUs; tests/training/test_processes.py trains in two processes",
     r"hf download .*": "needs the network",
@@ -107,9 +111,11 @@ def folder(engine_dir: Path, checkpoint_dir: Path, photos: Any, tmp_path_factory
     """The folder that a reader would be in, with a checkpoint, photographs and built engines."""
     here = tmp_path_factory.mktemp("readme")
     for name in ("NAME", "miniature", "mid"):  # the second is what `make demo` builds
-        shutil.copytree(engine_dir, here / "engines" / name, copy_function=os.link)
+        shutil.copytree(engine_dir, here / "engines" / name, copy_function=os.link, ignore=PASSING)
     for name in ("CKPT", "SDXL", "CLIP"):
         (here / name).symlink_to(checkpoint_dir)
+    for name in ("OPENPOSE", "DEPTH", "CANNY"):
+        (here / name).symlink_to(checkpoint_dir / "controlnet_local")
     (here / "checkpoints").symlink_to(ROOT / "checkpoints")
     (here / "PHOTOS").mkdir()
     for number, photo in enumerate((photos.astronaut, photos.hopper)):
@@ -131,6 +137,15 @@ def run(arguments: list[str], folder: Path) -> None:
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
 
+def provide_openpose(text: str, folder: Path) -> None:
+    """An engine with ControlNets, and a drawing for them, where commands name it."""
+    if "engines/openpose" in text and not (folder / "engines" / "openpose").exists():
+        shutil.copytree(
+            built_method("controlnet").engine, folder / "engines" / "openpose", copy_function=os.link, ignore=PASSING
+        )
+        Image.new("RGB", (128, 128), "navy").save(folder / "pose.png")
+
+
 def for_the_miniature(text: str) -> str:
     """The command as it stands, for a smaller engine: pictures of 128 px instead of 1024, and fewer steps.
 
@@ -142,6 +157,7 @@ def for_the_miniature(text: str) -> str:
         "--runs 3": "--runs 1 --warmup 0",
         "--baseline none": "--baseline none --steps 1 --runs 1 --warmup 0",
         "--steps 20000": "--steps 2",
+        "--resolution 1024": "--resolution 128",
         "HELD-OUT": "data",
         "--checkpoint checkpoints/miniature": "--checkpoint CKPT --experiment placement --pictures 2 --steps 1",
     }
@@ -156,6 +172,8 @@ def lane(page: str, *found: str) -> list[pytest.MarkDecorator]:
     share a lane, because later ones need what earlier ones made."""
     if "python -m export.build" in found or any("--preset mid" in command for command in found):
         return [pytest.mark.long]
+    if page == "docs/controls.md":  # needs an engine of another table, as the tests of that lane do
+        return [pytest.mark.slow("controlnet")]
     quick = page == "README.md" and not any("training" in command or "benchmarks" in command for command in found)
     return [] if quick else [pytest.mark.slow(page)]
 
@@ -164,6 +182,7 @@ def lane(page: str, *found: str) -> list[pytest.MarkDecorator]:
     "program", [pytest.param(text, marks=lane(page), id=f"{page}-{n}") for n, (page, text) in enumerate(PROGRAMS)]
 )
 def test_programs(program: str, folder: Path) -> None:
+    provide_openpose(program, folder)
     (folder / "out.png").unlink(missing_ok=True)
     run([sys.executable, "-c", for_the_miniature(program)], folder)
     assert (folder / "out.png").is_file() or "out.png" not in program
@@ -174,6 +193,7 @@ def test_programs(program: str, folder: Path) -> None:
 )
 def test_commands(script: Script, folder: Path) -> None:
     """The commands of a block depend on each other: one after the other."""
+    provide_openpose(" ".join(script.commands), folder)
     for command in script.commands:
         program, *arguments = shlex.split(for_the_miniature(command))
         if program == "polygraphy" and shutil.which(program, path=str(Path(sys.executable).parent)) is None:

@@ -7,6 +7,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import shlex
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -16,8 +17,10 @@ from ..errors import RealisIDError
 from ..files import cache_folder
 from ..machine import available_cores, unsupported
 from ..manifest import Manifest
+from ..memory import gpu_builds, needs
 from ..persons.containers import PLUGINS, can_read
 from .command_line import Outcome
+from .memory_table import amount, at_least, fits, present_card, sizes_of, verdict
 
 EXPORT = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "tflite")
 
@@ -32,8 +35,13 @@ class Finding:
     mend: str = ""
 
 
-def examine(engine: str) -> Outcome:
-    """The findings as JSON values and as lines; status 1 if the engine cannot make pictures here."""
+def examine(
+    engine: str, batch: int | None = None, persons: int | None = None, resolution: int | None = None
+) -> Outcome:
+    """The findings as JSON values and as lines; status 1 if the engine cannot make pictures here.
+
+    batch, persons, resolution: the size for which GPU memory is counted.
+    """
     runs = _engine(engine)
     findings = [
         _system(),
@@ -45,6 +53,7 @@ def examine(engine: str) -> Outcome:
         _mediapipe(),
         _cache(),
         runs,
+        *_memory(engine, batch, persons, resolution),
     ]
     lines = []
     for finding in findings:
@@ -154,3 +163,23 @@ def _engine(path: str) -> Finding:
     except RealisIDError as error:
         return Finding("engine", "missing", str(error))
     return Finding("engine", "ok", f"{manifest.path}, every file verified, runs on {backend.name} ({backend.device})")
+
+
+def _memory(path: str, batch: int | None, persons: int | None, resolution: int | None) -> list[Finding]:
+    """The GPU memory that the engine's builds for a GPU need; nothing for an engine that cannot be read."""
+    try:
+        manifest = Manifest.read(path)
+    except RealisIDError:
+        return []
+    [size, *_], card, findings = sizes_of(manifest, batch, persons, resolution), present_card(), list[Finding]()
+    for build in gpu_builds(manifest):
+        found = needs(manifest, build, size)
+        detail = (
+            f"{size}: {at_least(found, found.normal)}, of them {amount(found.loop_weights)} weights of every step and "
+            f'{amount(found.other_weights)} other weights; with memory="low" {at_least(found, found.low)}; '
+            f"{verdict(found, card)}"
+        )
+        small = card is not None and not fits(found.normal, card.nbytes)
+        mend = f"python -m realisid_trt inspect {shlex.quote(path)} shows each part" if small else ""
+        findings.append(Finding(f"GPU memory, {build.id}", "optional" if small else "ok", detail, mend))
+    return findings

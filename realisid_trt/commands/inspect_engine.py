@@ -5,13 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ..config import Branch
 from ..manifest import Axis, Build, Manifest, Port
+from ..memory import gpu_builds, needs
 from .command_line import Outcome
+from .memory_table import memory_lines, present_card, sizes_of
 
 
-def inspect_engine(path: str) -> Outcome:
-    """Networks, shapes, sizes, precision and parity of an engine directory, as JSON values and as lines."""
+def inspect_engine(
+    path: str, batch: int | None = None, persons: int | None = None, resolution: int | None = None
+) -> Outcome:
+    """Networks, shapes, sizes, precision, parity and GPU memory of an engine directory, as JSON values and as lines.
+
+    batch, persons, resolution: the size for which the memory is counted; without them that of one picture and the
+                                largest.
+    """
     manifest = Manifest.read(path)
+    sizes = sizes_of(manifest, batch, persons, resolution)
     manifest.check_files()
     values, model, files = manifest.values, manifest.model, manifest.values["files"]
     total = sum(listed["bytes"] for listed in files.values()) / 1e6
@@ -20,8 +30,11 @@ def inspect_engine(path: str) -> Outcome:
         f"{manifest.path}: {values['name']}, {total:.1f} MB in {len(files)} files, every hash verified",
         f"pictures of {model.default_size} px by default, VAE factor {model.vae_scale_factor}, {model.levels} levels, "
         f"{len(model.residual_levels)} residuals, {model.num_id_tokens} ID tokens",
-        "realisid_config: " + ", ".join(f"{key}={value}" for key, value in values["realisid_config"].items()),
+        *map(_branch_line, manifest.config.table),
+        "realisid_config: "
+        + ", ".join(f"{key}={value}" for key, value in values["realisid_config"].items() if key != "branches"),
         f"scheduler: DDIM, {scheduler['prediction_type']}, {scheduler['timestep_spacing']} spacing",
+        *map(_licence_line, values.get("licences", [])),
         "made by: " + ", ".join(f"{name} {version}" for name, version in values["made_by"].items()),
     ]
     for build in manifest.builds.values():
@@ -33,8 +46,31 @@ def inspect_engine(path: str) -> Outcome:
     for name, verified in values["verified"].items():
         if "ratio" not in verified:  # a large checkpoint: its plans were compared singly
             continue
-        lines.append(f"{name}: final latents of two persons have {verified['ratio']:.2f} times torch's error")
-    return Outcome({key: value for key, value in values.items() if key != "seal"}, lines)
+        lines.append(f"{name}: its final latents have {verified['ratio']:.2f} times torch's error")
+    lines += memory_lines(manifest, sizes, present_card())
+    counted = [needs(manifest, build, size).as_json() for build in gpu_builds(manifest) for size in sizes]
+    return Outcome({key: value for key, value in values.items() if key != "seal"} | {"memory": counted}, lines)
+
+
+def _branch_line(branch: Branch) -> str:
+    """One row of the table."""
+    window = f", steps {branch.start:g} to {branch.end:g}" if (branch.start, branch.end) != (0, 1) else ""
+    style = f" ({branch.style})" if branch.style else ""
+    shown = {
+        "pose": f"the pose of each person{style}" if branch.per == "person" else f"the poses of all persons{style}",
+        "location": "the place of each person",
+        "image": f"a given picture, or drawn bodies{style}" if branch.style else "a given picture",
+    }[branch.condition]
+    return (
+        f"branch {branch.name}: is shown {shown}, "
+        f"sees the {branch.view}, reads {branch.tokens} tokens, writes {branch.writes.replace('box', 'in the box')}, "
+        f"scale {branch.scale:g}{window}{', optional' if branch.optional else ''}"
+    )
+
+
+def _licence_line(line: Mapping[str, Any]) -> str:
+    """The terms under which one part of the checkpoint was published; they hold for the engine too."""
+    return f"licence of {line['part']} ({line['source']}): {line['licence'] or 'none was found'}"
 
 
 def _build_lines(manifest: Manifest, build: Build) -> list[str]:

@@ -87,6 +87,11 @@ class ICudaEngine:
     def get_tensor_dtype(self, name: str) -> trt.DataType:
         return getattr(trt.DataType, DTYPES[self.ports[name].dtype])
 
+    @property
+    def device_memory_size_v2(self) -> int:
+        most = [[axis.max if isinstance(axis, Axis) else axis for axis in port.shape] for port in self.network.inputs]
+        return SCRATCH_PER_NUMBER * sum(map(math.prod, most))
+
     def create_engine_inspector(self) -> EngineInspector:
         return EngineInspector()
 

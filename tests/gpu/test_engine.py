@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from realisid_trt import Engine, Request
+from realisid_trt import Control, Engine, Request
+from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import NumericsError, RealisIDWarning, RequestError
 from realisid_trt.kernels.launch import Kernels
-from realisid_trt.loop.denoise import LOOP_NETWORKS
+from realisid_trt.loop.denoise import loop_networks
 from tests.gpu.conftest import REHEARSAL
 from tests.gpu.support import STEPS, float32_only, person, relative_rms
+
+LOOP_NETWORKS = loop_networks(RealisIDConfig(branch_pooled_text="zeros").table)
 
 BOXES = ((5, 10, 69, 75), (40, 20, 120, 91), (70, 70, 88, 88))
 needs_capture = pytest.mark.skipif(not REHEARSAL, reason="ONNX Runtime's CUDA sessions cannot be captured")
@@ -55,6 +58,27 @@ def test_a_replayed_step_is_the_step(half: Engine, half_replayed: Engine, size: 
     assert np.array_equal(plain.latents, replayed.latents)
     assert [replayed.rows[name] for name in LOOP_NETWORKS] == [plain.rows[name] for name in LOOP_NETWORKS]
     assert len(replayed.step_ms) == 6
+
+
+def test_a_window_ends_a_phase(
+    cpu_engine: Engine, half: Engine, half_replayed: Engine, bounds: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A branch that ends halfway: the steps after it are captured anew, and each step merges in one launch."""
+    launched, launch = [], Kernels.relocate_merge
+    monkeypatch.setattr(Kernels, "relocate_merge", lambda *given: (launched.append(1), launch(*given))[1])
+    options = {"num_inference_steps": 8, "subject_conditioning_ratio": None}
+    options["controls"] = {"global": Control(end=0.5)}
+    plain, expected = (latents(engine, 2, **options) for engine in (half, cpu_engine))
+    assert len(launched) == 8
+    graphs = len(half_replayed.backend._steps.graphs)  # type: ignore[attr-defined]
+    replayed = latents(half_replayed, 2, **options)
+    assert np.array_equal(plain.latents, replayed.latents)
+    assert relative_rms(plain.latents, expected.latents) < bounds["float16"]
+    for found in (plain, replayed, expected):
+        assert (found.rows["global_branch"], found.rows["local_branch"]) == (4 * 4, 8 * 4)
+        assert found.rows["relocate_merge"] == 8 * 3
+    if REHEARSAL:
+        assert len(half_replayed.backend._steps.graphs) == graphs + 2  # type: ignore[attr-defined]
 
 
 def test_a_batch_of_different_requests(cpu_engine: Engine, single_replayed: Engine, bounds: dict[str, float]) -> None:

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 
 from realisid_trt import Engine
+from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import BackendError, EngineMismatch, RealisIDWarning, ShapeError
-from realisid_trt.loop.denoise import LOOP_NETWORKS
+from realisid_trt.loop.denoise import loop_networks
 from realisid_trt.manifest import MANIFEST, seal
 from tests.gpu.conftest import REHEARSAL
 from tests.gpu.support import person, relative_rms
 from tests.gpu.test_engine import BOXES, latents
+
+LOOP_NETWORKS = loop_networks(RealisIDConfig(branch_pooled_text="zeros").table)
 
 
 def captures(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
