@@ -11,6 +11,9 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULT: dict[str, Any] = json.loads((ROOT / "benchmarks/results/latency-mid-cpu.json").read_text(encoding="utf-8"))
+OPENPOSE: dict[str, Any] = json.loads(
+    (ROOT / "benchmarks/results/latency-mid-openpose-cpu.json").read_text(encoding="utf-8")
+)
 README, PAGE, CHANGELOG = (
     (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/benchmark.md", "CHANGELOG.md")
 )
@@ -31,6 +34,19 @@ def test_the_table(case: dict[str, Any]) -> None:
     assert f"| {' | '.join([persons, *seconds, *faster, fewer])} |" in PAGE
     assert f"| {' | '.join([persons, *seconds[:3], *faster[:2]])} |" in README  # without naive-no-delay
     assert fewer.split()[0] in README and fewer.split()[0] in flat(PAGE).replace(fewer, "")
+
+
+@pytest.mark.parametrize("case", OPENPOSE["cases"], ids=lambda case: f"{case['persons']}")
+def test_the_table_with_a_controlnet(case: dict[str, Any]) -> None:
+    label = "openpose and 1 person" if case["persons"] else "openpose alone"
+    seconds = [f"{contender['total_ms']['p50'] / 1e3:.1f}" for contender in case["contenders"].values()]
+    ratios = [ratio["total"] for ratio in case["ratios"].values()]
+    faster = [f"{ratio['median']:.2f}× ({ratio['min']:.2f}–{ratio['max']:.2f})" for ratio in ratios]
+    fewer = f"{case['ratios']['naive']['flop']:.2f}× fewer"
+    assert f"| {' | '.join([label, *seconds, *faster, fewer])} |" in PAGE
+    assert OPENPOSE["command"] in flat(PAGE) and OPENPOSE["versions"] == RESULT["versions"] | {
+        "realisid_trt": OPENPOSE["versions"].get("realisid_trt", RESULT["versions"].get("realisid_trt"))
+    }
 
 
 @pytest.mark.parametrize("page", [README, PAGE], ids=["README", "benchmark"])
