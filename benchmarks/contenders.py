@@ -134,7 +134,7 @@ def open_baselines(
 
     where = beside(device)
     stack.enter_context(settings(threads, precision))
-    kind = DiffusersPipeline if can_run(checkpoint.config) else NaivePipeline
+    kind = DiffusersPipeline if can_run(checkpoint.config, checkpoint.has_added_conditions) else NaivePipeline
     pipeline = kind(checkpoint, device=where, dtype=getattr(torch, precision))
     if options.memory_format == "auto":
         pipeline.use_faster_format(**scene.given(1, 2))

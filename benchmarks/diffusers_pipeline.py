@@ -24,10 +24,13 @@ from .baseline import Baseline, BaselineResult, Progress
 from .torch_device import ClockedUsage
 
 
-def can_run(config: RealisIDConfig) -> bool:
-    """Whether diffusers' pipelines do what this table says: ControlNets that read what the UNet reads."""
+def can_run(config: RealisIDConfig, has_pooled: bool) -> bool:
+    """Whether diffusers' pipelines do what this table says: ControlNets that read what the UNet reads.
+
+    has_pooled: whether the base model has pooled text. Without it (SD 1.5), a row's `pooled` means nothing.
+    """
     return config.id_input == "none" and all(
-        branch.per == "picture" and branch.pooled == "per_row" for branch in config.table
+        branch.per == "picture" and (branch.pooled == "per_row" or not has_pooled) for branch in config.table
     )
 
 
@@ -60,7 +63,7 @@ class DiffusersPipeline(Baseline):
         controls: as in a Request; images are (C, H, W) floats at the picture's size. Raises RequestError for persons.
         """
         if persons:
-            raise RequestError("diffusers' pipeline makes pictures of no given person: leave persons out.")
+            raise RequestError("diffusers' pipeline cannot show given persons: leave persons out.")
         self.usage, watch, c = ClockedUsage(self.clock), ClockedUsage(self.clock), self.checkpoint
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         with watch.measure("text"):

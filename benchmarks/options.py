@@ -113,8 +113,10 @@ class Options:
         if self.controls == ("none",):
             return ()
         if unknown := [name for name in self.controls if name not in known]:
-            has = f"those that are: {', '.join(known)}" if known else "it has none that is"
-            raise RequestError(f"--controls {unknown[0]}: no branch of this engine that is shown a picture; {has}.")
+            advice = f"Give one of: {', '.join(known)}; or all, or none." if known else "Leave --controls out."
+            raise RequestError(
+                f"--controls {unknown[0]}: this engine has no such branch that is shown a picture. {advice}"
+            )
         return tuple(branch for branch in known.values() if branch.name in self.controls)
 
     def of_engine(self, config: RealisIDConfig) -> Options:

@@ -174,7 +174,7 @@ def parse_controls(texts: Sequence[str]) -> dict[str, Any]:
         try:
             given = {key: float(value) for key, value in numbers}
         except ValueError:
-            raise RequestError(f"--control {text}: scale, start and end are numbers.") from None
+            raise RequestError(f"--control {text}: scale, start and end are numbers. Write scale=0.9.") from None
         if not name or not (file or given) or len(given) < len(numbers):
             raise RequestError(
                 f"--control {text!r} is not understood. Write NAME=picture.png and, if wanted, ,scale=0.9 ,start=0 and "
@@ -311,8 +311,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="PHOTO@X0,Y0,X1,Y1[,pose=PHOTO][,body=JSON][,face=N]",
-        help="may be repeated; PHOTO may be a stored identity, or - for nobody in particular; a single person may omit "
-        "the box",
+        help="may be repeated; PHOTO may be a stored identity, or - for nobody in particular (--person=-@…); a single "
+        "person may omit the box",
     )
     sub.add_argument(
         "--control",

@@ -37,7 +37,12 @@ BRANCH_OPTIONS: dict[str, tuple[str, ...]] = {
 REQUIRED = ("name", "condition", "tokens", "pooled")
 NAME = re.compile(r"[a-z][a-z0-9_]*")
 FOLDER = re.compile(r"[A-Za-z0-9][\w.-]*")
-RESERVED = ("unet", "vae", "id", "text")  # names of other networks begin so
+RESERVED = ("unet", "vae", "id", "text")  # other networks are named so
+
+
+def is_branch_name(name: object) -> bool:
+    """Whether a branch may have this name: no network of an engine has a name like those of the branch then."""
+    return isinstance(name, str) and bool(NAME.fullmatch(name)) and name not in RESERVED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,10 +83,12 @@ class Branch:
     optional: bool
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any], pose_style: str, source: str) -> Branch:
+    def from_dict(
+        cls, values: Mapping[str, Any], pose_style: str, source: str, advice: str = "Correct the file."
+    ) -> Branch:
         """The checked row, defaults filled in. Raises CheckpointError.
 
-        pose_style: of the config. source: for its messages, the file and the place of the row in it.
+        pose_style: of the config. source, advice: for its messages, the file and the place of the row, and what to do.
         """
         fields = [field.name for field in dataclasses.fields(cls)]
         if not isinstance(values, Mapping):
@@ -106,13 +113,13 @@ class Branch:
         if refused := branch._refused():
             key, expected = refused
             value = getattr(branch, key)
-            raise CheckpointError(f"{source}: {key} is {value!r}, expected {expected}. Correct the file.")
+            raise CheckpointError(f"{source}: {key} is {value!r}, expected {expected}. {advice}")
         return branch
 
     def _refused(self) -> tuple[str, str] | None:
         """The first key whose value is impossible, and what is expected instead."""
-        if not isinstance(self.name, str) or not NAME.fullmatch(self.name) or self.name.startswith(RESERVED):
-            return "name", f"small letters, digits and _, not beginning with {', '.join(RESERVED)}"
+        if not is_branch_name(self.name):
+            return "name", f"small letters, digits and _, and none of {', '.join(RESERVED)}"
         if not isinstance(self.folder, str) or not FOLDER.fullmatch(self.folder):
             return "folder", "the name of a folder in the checkpoint"
         for key, options in BRANCH_OPTIONS.items():
@@ -139,8 +146,10 @@ class Branch:
             return "merge", '"sum": a picture has one row'
         if not is_finite(self.scale):
             return "scale", "a finite number"
-        if not (is_finite(self.start) and is_finite(self.end) and 0 <= self.start < self.end <= 1):
-            return ("start", "a number from 0 to 1, less than end") if is_finite(self.end) else ("end", "a number")
+        if not (is_finite(self.end) and 0 < self.end <= 1):
+            return "end", "a number above 0, at most 1"
+        if not (is_finite(self.start) and 0 <= self.start < self.end):
+            return "start", "a number from 0 to 1, less than end"
         if not isinstance(self.optional, bool):
             return "optional", "true or false"
         return None

@@ -19,7 +19,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from realisid_trt.config import RealisIDConfig
+from realisid_trt.config import FACE_STYLES, Branch, RealisIDConfig
 from realisid_trt.errors import CheckpointError, DiskError, RequestError
 
 from ..checkpoint import Checkpoint
@@ -89,7 +89,7 @@ def adopt_controlnets(
     pooled = "per_row" if parts["unet"]["addition_embed_type"] else "zeros"
     # SDXL says that zeros stand for an absent prompt; SD 1.5 says nothing, and means the empty text
     values = {"method": "controlnet", "branches": _rows(nets, pooled), ZEROS: bool(found.index.get(ZEROS, False))}
-    config = _config(values)
+    config = RealisIDConfig.from_dict(values, "the new checkpoint")
     _check_fit(nets, parts, config, found.texts, base)
     lines = [_line(net) for net in nets]
     lines.append(licence_line("base_model", base if found.is_hub else source_name(found.folder), [found.folder]))
@@ -139,14 +139,17 @@ def add_controlnets(
     values.pop("branch_pooled_text", None)  # each row says it
     rows = [dataclasses.asdict(row) for row in given.config.table]
     values["branches"] = [*rows, *_rows(nets, "per_row" if given.has_added_conditions else "zeros")]
-    config = _config(values)
+    config = RealisIDConfig.from_dict(values, str(source / CONFIG))
     values["branches"] = [dataclasses.asdict(row) for row in config.table]
     parts = {name: full_config(component) for name, component in given.components.items()}
     if config.id_input != "none":
         file = given.folders["feature_extractor"] / "preprocessor_config.json"
         parts["feature_extractor"] = read_json(file, "it says how photos are normalised")
     _check_fit(nets, parts, config, given.text_encoder_names, str(checkpoint))
-    lines = read_licences(source) or [licence_line("checkpoint", source_name(source), [source])]
+    lines = read_licences(source)
+    if not lines:
+        lines = [licence_line("checkpoint", source_name(source), [source])]
+        lines += [licence_line("base_model", source_name(base), [base]) for base in bases]
     lines = [*lines, *map(_line, nets)]
     files = dict(_files(source))
     if taken := {f"{BRANCH}{net.request.name}" for net in nets} & {name.parts[0] for name in files}:
@@ -182,14 +185,14 @@ def _check_names(requests: Sequence[NetRequest], rows: Sequence[str]) -> None:
 
 
 def _rows(nets: Sequence[Net], pooled: str) -> list[dict[str, Any]]:
-    return [net.request.row(net.config["conditioning_channels"], pooled) for net in nets]
-
-
-def _config(values: Mapping[str, Any]) -> RealisIDConfig:
-    try:
-        return RealisIDConfig.from_dict(values, "--net")
-    except CheckpointError as error:
-        raise RequestError(str(error).replace("Correct the file.", "Give another value.")) from error
+    """The rows of the nets. Raises RequestError for a setting that a row cannot have."""
+    rows = [net.request.row(net.config["conditioning_channels"], pooled) for net in nets]
+    for row in rows:
+        try:
+            Branch.from_dict(row, FACE_STYLES[0], f"--net {row['name']}", "Give another value.")
+        except CheckpointError as error:
+            raise RequestError(str(error)) from error
+    return rows
 
 
 def _check_fit(

@@ -9,7 +9,7 @@ from pathlib import Path
 from ..checkpoint.files import readable
 from ..checkpoint.licences import LicenceLine
 
-UNKNOWN = "no licence was found: ask where it comes from"
+UNKNOWN = "no licence was found: ask its publisher"
 LICENCE_FILES = re.compile(r"(LICEN[CS]E|COPYING)([.-].*)?", re.IGNORECASE)
 HUB_CACHE = re.compile(r"models--([\w.-]+?)--([\w.-]+)")  # folder of the hub's cache: models--OWNER--NAME
 FRONT_MATTER = re.compile(r"\A\ufeff?---[ \t]*\n(.*?)^---", re.MULTILINE | re.DOTALL)

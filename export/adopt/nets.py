@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from realisid_trt.checks import is_finite
-from realisid_trt.config import BODY_STYLES, FACE_STYLES, NAME, RESERVED
+from realisid_trt.config import BODY_STYLES, FACE_STYLES, RESERVED, is_branch_name
 from realisid_trt.errors import CheckpointError, RequestError
 
 from ..checkpoint.checks import with_defaults
@@ -48,10 +48,10 @@ class NetRequest:
         name, equals, rest = text.partition("=")
         if not equals or not rest:
             raise RequestError(f"--net {text}: expected {FORM}.")
-        if not NAME.fullmatch(name) or name.startswith(RESERVED):
+        if not is_branch_name(name):
             raise RequestError(
-                f"--net {text}: {name!r} cannot be a branch's name. Use small letters, digits and _, and do not begin "
-                f"with {', '.join(RESERVED)}."
+                f"--net {text}: {name!r} cannot be a branch's name. Use small letters, digits and _, and none of "
+                f"{', '.join(RESERVED)}."
             )
         settings: dict[str, str | float] = {}
         while found := re.fullmatch(rf"(.+),({'|'.join(SETTINGS)})=([^,=]*)", rest):
@@ -59,7 +59,10 @@ class NetRequest:
             if key in settings:
                 raise RequestError(f"--net {text}: {key} is given twice. Leave one out.")
             settings[key] = _style(text, value) if key == "style" else _number(text, key, value)
-        return cls(name, Path(os.path.expanduser(rest)), settings)
+        folder = Path(os.path.expanduser(rest))
+        if (unknown := re.fullmatch(r".+,(\w+)=[^,=]*", rest)) and not folder.exists():
+            raise RequestError(f"--net {text}: unknown setting {unknown[1]}. Known: {', '.join(SETTINGS)}.")
+        return cls(name, folder, settings)
 
     def row(self, channels: int, pooled: str) -> dict[str, Any]:
         """Its row of the table of branches. A face's style means that the pose of all persons is drawn for it."""
@@ -181,6 +184,11 @@ def _config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} is missing: it describes the ControlNet.{hint}")
     config = read_json(file, "it describes the ControlNet")
     said = str(config.get("_class_name", CLASS))
+    if (channels := config.get("conditioning_channels", 3)) not in (1, 3):
+        raise CheckpointError(
+            f"{file}: conditioning_channels is {channels!r}, expected 1 or 3: a grey or a coloured picture. Nets of "
+            "other conditions are not supported."
+        )
     if "union" in said.lower() or UNION in config:
         raise CheckpointError(
             f"{file}: {said} is a union net, which takes several kinds of condition (as xinsir's union and promax do). "

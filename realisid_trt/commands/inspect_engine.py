@@ -70,7 +70,9 @@ def _branch_line(branch: Branch) -> str:
 
 def _licence_line(line: Mapping[str, Any]) -> str:
     """The terms under which one part of the checkpoint was published; they hold for the engine too."""
-    return f"licence of {line['part']} ({line['source']}): {line['licence'] or 'none was found'}"
+    return (
+        f"licence of {line['part']} ({line['source']}): {line['licence'] or 'no licence was found: ask its publisher'}"
+    )
 
 
 def _build_lines(manifest: Manifest, build: Build) -> list[str]:

@@ -63,7 +63,8 @@ def _setting(branch: Branch, control: Control, request: Request, grid: Grid) -> 
                 "persons pose=, landmarks= or pose_image= instead."
             )
         image, notes = control_image(control.image, branch, grid)
-    return Setting(scale, start, end, image, image is not None or _drawable(branch, request), notes)
+    given = image is not None or (scale != 0 and _drawable(branch, request))  # what acts nowhere needs no drawing
+    return Setting(scale, start, end, image, given, notes)
 
 
 def _drawable(branch: Branch, request: Request) -> bool:
@@ -93,14 +94,14 @@ def control_image(
         image = own_array(source, None, name)
         if image.ndim != 3 or image.shape[0] != branch.channels:
             raise RequestError(f"{name} has shape {image.shape}, expected ({branch.channels}, H, W) floats in [0, 1].")
-        if image.min() < 0 or image.max() > 1:
-            raise RequestError(
-                f"{name} reaches from {image.min():g} to {image.max():g}, expected [0, 1]. Divide by 255?"
-            )
         if image.shape[1:] != size:
             raise RequestError(
                 f"{name} is {image.shape[2]}×{image.shape[1]} px, the picture {grid.width}×{grid.height}. Give an "
                 "array of the picture's size, or an image, which is resized."
+            )
+        if image.min() < 0 or image.max() > 1:
+            raise RequestError(
+                f"{name} reaches from {image.min():g} to {image.max():g}, expected [0, 1]. Divide by 255?"
             )
         return image, ()
     pixels = load_photo(source, name, BLACK).rgb

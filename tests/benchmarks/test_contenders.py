@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,9 @@ def test_the_options_of_an_engine() -> None:
     assert [branch.name for branch in plain.shown(TEXT_ONLY)] == ["openpose", "depth"]
     assert [branch.name for branch in Options(engine=Path("e"), controls=("depth",)).shown(TEXT_ONLY)] == ["depth"]
     assert plain.shown(realisid) == Options(engine=Path("e"), controls=("none",)).shown(TEXT_ONLY) == ()
-    assert can_run(TEXT_ONLY) and not can_run(realisid)
+    assert can_run(TEXT_ONLY, True) and not can_run(realisid, True) and not can_run(realisid, False)
+    zeros = replace(TEXT_ONLY, branches=tuple(replace(branch, pooled="zeros") for branch in TEXT_ONLY.table))
+    assert can_run(zeros, False) and not can_run(zeros, True)  # SD 1.5 has no pooled text: `adopt` writes zeros
 
 
 @pytest.mark.parametrize(
@@ -108,7 +111,7 @@ def test_the_options_of_an_engine() -> None:
         ({"photo": Path("alice.jpg")}, "--photo: this engine has no identities, so it reads no photo."),
         (
             {"controls": ("canny",)},
-            "--controls canny: no branch of this engine that is shown a picture; those that are: ",
+            "--controls canny: this engine has no such branch that is shown a picture. Give one of: ",
         ),
     ],
 )

@@ -148,7 +148,7 @@ def test_diffusers_pipeline_with_fewer_controlnets(checkpoint_of: Any) -> None:
         ours, theirs = (each.generate(PROMPT, [], noise(checkpoint), **given) for each in (diffusers, script))
         assert relative_rms(ours.latents, theirs.latents) < 1e-5
         assert [name for name in ours.rows if "controlnet" in name] == [f"controlnet_{name}" for name in names]
-    with pytest.raises(RequestError, match="no given person: leave persons out"):
+    with pytest.raises(RequestError, match="cannot show given persons: leave persons out"):
         diffusers.generate(PROMPT, [Person("alice.jpg")], noise(checkpoint))
 
 

@@ -59,6 +59,11 @@ def test_a_row_has_the_defaults_of_its_condition() -> None:
     assert (config.id_input, config.guidance_scale, config.subject_conditioning_ratio) == ("none", 5.0, None)
 
 
+def test_names_of_coming_branches_are_free() -> None:
+    for name in ("id_patch", "identity", "texture", "unetwork"):
+        assert table({**OPENPOSE, "name": name})[0].folder == f"controlnet_{name}"
+
+
 def test_the_styles_are_those_that_can_be_drawn() -> None:
     assert set(FACE_STYLES) == set(POSE_STYLES) and set(BODY_STYLES) == set(BODIES)
 
@@ -97,7 +102,7 @@ def test_a_table_that_cannot_be_is_refused(values: dict[str, Any], said: str) ->
         ({"scael": 1}, "branch 1: unknown key scael. Known keys: name, folder, view"),
         ({"tokens": None}, "branch 1: tokens is missing and has no default, expected one of id, text"),
         ({"name": "Open Pose"}, "name is 'Open Pose', expected small letters, digits and _"),
-        ({"name": "unet_2"}, "name is 'unet_2', expected small letters, digits and _, not beginning with unet, vae"),
+        ({"name": "unet"}, "name is 'unet', expected small letters, digits and _, and none of unet, vae, id, text"),
         ({"folder": "../other"}, "folder is '../other', expected the name of a folder in the checkpoint"),
         ({"condition": "depth"}, "condition is 'depth', expected one of pose, location, image"),
         (
@@ -112,7 +117,7 @@ def test_a_table_that_cannot_be_is_refused(values: dict[str, Any], said: str) ->
         ({"merge": "mean"}, "merge is 'mean', expected \"sum\": a picture has one row"),
         ({"scale": float("nan")}, "scale is nan, expected a finite number"),
         ({"start": 0.5, "end": 0.5}, "start is 0.5, expected a number from 0 to 1, less than end"),
-        ({"end": 1.5}, "start is 0.0, expected a number from 0 to 1, less than end"),
+        ({"end": 1.5}, "end is 1.5, expected a number above 0, at most 1"),
         ({"optional": 1}, "optional is 1, expected true or false"),
     ],
 )

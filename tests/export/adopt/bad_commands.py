@@ -25,7 +25,7 @@ COMMANDS: Bad = {
     "no name": (nothing, ONE.replace("openpose=", ""), 2, (f"--net openpose: expected {SETTINGS}.",)),
     "no folder": (nothing, ONE.replace("=openpose", "="), 2, (f"--net openpose=: expected {SETTINGS}.",)),
     "a large name": (nothing, ONE.replace("openpose=", "Pose="), 2, ("'Pose' cannot be a branch's name. Use small",)),
-    "a network's name": (nothing, ONE.replace("openpose=", "unet2="), 2, ("do not begin with unet, vae, id, text",)),
+    "a network's name": (nothing, ONE.replace("openpose=", "unet="), 2, ("and none of unet, vae, id, text",)),
     "style": (
         nothing,
         ONE.replace("=openpose", "=openpose,style=x"),
@@ -45,14 +45,14 @@ COMMANDS: Bad = {
         nothing,
         ONE.replace("=openpose", "=openpose,start=0.6,end=0.5"),
         2,
-        ("--net, branch 1: start is 0.6, expected a number from 0 to 1, less than end. Give another value.",),
+        ("--net openpose: start is 0.6, expected a number from 0 to 1, less than end. Give another value.",),
     ),
     "twice": (nothing, ONE.replace("=openpose", "=openpose,end=1,end=0"), 2, ("end is given twice. Leave one out.",)),
     "another setting": (
         nothing,
         ONE.replace("=openpose", "=openpose,stile=x"),
-        1,
-        ("openpose,stile=x does not exist, expected a ControlNet's folder",),
+        2,
+        ("--net openpose=openpose,stile=x: unknown setting stile. Known: style, scale, start, end.",),
     ),
     "two of a name": (
         nothing,

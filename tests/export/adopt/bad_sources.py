@@ -152,8 +152,8 @@ SOURCES: Bad = {
     "two channels": (
         replace("openpose", "sdxl", 9, conditioning_channels=2),
         ONE,
-        2,
-        ("--net, branch 1: channels is 2, expected 1 or 3.",),
+        1,
+        ("openpose/config.json: conditioning_channels is 2, expected 1 or 3: a grey or a coloured picture.",),
     ),
     # the weights
     "no weights": (lambda p: (p / "openpose" / WEIGHTS).unlink(), ONE, 1, ("holds no weights, expected",)),

@@ -129,7 +129,8 @@ def test_a_row_is_added_to_any_checkpoint(base: str, here: Path) -> None:
         assert [f.stat().st_ino for f in ours.files] == [f.stat().st_ino for f in component.files]
     assert equal(weights(checkpoint, "openpose"), load_file(here / "openpose" / WEIGHTS))
     parts = [line["part"] for line in json.loads((out / "model_index.json").read_text())["licences"]]
-    assert parts == [*(["controlnet_canny", "base_model"] if base == "SDXL" else ["checkpoint"]), "controlnet_openpose"]
+    first_parts = ["controlnet_canny" if base == "SDXL" else "checkpoint", "base_model"]
+    assert parts == [*first_parts, "controlnet_openpose"]
 
 
 def test_a_net_that_draws_faces(here: Path, capsys: Any) -> None:

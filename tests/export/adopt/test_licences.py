@@ -66,6 +66,6 @@ def test_inspect_prints_them(engine_copy: Path) -> None:
     (engine_copy / MANIFEST).write_text(json.dumps(manifest))
     outcome = inspect_engine(str(engine_copy))
     assert "licence of controlnet_openpose (xinsir/openpose): apache-2.0" in outcome.lines
-    assert "licence of base_model (SDXL): none was found" in outcome.lines
+    assert "licence of base_model (SDXL): no licence was found: ask its publisher" in outcome.lines
     values: dict[str, Any] = outcome.values
     assert values["licences"] == lines
