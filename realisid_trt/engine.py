@@ -19,15 +19,17 @@ from .errors import BackendError, EngineMismatch, RealisIDError, RequestError
 from .loop.controls import blanks, drawings
 from .loop.denoise import Batch, denoise, loop_networks
 from .loop.picture import decode, to_pil
-from .loop.prologue import Prologue
+from .loop.prologue import Draft, Prologue
 from .loop.stages import MEMORY, Stages
 from .manifest import Manifest
 from .outcomes import Outcomes, Stopwatch
+from .persons.boxes import Grid
 from .persons.faces import FaceFinder
 from .persons.identity import Identity
 from .persons.people import People
 from .persons.person import Person, PlacedPerson, placeholder
 from .persons.photo import Photo
+from .persons.prepared import SeenPerson
 from .request import BatchOptions, Control, GenerateOptions, Progress, Request, Result, spelled_out
 
 CLOSED = "this engine was closed. Load it again: Engine.load(…)."
@@ -204,10 +206,9 @@ class Engine:
         Raises RequestError, BoxError, ShapeError, PhotoError.
         """
         self._check_free()
-        grid = self._prologue.grid(height, width)
-        draft = self._prologue.draft(Request(prompt, persons, controls=controls), 1, grid)
-        people = self._people.see_all(draft.request.persons, grid)
-        return drawings(self.config.table, draft.settings, people, grid)
+        request, grid = Request(prompt, persons, controls=controls), self._prologue.grid(height, width)
+        draft = self._prologue.draft(request, 1, grid)
+        return self._see(draft, grid)[1]
 
     def generate(self, prompt: str, persons: Sequence[Person] = (), **options: Unpack[GenerateOptions]) -> Result:
         """Pictures of the given persons.
@@ -274,13 +275,13 @@ class Engine:
             return outcomes.in_order({})
         plan = prologue.plan(list(drafts.values()), len(coefficients), grid)
         with watch("persons"):  # without the lock: another batch may be running
-            seen = outcomes.each(drafts, lambda draft: self._people.see_all(draft.request.persons, grid))
+            seen = outcomes.each(drafts, lambda draft: self._see(draft, grid))
         if not seen:
             return outcomes.in_order({})
 
         with self._use():
             with self._during("persons", watch):
-                people_of = outcomes.each(seen, lambda persons: [self._people.prepare(person) for person in persons])
+                people_of = outcomes.each(seen, lambda found: [self._people.prepare(person) for person in found[0]])
             if not people_of:
                 return outcomes.in_order({})
             if len(people_of) < len(drafts):  # without those that failed
@@ -294,7 +295,8 @@ class Engine:
             with self._during("time", watch):
                 unet_emb, branch_embs = prologue.time_tables(plan, grid, embedded)
             with self._during("conditions", watch):
-                conditions = prologue.embed_conditions(list(drafts.values()), list(people_of.values()), plan, grid)
+                shown = [seen[place][1] for place in people_of]
+                conditions = prologue.embed_conditions(shown, [len(each) for each in people_of.values()], plan)
             noise = np.concatenate([prologue.noise(draft, grid) for draft in drafts.values()])
             batch = Batch(
                 latents=put(noise),
@@ -340,6 +342,11 @@ class Engine:
             }
             return outcomes.in_order(results)
 
+    def _see(self, draft: Draft, grid: Grid) -> tuple[list[SeenPerson], dict[str, list[NDArray[np.float32]]]]:
+        """The persons of a request, and what every branch is shown."""
+        people = self._people.see_all(draft.request.persons, grid)
+        return people, drawings(self.config.table, draft.settings, people, grid)
+
     @contextmanager
     def _use(self) -> Iterator[None]:
         """A context for one request on the backend."""
@@ -379,8 +386,7 @@ class Engine:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """A context for one user at a time. Refuses a progress callback that calls its own engine: it would
-        deadlock."""
+        """A context for one user at a time. Refuses a callback that calls its own engine: it would deadlock."""
         self._refuse_reentry()
         with self._lock:
             self._user = threading.get_ident()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,30 +59,35 @@ def _setting(branch: Branch, control: Control, request: Request, grid: Grid) -> 
     if control.image is not None:
         if branch.per != "picture":
             raise RequestError(
-                f"the control {branch.name} has an image, but that branch draws every person by itself. Give the "
-                "persons pose=, landmarks= or pose_image= instead."
+                f"the control {branch.name} has an image, but that branch draws every person by itself. "
+                f"{_advice(branch)}"
             )
         image, notes = control_image(control.image, branch, grid)
-    given = image is not None or (scale != 0 and _drawable(branch, request))  # what acts nowhere needs no drawing
+    given = image is not None or _drawable(branch, request)
+    expected = not branch.optional and scale != 0 and (request.persons or branch.condition == "image")
+    if expected and not given:
+        raise RequestError(f"the branch {branch.name} needs something to draw. {_advice(branch)}")
     return Setting(scale, start, end, image, given, notes)
 
 
 def _drawable(branch: Branch, request: Request) -> bool:
-    """Whether the persons of a request give what a branch without an image draws. Raises RequestError."""
-    if branch.condition == "image" and branch.style is None:
-        missing = "a picture"
-    elif branch.draws_bodies:
+    """Whether the persons of a request give what a branch without an image draws."""
+    if branch.draws_bodies:
         bodies = [person.body is not None for person in request.persons]
-        if all(bodies) if branch.per == "person" else any(bodies):
-            return bool(bodies)
-        missing = f"a body of {'every' if branch.per == 'person' else 'a'} person (Person(body=…)), or a picture"
+        return bool(bodies) and (all(bodies) if branch.per == "person" else any(bodies))
+    return bool(request.persons) and branch.condition != "image"
+
+
+def _advice(branch: Branch) -> str:
+    """What a request gives to a branch."""
+    if branch.draws_bodies:
+        advice = f"Give {'every' if branch.per == 'person' else 'a'} person a body: Person(body=…)"
+    elif branch.draws_faces:
+        advice = "Give the persons pose=, landmarks= or pose_image="
     else:
-        return bool(request.persons)
-    if branch.optional or not (request.persons or branch.condition == "image"):
-        return False
-    raise RequestError(
-        f'the branch {branch.name} needs {missing}: controls={{"{branch.name}": Control("picture.png")}}.'
-    )
+        advice = "Give the persons a box" if branch.condition == "location" else "Give its picture"
+    picture = f'controls={{"{branch.name}": Control("picture.png")}}'
+    return f"{advice}{f', or the drawing: {picture}' if branch.per == 'picture' else ''}."
 
 
 def control_image(
@@ -133,59 +138,46 @@ def blanks(table: Sequence[Branch], grid: Grid) -> dict[str, Control]:
 def drawings(
     table: Sequence[Branch], given: Sequence[Setting], people: Sequence[DrawnPerson], grid: Grid
 ) -> dict[str, list[NDArray[np.float32]]]:
-    """What one request shows to every branch, by the branch's name; those that are shown nothing are left out."""
-    found = {branch.name: draw(branch, [setting], [people], grid) for branch, setting in zip(table, given, strict=True)}
-    shown = {name: [drawing for drawing in each if drawing is not None] for name, each in found.items()}
-    return {name: each for name, each in shown.items() if each}
+    """What one request shows to every branch, by the branch's name: (C, H, W) in [0, 1], one for each person or one for
+    the picture. Branches that are shown nothing are left out. Raises RequestError."""
+    numbered, shown = dict(enumerate(people, start=1)), dict[str, list[NDArray[np.float32]]]()
+    for branch, setting in zip(table, given, strict=True):
+        if setting.image is not None:
+            shown[branch.name] = [setting.image]
+        elif setting.given and branch.per == "picture":
+            shown[branch.name] = [_drawing(branch, numbered, grid)]
+        elif setting.given:
+            shown[branch.name] = [_of_person(branch, number, person, grid) for number, person in numbered.items()]
+    return shown
 
 
-def draw(
-    branch: Branch, given: Sequence[Setting], people_of: Sequence[Sequence[DrawnPerson]], grid: Grid
-) -> list[NDArray[np.float32] | None]:
-    """The input of a branch's condition network for every subject: persons, or requests; None without a drawing.
-
-    given: the branch's setting in each request. people_of: the persons of each request.
-    """
-    if branch.per == "picture":
-        return [_of_picture(branch, setting, people, grid) for setting, people in zip(given, people_of, strict=True)]
-    return [
-        _of_person(branch, person, grid) if setting.given else None
-        for setting, people in zip(given, people_of, strict=True)
-        for person in people
-    ]
-
-
-def _of_picture(
-    branch: Branch, setting: Setting, people: Sequence[DrawnPerson], grid: Grid
-) -> NDArray[np.float32] | None:
-    if setting.image is not None or not setting.given:
-        return setting.image
-    return _drawing(branch, people, grid)
-
-
-def _of_person(branch: Branch, person: DrawnPerson, grid: Grid) -> NDArray[np.float32]:
+def _of_person(branch: Branch, number: int, person: DrawnPerson, grid: Grid) -> NDArray[np.float32]:
     if branch.condition == "location":
         assert person.face_box is not None
         return location_mask(person.face_box.px, grid.height, grid.width)
     if branch.view == "face":
         assert branch.style is not None
         return person.pose_images[branch.style]
-    return _drawing(branch, [person], grid)
+    return _drawing(branch, {number: person}, grid)
 
 
-def _drawing(branch: Branch, people: Sequence[DrawnPerson], grid: Grid) -> NDArray[np.float32]:
-    """The faces or the bodies of these persons, drawn into the whole picture."""
+def _drawing(branch: Branch, people: Mapping[int, DrawnPerson], grid: Grid) -> NDArray[np.float32]:
+    """The faces or the bodies of these persons, by their number, drawn into the whole picture."""
     assert branch.style is not None
     if branch.draws_bodies:
-        bodies = [person.body for person in people if person.body is not None]
+        bodies = [person.body for person in people.values() if person.body is not None]
         drawing = body_drawing(bodies, grid.height, grid.width, branch.style)
     else:
-        if without := [number for number, person in enumerate(people, start=1) if person.landmarks is None]:
+        if without := [number for number, person in people.items() if person.landmarks is None]:
+            whole = (
+                f', or that whole drawing: controls={{"{branch.name}": Control(…)}}' if branch.per == "picture" else ""
+            )
             raise RequestError(
                 f"person {without[0]} has a pose_image, and the branch {branch.name} draws landmarks into the whole "
-                f'picture. Give landmarks= or pose=, or that whole drawing: controls={{"{branch.name}": Control(…)}}.'
+                f"picture. Give landmarks= or pose={whole}."
             )
-        drawing = face_drawing([person.landmarks_px for person in people], grid.height, grid.width, branch.style)
+        faces = [person.landmarks_px for person in people.values()]
+        drawing = face_drawing(faces, grid.height, grid.width, branch.style)
     return drawing if branch.channels == 3 else drawing.max(axis=0, keepdims=True)
 
 

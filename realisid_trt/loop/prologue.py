@@ -16,7 +16,7 @@ from ..manifest import Manifest
 from ..persons.boxes import Grid, check_inside, snap_box
 from ..persons.prepared import PreparedPerson
 from ..request import OMITTED, Request
-from .controls import Setting, draw, settings
+from .controls import Setting, settings
 from .ddim import DDIM, initial_noise
 from .denoise import BranchTables
 from .prompt import Prompts, TextEmbedding, TextEncoders, TokenIds
@@ -231,19 +231,22 @@ class Prologue:
         return self._emb("unet", plan, grid, texts, per_row=True), branches
 
     def embed_conditions(
-        self, drafts: Sequence[Draft], people_of: Sequence[Sequence[PreparedPerson]], plan: Plan, grid: Grid
+        self, shown: Sequence[Mapping[str, list[NDArray[np.float32]]]], persons: Sequence[int], plan: Plan
     ) -> list[tuple[Tensor, NDArray[np.int32]] | None]:
-        """`condition` and `condition_of` of every branch's BranchTables; None for one that no step evaluates."""
+        """`condition` and `condition_of` of every branch's BranchTables; None for one that no step evaluates.
+
+        shown: the drawings of each request, by the branch's name. persons: how many each request has.
+        """
         found: list[tuple[Tensor, NDArray[np.int32]] | None] = []
-        for place, (branch, evaluated) in enumerate(zip(self.table, plan.evaluated, strict=True)):
+        for branch, evaluated in zip(self.table, plan.evaluated, strict=True):
             if not evaluated:
                 found.append(None)
                 continue
-            drawings = draw(branch, [draft.settings[place] for draft in drafts], people_of, grid)
-            shown = np.stack([drawing for drawing in drawings if drawing is not None])
-            fed = {branch.condition_input: self._backend.put(shown, for_networks=True)}
+            drawings = np.stack([drawing for each in shown for drawing in each.get(branch.name, ())])
+            fed = {branch.condition_input: self._backend.put(drawings, for_networks=True)}
             condition = self._backend.run(f"{branch.name}_condition", fed)["condition"]
-            drawn = np.array([drawing is not None for drawing in drawings])
+            subjects = persons if branch.per == "person" else [1] * len(shown)
+            drawn = np.repeat([branch.name in each for each in shown], subjects)
             found.append((condition, np.where(drawn, np.cumsum(drawn) - 1, -1).astype(np.int32)))
         return found
 

@@ -175,6 +175,7 @@ def test_transparency_of_a_drawing_is_black() -> None:
         ({"depth": Control()}, "controls names 'depth', and this engine has no such branch: it has openpose."),
         ({"openpose": Control(image(32, 48))}, "is 48×32 px, the picture 96×64. Give an array of the picture's size"),
         ({"openpose": Control(image(64, 96, 1))}, "has shape (1, 64, 96), expected (3, H, W) floats in [0, 1]"),
+        ({"openpose": Control(np.zeros((3, 0, 0), np.float32))}, "is 0×0 px, the picture 96×64"),
         ({"openpose": Control(image() * 255)}, "expected [0, 1]. Divide by 255?"),
         ({"openpose": Control(np.zeros((96, 96, 3), np.uint8))}, "is 96×96 px, the picture 96×64: another aspect"),
         ({"openpose": Control(scale=float("inf"))}, "scale of the control openpose is inf, expected a finite number"),
@@ -189,13 +190,23 @@ def test_a_control_that_cannot_be_is_refused(controls: dict[str, Any], said: str
 
 
 def test_a_branch_that_is_not_optional_needs_its_picture() -> None:
-    with pytest.raises(RequestError, match="the branch openpose needs a picture: controls="):
+    with pytest.raises(
+        RequestError, match=r"the branch openpose needs something to draw. Give its picture, or the drawing: controls="
+    ):
         asked(table({**OPENPOSE, "optional": False}))
     bodies = table({**OPENPOSE, "condition": "pose", "style": "openpose-xinsir"})
-    with pytest.raises(RequestError, match="needs a body of a person"):
+    with pytest.raises(
+        RequestError,
+        match=r"needs something to draw. Give a person a body: Person\(body=…\), or the drawing: controls=",
+    ):
         asked(bodies, (Person(landmarks=np.zeros((478, 2)), box=(0, 0, 32, 32)),))
     [setting] = asked(bodies, (Person(body=np.full((17, 2), 20.0)),))
     assert setting.given and setting.image is None
+    each = table({**OPENPOSE, "condition": "pose", "style": "openpose-xinsir", "per": "person", "optional": False})
+    with pytest.raises(RequestError, match=r"Give every person a body: Person\(body=…\)\.$"):
+        asked(each, (Person(landmarks=np.zeros((478, 2)), box=(0, 0, 32, 32)),))
+    [off] = asked(table({**OPENPOSE, "optional": False}), openpose=Control(scale=0))
+    assert not off.given  # what acts nowhere needs no drawing
     [absent] = asked(bodies)  # nobody is plain text-to-image, as for RealisID's rows
     assert not absent.given
 
