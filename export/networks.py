@@ -229,7 +229,7 @@ class IdEncoder(nn.Module):
 
 
 class Condition(nn.Module):
-    """pose_image or location_mask (R, C, H, W) in [0, 1] → Z(c; Θ_z1) at latent size, Eqs. (3) and (6)."""
+    """pose_image, location_mask or image (R, C, H, W) in [0, 1] → Z(c; Θ_z1) at latent size, Eqs. (3) and (6)."""
 
     def __init__(self, controlnet: nn.Module) -> None:
         super().__init__()

@@ -12,6 +12,7 @@ from .forms import Limits
 from .networks import Port, Size
 
 ALL_ROWS = (1 - 7.5, 7.5 - 5.0, 5.0)  # guidance weights, none of them zero
+NO_FULL_ROW = (1 - 7.5, 7.5, 0.0)  # where no branch reads an ID
 MOST_STEPS = 1000
 
 
@@ -55,7 +56,7 @@ def profiles(
 
     side:           least, best and most of a picture's height and width, in cells of the coarsest level.
     steps:          the usual number of denoising steps.
-    per_row_pooled: `branch_pooled_text` is "per_row".
+    table:          the branches.
     """
     best, most = _rows(1, min(persons, 1), table), _rows(pictures, persons, table)
     by_text = {"unet_time", *(f"{branch.name}_time" for branch in table if branch.pooled == "per_row")}
@@ -75,8 +76,9 @@ def profiles(
 def _rows(pictures: int, persons: int, table: Sequence[Branch]) -> dict[str, int]:
     """Rows of the networks that run on a whole batch, when every picture has texts and persons of its own."""
     active = (True,) * len(table)
+    weights = ALL_ROWS if any(branch.tokens == "id" for branch in table) else NO_FULL_ROW
     batch = [
-        PictureRows((2 * b, 2 * b + 1), tuple(range(persons * b, persons * (b + 1))), ALL_ROWS, active, b)
+        PictureRows((2 * b, 2 * b + 1), tuple(range(persons * b, persons * (b + 1))), weights, active, b)
         for b in range(pictures)
     ]
     plan = plan_rows(batch, table)

@@ -80,11 +80,16 @@ def generate(options: argparse.Namespace) -> Outcome:
 
 def embed(options: argparse.Namespace) -> Outcome:
     from .engine import Engine
+    from .manifest import Manifest
 
     if options.out.suffix != ".safetensors":
         raise RequestError(f"--out {options.out} does not end in .safetensors, the format of a stored identity.")
     check_writable(options.out)
     box = None if options.box is None else parse_box(options.box, "--box")
+    if Manifest.read(options.engine).config.id_input == "none":
+        raise RequestError(
+            f"{options.engine} has no identities: its checkpoint's id_input is none. Give another --engine."
+        )
     engine = Engine.load(options.engine, options.backend, options.device, networks=("id_encoder",))
     identity = engine.embed(options.photo, face=options.face, box=box)
     identity.save(options.out)

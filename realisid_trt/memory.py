@@ -59,9 +59,11 @@ class Size:
         for name, (value, _, least) in given.items():
             if value is not None and (whole(value) is None or value < least):
                 raise RequestError(f"{name} is {value!r}, expected a whole number of at least {least}.")
+        limits = cls.largest(manifest)
+        usual = 1 if limits is None else min(1, limits.persons)  # an engine may be built for nobody
         return cls(
             1 if batch is None else batch,
-            1 if persons is None else persons,
+            usual if persons is None else persons,
             manifest.model.default_size if resolution is None else resolution,
         )
 

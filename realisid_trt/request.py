@@ -98,7 +98,8 @@ class Request:
                 raise RequestError(
                     f"subject_conditioning_ratio is {ratio!r}, expected a number from 0 to 1, or None for no delay."
                 )
-        return replace(self, controls=self._checked_controls(), **numbers)
+        numbers |= {"local_scale": None, "global_scale": None}  # in controls from now on
+        return replace(self, **(numbers | {"controls": self._checked_controls()}))
 
     def _checked_controls(self) -> dict[str, Control]:
         """`controls` with plain numbers, the scales of the aliases among them."""

@@ -171,9 +171,14 @@ def _memory(path: str, batch: int | None, persons: int | None, resolution: int |
         manifest = Manifest.read(path)
     except RealisIDError:
         return []
-    [size, *_], card, findings = sizes_of(manifest, batch, persons, resolution), present_card(), list[Finding]()
+    card, findings = present_card(), list[Finding]()
     for build in gpu_builds(manifest):
-        found = needs(manifest, build, size)
+        try:
+            [size, *_] = sizes_of(manifest, batch, persons, resolution)
+            found = needs(manifest, build, size)
+        except RealisIDError as error:  # more than the engine was built for: the other findings are still told
+            findings.append(Finding(f"GPU memory, {build.id}", "optional", str(error), ""))
+            continue
         detail = (
             f"{size}: {at_least(found, found.normal)}, of them {amount(found.loop_weights)} weights of every step and "
             f'{amount(found.other_weights)} other weights; with memory="low" {at_least(found, found.low)}; '

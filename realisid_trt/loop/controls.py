@@ -42,7 +42,8 @@ def settings(request: Request, table: Sequence[Branch], grid: Grid) -> tuple[Set
     names, controls = [branch.name for branch in table], request.controls or {}
     if unknown := [name for name in controls if name not in names]:
         has = f"it has {', '.join(names)}" if names else "it has none"
-        raise RequestError(f"controls names {unknown[0]!r}, and this engine has no such branch: {has}.")
+        alias = f" (or {unknown[0]}_scale was given)" if unknown[0] in ("local", "global") else ""
+        raise RequestError(f"controls names {unknown[0]!r}{alias}, and this engine has no such branch: {has}.")
     return tuple(_setting(branch, controls.get(branch.name, Control()), request, grid) for branch in table)
 
 
@@ -109,9 +110,9 @@ def control_image(
                 f"{name} reaches from {image.min():g} to {image.max():g}, expected [0, 1]. Divide by 255?"
             )
         return image, ()
-    pixels = load_photo(source, name, BLACK).rgb
+    loaded = load_photo(source, name, BLACK, longest_px=None)
+    pixels, notes = loaded.rgb, loaded.notes
     height, width = pixels.shape[:2]
-    notes: tuple[str, ...] = ()
     if (height, width) != size:
         if abs(width * grid.height - height * grid.width) > max(width * grid.height, height * grid.width) * 0.01:
             raise RequestError(
@@ -120,7 +121,10 @@ def control_image(
             )
         picture = Image.fromarray(pixels).resize((grid.width, grid.height), Image.Resampling.LANCZOS)
         pixels = np.asarray(picture)
-        notes = (f"{name} was resized from {width}×{height} to {grid.width}×{grid.height} px.",)
+        notes = (
+            *notes,
+            f"{name} was resized from {width}×{height} to {grid.width}×{grid.height} px.",
+        )
     if branch.channels == 1:
         pixels = np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
     return np.ascontiguousarray(pixels.transpose(2, 0, 1), np.float32) / np.float32(255), notes

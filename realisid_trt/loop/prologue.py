@@ -150,7 +150,19 @@ class Prologue:
                 known[key] = self._rows(drafts, texts, active, with_id)
                 self._check_rows(known[key], grid)
             rows.append(known[key])
-        return Plan(texts, rows)
+        plan = Plan(texts, rows)
+        self._check_conditions(drafts, plan, grid)
+        return plan
+
+    def _check_conditions(self, drafts: Sequence[Draft], plan: Plan, grid: Grid) -> None:
+        side = self._model.default_size
+        for place, (branch, evaluated) in enumerate(zip(self.table, plan.evaluated, strict=True)):
+            if evaluated:
+                shown = [draft.request for draft in drafts if draft.settings[place].given]
+                count = sum(len(request.persons) if branch.per == "person" else 1 for request in shown)
+                size = (side, side) if branch.view == "face" else (grid.height, grid.width)
+                shape = count, branch.channels, *size
+                self._backend.check(f"{branch.name}_condition", {branch.condition_input: shape})
 
     def _active(self, draft: Draft, step: int, num_inference_steps: int) -> tuple[bool, ...]:
         """Whether each branch is evaluated for this request in this step. One of scale 0 is so only unshared."""

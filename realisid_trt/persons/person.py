@@ -56,7 +56,10 @@ class Person:
         how = [name for name in ("pose", "landmarks", "pose_image") if getattr(self, name) is not None]
         if len(who) > 1 or not (who or how or self.body is not None):
             given = " and ".join(who) if who else "none of them"
-            raise RequestError(f"Person needs exactly one of photo, identity and id_tokens; got {given}.")
+            raise RequestError(
+                f"Person needs exactly one of photo, identity and id_tokens; got {given}. For an engine without "
+                "identities give a pose or a body."
+            )
         if len(how) > 1:
             raise RequestError(f"Person takes at most one of pose, landmarks and pose_image; got {' and '.join(how)}.")
         if self.id_tokens is not None and (self.box is None or not how):

@@ -61,14 +61,19 @@ class LoadedPhoto:
         return LoadedPhoto(np.ascontiguousarray(np.rot90(self.rgb, turns)), size, self.notes)
 
 
-def load_photo(source: Photo, name: str | None = None, background: tuple[int, int, int] = WHITE) -> LoadedPhoto:
+def load_photo(
+    source: Photo,
+    name: str | None = None,
+    background: tuple[int, int, int] = WHITE,
+    longest_px: int | None = WORKING_SIDE_PX,
+) -> LoadedPhoto:
     """The photo, upright and reduced to at most 2048 px on its longest side.
 
     source: path, bytes of a file, PIL image, or array: (H, W), (H, W, 1), (H, W, 3) RGB or (H, W, 4) RGBA,
             uint8 or uint16.
     name:   of the photo in error messages; the path by default, else "photo".
 
-    background: colour behind transparent pixels.
+    background: colour behind transparent pixels. longest_px: of the longest side; None reduces nothing.
 
     EXIF orientation and the embedded colour profile are applied (pixels become sRGB), 16 bits are cut to 8, any colour
     mode becomes RGB, and of an animation the first frame is taken.
@@ -77,8 +82,9 @@ def load_photo(source: Photo, name: str | None = None, background: tuple[int, in
     """
     name = name or _path(source) or "photo"
     with ExitStack() as stack:
-        found = _upright(source, name, stack, reduce=True)
-        found.picture.thumbnail((WORKING_SIDE_PX, WORKING_SIDE_PX), Image.Resampling.LANCZOS)  # never the caller's own
+        found = _upright(source, name, stack, reduce=longest_px is not None)
+        if longest_px is not None:
+            found.picture.thumbnail((longest_px, longest_px), Image.Resampling.LANCZOS)  # never the caller's own
         rgb = to_srgb(found.picture, found.profile, background, name)
     return LoadedPhoto(np.array(rgb), found.size[::-1], found.notes)
 

@@ -110,6 +110,15 @@ def test_profiles_hold_what_the_runtime_asks_for() -> None:
             assert len(plan.branches[0].rows) <= found["local_branch"].most["rows"]
 
 
+def test_plans_without_identities_have_no_full_row() -> None:
+    row = {"name": "openpose", "condition": "image", "tokens": "text", "pooled": "per_row"}
+    table = RealisIDConfig.from_dict({"method": "controlnet", "branches": [row]}).table
+    names = ["unet_encoder", "unet_decoder", "openpose_branch", "openpose_condition"]
+    found = profiles(names, pictures=3, persons=4, side=(2, 4, 8), steps=30, table=table)
+    assert [found[name].best["rows"] for name in names] == [2, 2, 2, 1]
+    assert [found[name].most["rows"] for name in names] == [6, 6, 6, 3]
+
+
 def test_a_graph_that_is_secretly_float32(tmp_path: Path, doubled: Path) -> None:
     two = np.full(4, 2, np.float32)
     multiply = helper.make_node("Mul", ["x", "two"], ["y"], name="multiply")

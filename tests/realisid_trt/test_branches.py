@@ -215,9 +215,13 @@ def test_the_scales_of_realisid_are_controls_by_another_name() -> None:
     config = RealisIDConfig(branch_pooled_text="zeros")
     local, whole = settings(Request("x", local_scale=0.5, global_scale=0).check(), config.table, GRID)
     assert (local.scale, whole.scale) == (0.5, 0)
+    once = Request("x", local_scale=0.5, controls={"global": Control(scale=0.25)}).check()
+    assert settings(once.check(), config.table, GRID)[0].scale == 0.5  # checked twice is checked
     with pytest.raises(RequestError, match="local_scale and the scale of controls"):
         Request("x", local_scale=0.5, controls={"local": Control(scale=0.5)}).check()
-    with pytest.raises(RequestError, match="controls names 'local', and this engine has no such branch"):
+    with pytest.raises(
+        RequestError, match="controls names 'local' .or local_scale was given., and this engine has no such branch"
+    ):
         settings(Request("x", local_scale=0.5).check(), table(OPENPOSE), GRID)
     with pytest.raises(RequestError, match="the control local has an image, but that branch draws every person"):
         asked(config.table, local=Control(image()))
