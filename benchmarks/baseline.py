@@ -65,6 +65,9 @@ class Baseline:
         self.text_encoders = {name: checkpoint.load_text_encoder(name, dtype).to(self.device) for name in names}
         self.tokenizers = {name: checkpoint.load_tokenizer(name) for name in names}
         self.scheduler = checkpoint.load_scheduler()
+        self.null_id_tokens = torch.empty(0)
+        if self.config.id_input != "none":  # computed now: no picture is timed or weighed with the image encoder
+            self.null_id_tokens = checkpoint.null_id_tokens().to(self.device, dtype)
         self.clock = Clock(self.device)
         self.usage = ClockedUsage(self.clock)
         self.use_format(memory_format)

@@ -195,7 +195,7 @@ class Session:
             return
         self.write(running=name)
         brief = self.options.minutes is not None
-        share = PARTS[name].share_seconds if brief and PARTS[name].share_seconds else math.inf
+        share = PARTS[name].share_of(self.options.minutes)
         limit = min(self.seconds_left(), PARTS[name].max_seconds, share)
         part = run_part(self.command(name), limit, self.environment)
         stopped = part["seconds"] + 0.1 >= limit  # the seconds are rounded

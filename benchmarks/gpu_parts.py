@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import re
 import shlex
@@ -32,13 +33,16 @@ DIFFUSERS = {"diffusers": ""}
 CUDA_PYTHON = {"cuda-core": "", "cuda-bindings": ""}
 
 
+SHARES_OF_MINUTES = 12  # for which the shares of the parts are stated
+
+
 @dataclass(frozen=True)
 class Part:
     """A command, and the conditions under which it is run.
 
     max_seconds:   it is stopped after this time.
     min_seconds:   it is not begun if less of --minutes is left. Estimated, not measured.
-    share_seconds: the most that it may take of --minutes; 0: all that are left.
+    share_seconds: the most that it may take of 12 --minutes or fewer, and more of more; 0: all that are left.
     item:          of a kit, with this part's result. If the kit has it, it is put in its place, and the command is not
                    run.
     needs:         package → the beginning of its version; they must be installed if the command is run.
@@ -54,6 +58,12 @@ class Part:
     needs: Mapping[str, str] = field(default_factory=dict)
     after: tuple[str, ...] = ()
     needs_backend: bool = False
+
+    def share_of(self, minutes: float | None) -> float:
+        """The most seconds that it may take of so many minutes, infinite where it has no share."""
+        if minutes is None or not self.share_seconds:
+            return math.inf
+        return self.share_seconds * max(1.0, minutes / SHARES_OF_MINUTES)
 
 
 PARTS = {

@@ -22,7 +22,6 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.checkpoint import Checkpoint
 from realisid_trt import Control
 from realisid_trt.config import Branch
 from realisid_trt.errors import RequestError
@@ -40,18 +39,6 @@ class NaivePipeline(Baseline):
     """The checkpoint's own modules, on one device."""
 
     TRIAL: ClassVar[dict[str, Any]] = {**Baseline.TRIAL, "subject_conditioning_ratio": None}
-
-    def __init__(
-        self,
-        checkpoint: Checkpoint,
-        memory_format: str = "contiguous",
-        device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        super().__init__(checkpoint, memory_format, device, dtype)
-        self.null_id_tokens = torch.empty(0)
-        if self.config.id_input != "none":
-            self.null_id_tokens = checkpoint.null_id_tokens().to(self.device, dtype)
 
     @torch.inference_mode()
     def generate(
@@ -155,6 +142,12 @@ class NaivePipeline(Baseline):
     def _place(self, rows: _Rows, persons: Sequence[Person], size_px: tuple[int, int]) -> None:
         """Adds the persons' boxes, and their shares of the cells where these overlap."""
         has_ids = self.config.id_input != "none"
+        for branch in self.config.table:
+            if (branch.per, branch.view, branch.condition) == ("person", "picture", "pose"):
+                raise RequestError(
+                    f"the naive pipeline draws nothing, and the branch {branch.name} is shown each person in the whole "
+                    "picture. Measure this engine alone: --baseline none."
+                )
         if any(
             person.pose_image is None or person.box is None or (has_ids and person.id_tokens is None)
             for person in persons
@@ -181,13 +174,10 @@ class NaivePipeline(Baseline):
         if not persons:
             return None
         if branch.condition == "location":
-            return self._placed([location_mask(box.px, *size_px) for box in boxes], self.dtype)
-        if branch.view == "picture":
-            raise RequestError(
-                f"the naive pipeline draws nothing, and the branch {branch.name} is shown each person in the whole "
-                "picture. Measure this engine alone: --baseline none."
-            )
-        return self._placed([person.pose_image for person in persons], self.dtype)
+            masks = [location_mask(box.px, *size_px) for box in boxes]
+            return self._placed(masks, self.dtype).expand(-1, branch.channels, -1, -1)
+        drawings = self._placed([person.pose_image for person in persons], self.dtype)
+        return drawings if branch.channels == 3 else drawings.amax(dim=1, keepdim=True)
 
     def _branch_rows(
         self, branch: Branch, control: Control, shown: Tensor, persons: Sequence[Person], rows: _Rows, share: bool

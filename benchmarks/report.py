@@ -100,13 +100,15 @@ def table(result: Mapping[str, Any]) -> str:
     hardware, settings, on_gpu = result["hardware"], result["settings"], " on cuda" in result["engine"]["backend"]
     ram = f", {hardware['ram_bytes'] / 2**30:.0f} GiB" if hardware["ram_bytes"] else ""
     known = (*RUNTIMES, "torch", "diffusers")
+    has_persons = any(case["persons"] for case in result["cases"])
     lines = [hardware["gpu"]] if hardware["gpu"] else []
     lines += [
         f"{result['engine']['name']}: {result['engine']['backend']}, {result['engine']['precision']}; {result['date']}",
         f"{hardware['cpu']}, {hardware['threads']} threads on {hardware['cores_available']} cores{ram}; "
         + ", ".join(f"{name} {result['versions'][name]}" for name in known if name in result["versions"]),
-        f"{settings['width']}×{settings['height']} px, {settings['steps']} steps, {settings['steps_without_id']} "
-        f"of them without the ID; {settings['runs']} interleaved runs after {settings['warmup']}; ms, {SPREAD}",
+        f"{settings['width']}×{settings['height']} px, {settings['steps']} steps"
+        + (f", {settings['steps_without_id']} of them without the ID" if has_persons else "")
+        + f"; {settings['runs']} interleaved runs after {settings['warmup']}; ms, {SPREAD}",
     ]
     for case in result["cases"]:
         lines += ["", *_case_lines(case, on_gpu)]
@@ -131,7 +133,7 @@ def _case_lines(case: Case, on_gpu: bool) -> list[str]:
         add(label, [_spread(c["stages_ms"].get(stage)) for c in contenders.values()])
     for phase, label in zip(PHASES, ("step without ID", "step with ID"), strict=True):
         if any(c["step_ms"][phase] for c in contenders.values()):
-            add(label, [_spread(c["step_ms"][phase]) for c in contenders.values()])
+            add(label if case["persons"] else "step", [_spread(c["step_ms"][phase]) for c in contenders.values()])
             add("  rows", [_rows(c["step_rows"][phase]) for c in contenders.values()])
             add("  TFLOP", [_number(c["step_tflop"][phase]) for c in contenders.values()])
     for name in CORES:

@@ -15,6 +15,8 @@ from realisid_trt.errors import RequestError
 from realisid_trt.loop.ddim import DDIM, initial_noise
 from realisid_trt.loop.rows import in_window, steps_without_id
 from realisid_trt.manifest import Manifest, Model
+from realisid_trt.persons.bodies import NUM_JOINTS
+from realisid_trt.persons.mesh import NUM_LANDMARKS
 
 from .options import Options, has_persons
 
@@ -73,8 +75,19 @@ class Scene:
         )
 
     def persons(self, count: int) -> list[Person]:
+        """Random persons with all that the branches are shown of them."""
         persons = make_persons(self.model, count, self.height, self.width, self.seed)
-        return persons if self.config.id_input != "none" else [replace(person, id_tokens=None) for person in persons]
+        if self.config.id_input == "none":
+            persons = [replace(person, id_tokens=None) for person in persons]
+        of_persons = [branch for branch in self.config.table if branch.per == "person"]
+        rng = np.random.default_rng(self.seed)
+        if any(branch.draws_faces and branch.view == "picture" for branch in of_persons):  # by their landmarks alone
+            faces = rng.random((count, NUM_LANDMARKS, 2))
+            persons = [replace(p, pose_image=None, landmarks=face) for p, face in zip(persons, faces, strict=True)]
+        if any(branch.draws_bodies for branch in of_persons):
+            bodies = rng.random((count, NUM_JOINTS, 2)) * (self.width, self.height)
+            persons = [replace(p, body=body) for p, body in zip(persons, bodies, strict=True)]
+        return persons
 
     def given(self, count: int, steps: int) -> dict[str, Any]:
         """Arguments that `generate` of the engine and of the baselines both accept.

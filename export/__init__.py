@@ -1,1 +1,1 @@
-"""torch → ONNX → plans: the tools that turn a RealisID checkpoint into an engine directory."""
+"""torch → ONNX → plans: the tools that turn a checkpoint into an engine directory."""

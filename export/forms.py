@@ -54,7 +54,7 @@ class Limits:
     def of_requests(cls, pictures: int, persons: int, side: int) -> Limits:
         """The limits of batches of `pictures` pictures of `persons` persons, each `side` coarsest cells wide.
 
-        When nothing is shared, the UNet has three rows per picture, and a branch three rows per person.
+        When nothing is shared, the UNet has three rows per picture, and a branch three rows per person or picture.
         """
         return cls(rows=(1, 3 * pictures * max(1, persons)), timesteps=(1, 1000 * 2 * pictures), side=(2, max(2, side)))
 

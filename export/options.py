@@ -152,7 +152,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line of `python -m export.build`."""
     parser = argparse.ArgumentParser(
         prog="python -m export.build",
-        description="Build an engine from a RealisID checkpoint: export every network, verify it, publish it.",
+        description="Build an engine from a checkpoint: export every network, verify it, publish it.",
         epilog="""examples:
   python -m export.build                                            the miniature, into engines/miniature
   python -m export.build --checkpoint CKPT --out engines/NAME --fp16

@@ -267,7 +267,7 @@ _GENERATE = (
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m realisid_trt",
-        description="Pictures of given persons, from a built engine.",
+        description="Pictures from a built engine: of a text, given persons and control pictures.",
         epilog="Each command has its own --help, with examples.",
     )
     parser.add_argument("--version", action="version", version=__version__)
@@ -303,7 +303,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command(
         "generate",
         generate,
-        "Make pictures of the given persons.",
+        "Make pictures of a prompt, given persons and control pictures.",
         """  python -m realisid_trt generate --prompt "two friends hiking" --seed 7 --out out.png \\
       --person alice.jpg@160,180,416,436 --person bob.jpg@600,200,800,400,pose=laughing.jpg
   python -m realisid_trt generate --prompt "a portrait" --person alice.safetensors@300,200,700,600 --out out.png
@@ -335,8 +335,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--guidance-scale", type=float, metavar="λt")
     sub.add_argument("--id-guidance-scale", type=float, metavar="λi")
     sub.add_argument("--subject-conditioning-ratio", metavar="α", help="0 to 1, or none to switch the delay off")
-    sub.add_argument("--local-scale", type=float)
-    sub.add_argument("--global-scale", type=float)
+    for name in ("local", "global"):
+        text = f"of the branch {name}, if the engine has one; the same as --control {name}=scale=S"
+        sub.add_argument(f"--{name}-scale", type=float, metavar="S", help=text)
     sub.add_argument("--height", type=int, metavar="PX")
     sub.add_argument("--width", type=int, metavar="PX")
     sub.add_argument(

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from .backends import Backend, open_backend
 from .checks import check_finite
 from .errors import BackendError, EngineMismatch, RealisIDError, RequestError
-from .loop.controls import blanks, drawings
+from .loop.controls import blanks, branches_of, drawings
 from .loop.denoise import Batch, denoise, loop_networks
 from .loop.picture import decode, to_pil
 from .loop.prologue import Draft, Prologue
@@ -36,7 +36,7 @@ CLOSED = "this engine was closed. Load it again: Engine.load(…)."
 
 
 class Engine:
-    """A RealisID checkpoint, built and loaded. Make one with `Engine.load`.
+    """A checkpoint, built and loaded. Make one with `Engine.load`.
 
     Several threads may share an engine; it makes one batch at a time. It frees its networks and memory when it is
     closed (`with Engine.load(…) as engine`) or garbage-collected.
@@ -211,7 +211,7 @@ class Engine:
         return self._see(draft, grid)[1]
 
     def generate(self, prompt: str, persons: Sequence[Person] = (), **options: Unpack[GenerateOptions]) -> Result:
-        """Pictures of the given persons.
+        """Pictures of the prompt and the given persons.
 
         negative_prompt, num_images, seed, latents, guidance_scale, id_guidance_scale, subject_conditioning_ratio,
         controls, local_scale, global_scale: see `Request`.
@@ -344,7 +344,7 @@ class Engine:
 
     def _see(self, draft: Draft, grid: Grid) -> tuple[list[SeenPerson], dict[str, list[NDArray[np.float32]]]]:
         """The persons of a request, and what every branch is shown."""
-        people = self._people.see_all(draft.request.persons, grid)
+        people = self._people.see_all(draft.request.persons, grid, branches_of(self.config.table, draft.settings))
         return people, drawings(self.config.table, draft.settings, people, grid)
 
     @contextmanager

@@ -142,7 +142,7 @@ class Tokenizer:
 class Model:
     """The checkpoint's constants for the runtime. No shape is assumed: all come from the networks.
 
-    sample_size:       side of the UNet's training latents, and of the local branch's canvas, in latent cells.
+    sample_size:       side of the UNet's training latents, and of the canvas for faces, in latent cells.
     vae_scale_factor:  f, px per latent cell.
     levels:            L, resolutions inside the UNet.
     residual_levels:   level of each skip of the UNet, the mid block last.

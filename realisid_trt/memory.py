@@ -174,7 +174,8 @@ def arena_bytes(manifest: Manifest, build: Build, size: Size, tile: int | None =
     coefficients, grid = prologue.coefficients(steps), prologue.grid(size.resolution, size.resolution)
     table, request = manifest.config.table, Request("", [Person("")] * size.persons)
     given = tuple(
-        Setting(1.0, branch.start, branch.end, None, branch.per == "picture" or size.persons > 0) for branch in table
+        Setting(1.0, branch.start, branch.end, _zeros(1) if branch.per == "picture" else None, (True,) * size.persons)
+        for branch in table
     )
     texts = [(((2 * picture,),), ((2 * picture + 1,),)) for picture in range(size.batch)]
     drafts = [Draft(request, 0, pair, None, given) for pair in texts]

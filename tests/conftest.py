@@ -113,7 +113,7 @@ class Built:
 
 
 @contextlib.contextmanager
-def _by_turns() -> Iterator[None]:
+def by_turns() -> Iterator[None]:
     """One process of `pytest --numprocesses` at a time: the first builds the engines, the others find them."""
     ENGINES.mkdir(exist_ok=True)
     with open(ENGINES / ".tests.lock", "w") as file:
@@ -134,7 +134,7 @@ def built() -> dict[str, Built]:
         return {"x4": Built(ROOT / "checkpoints" / "miniature", Path(given))}
     engines = {name: Built(ENGINES / f"test-{name}-checkpoint", ENGINES / f"test-{name}") for name in CHECKPOINTS}
     if "STAND_IN_KERNELS" not in os.environ:  # in a rehearsal, the process that began it has built them
-        with _by_turns():
+        with by_turns():
             stamp = ENGINES / ".tests.json"
             if not _fresh(stamp, engines):
                 stamp.unlink(missing_ok=True)

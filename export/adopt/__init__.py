@@ -36,13 +36,30 @@ from .places import INDEX, MADE_BY, Base, free_target
 from .schedule import FILE, ddim_schedule
 from .weights import link_or_copy, needed_bytes, same_disk, write_net
 
-__all__ = ["Adopted", "NetRequest", "add_controlnets", "adopt_controlnets", "adopt_mediapipe_face"]
+__all__ = ["AdoptOptions", "Adopted", "NetRequest", "add_controlnets", "adopt_controlnets", "adopt_mediapipe_face"]
 
 CONFIG = "realisid_config.json"
 ZEROS = "force_zeros_for_empty_prompt"
 RESERVE_BYTES = 64 * 2**20  # for everything but weights
 SD15_FOLDER = "diffusion_sd15"  # of CrucibleAI/ControlNetMediaPipeFace, whose root is a net of SD 2.1
 Report = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdoptOptions:
+    """How a checkpoint is written. The command line takes its defaults from here.
+
+    half:    write the new ControlNets in float16, whatever the source has.
+    copy:    copy weights instead of linking them.
+    variant: of the weight files of nets, base and checkpoint, such as "fp16"; a folder without it uses its plain files.
+    """
+
+    half: bool = False
+    copy: bool = False
+    variant: str | None = None
+
+
+DEFAULTS = AdoptOptions()
 
 
 @dataclass(frozen=True)
@@ -65,24 +82,20 @@ def adopt_controlnets(
     requests: Sequence[NetRequest],
     base: str,
     out: str | Path,
-    *,
-    half: bool = False,
-    copy: bool = False,
-    variant: str | None = None,
+    options: AdoptOptions = DEFAULTS,
     report: Report = lambda line: None,
 ) -> Adopted:
     """A checkpoint of text and controls, without identities.
 
     requests: the rows of its table, in this order. base: folder of a model in diffusers' layout, or the id of a hub
               model in this machine's cache; it is referred to, not copied.
-    half:     write float16, whatever the source has. copy: copy weights instead of linking them.
-    variant:  of the weight files of nets and base, e.g. "fp16"; a folder without it uses its plain files.
+    report:   called with a line for each net.
 
     Raises RequestError, CheckpointError or DiskError; nothing is published then.
     """
     _check_names(requests, ())
-    found = Base.find(base, variant)
-    nets = [Net.open(request, variant) for request in requests]
+    found = Base.find(base, options.variant)
+    nets = [Net.open(request, options.variant) for request in requests]
     target = free_target(out, [found.folder, *(request.folder for request in requests)])
     schedule = ddim_schedule(found.folder / "scheduler")
     parts = {name: full_config(component) for name, component in found.parts.items()}
@@ -93,46 +106,49 @@ def adopt_controlnets(
     _check_fit(nets, parts, config, found.texts, base)
     lines = [_line(net) for net in nets]
     lines.append(licence_line("base_model", base if found.is_hub else source_name(found.folder), [found.folder]))
-    with _published(target, nets, half, copy, 0, report) as partial:
+    with _published(target, nets, options, 0, report) as partial:
         (partial / "scheduler").mkdir()
         _write(partial / "scheduler" / FILE, schedule)
         _write(partial / CONFIG, config.to_dict())
         index = {"base_model": found.reference(target), **_entries(nets), "scheduler": ["diffusers", "DDIMScheduler"]}
         _write(partial / INDEX, {"_class_name": "RealisIDPipeline", "_made_by": MADE_BY, **index, "licences": lines})
-        adopted = _adopted(target, _checked(partial, found.folder, variant), lines)
+        adopted = _adopted(target, _checked(partial, found.folder, options.variant), lines)
     return adopted
 
 
-def adopt_mediapipe_face(weights: str | Path, base: str, out: str | Path, **options: Any) -> Adopted:
+def adopt_mediapipe_face(
+    weights: str | Path,
+    base: str,
+    out: str | Path,
+    options: AdoptOptions = DEFAULTS,
+    report: Report = lambda line: None,
+) -> Adopted:
     """A checkpoint that draws faces with a MediaPipe mesh as CrucibleAI/ControlNetMediaPipeFace reads it.
 
-    weights: its folder, or the folder of the SD 1.5 net inside. options: as in `adopt_controlnets`.
+    weights: its folder, or the folder of the SD 1.5 net inside. The rest as in `adopt_controlnets`.
     """
     folder = Path(os.path.expanduser(weights))
     if os.path.isfile(folder / SD15_FOLDER / "config.json"):
         folder /= SD15_FOLDER
-    return adopt_controlnets([NetRequest("face", folder, {"style": "mediapipe-face"})], base, out, **options)
+    return adopt_controlnets([NetRequest("face", folder, {"style": "mediapipe-face"})], base, out, options, report)
 
 
 def add_controlnets(
     requests: Sequence[NetRequest],
     checkpoint: str | Path,
     out: str | Path,
-    *,
-    half: bool = False,
-    copy: bool = False,
-    variant: str | None = None,
+    options: AdoptOptions = DEFAULTS,
     report: Report = lambda line: None,
 ) -> Adopted:
     """The same checkpoint with more rows. Everything else, such as its scheduler, stays as it is.
 
-    half: of the new nets only. copy: of all weights. variant, and what is raised: as in `adopt_controlnets`.
+    report, and what is raised: as in `adopt_controlnets`.
     """
     source = Path(os.path.abspath(os.path.expanduser(checkpoint)))
-    given = Checkpoint.open(source, variant=variant, local_files_only=True)
+    given = Checkpoint.open(source, variant=options.variant, local_files_only=True)
     given.check_weights()
     _check_names(requests, [row.name for row in given.config.table])
-    nets = [Net.open(request, variant) for request in requests]
+    nets = [Net.open(request, options.variant) for request in requests]
     bases = [given.base] if given.base else []
     target = free_target(out, [source, *bases, *(request.folder for request in requests)])
     values = read_json(source / CONFIG, "it says what the weights were trained with")
@@ -157,18 +173,18 @@ def add_controlnets(
             f"{source / min(taken)} is there already, and no row of {CONFIG} names it. Remove the folder from the "
             "checkpoint, or give the net another name."
         )
-    copied = sum(file.stat().st_size for file in files.values() if copy or not same_disk(file, target.parent))
-    with _published(target, nets, half, copy, copied, report) as partial:
+    copied = sum(file.stat().st_size for file in files.values() if options.copy or not same_disk(file, target.parent))
+    with _published(target, nets, options, copied, report) as partial:
         for name, file in files.items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            link_or_copy(file, partial / name, copy or file.suffix != ".safetensors")
+            link_or_copy(file, partial / name, options.copy or file.suffix != ".safetensors")
         _write(partial / CONFIG, values)
         index = read_json(source / INDEX, "it lists the checkpoint's parts")
         index.pop("_recipe", None)
         if reference := index.get("base_model"):
             index["base_model"] = _moved(str(reference), source, target)
         _write(partial / INDEX, {**index, "_made_by": MADE_BY, **_entries(nets), "licences": lines})
-        adopted = _adopted(target, _checked(partial, given.base, variant), lines)
+        adopted = _adopted(target, _checked(partial, given.base, options.variant), lines)
     return adopted
 
 
@@ -244,15 +260,15 @@ def _moved(reference: str, source: Path, target: Path) -> str:
 
 @contextmanager
 def _published(
-    target: Path, nets: Sequence[Net], half: bool, copy: bool, more_bytes: int, report: Report
+    target: Path, nets: Sequence[Net], options: AdoptOptions, more_bytes: int, report: Report
 ) -> Iterator[Path]:
     """The temporary folder of the checkpoint, with the nets in it. Published when the block succeeds."""
-    needed = sum(needed_bytes(net, target, half, copy) for net in nets) + more_bytes
+    needed = sum(needed_bytes(net, target, options.half, options.copy) for net in nets) + more_bytes
     check_space(target.parent, needed + RESERVE_BYTES, "the checkpoint")
     try:
         with whole_folder(target) as partial, disk_errors(target.parent):
             for net in nets:
-                how = write_net(net, partial / net.component.name, half, copy)
+                how = write_net(net, partial / net.component.name, options.half, options.copy)
                 report(f"{net.request.name}: {size_text(net.bytes)} of {net.request.folder} {how}")
             yield partial
             for path in (*partial.rglob("*"), partial):

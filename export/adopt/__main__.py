@@ -6,13 +6,21 @@ import argparse
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from typing import Any
 
 from realisid_trt.commands.command_line import Outcome, execute, reporter, run
+from realisid_trt.commands.flags import flags_of
 
-from . import Adopted, NetRequest, add_controlnets, adopt_controlnets, adopt_mediapipe_face, size_text
+from . import Adopted, AdoptOptions, NetRequest, add_controlnets, adopt_controlnets, adopt_mediapipe_face, size_text
 from .licences import shown
 from .nets import FORM, STYLES
+
+WORDS = {
+    "half": "write the ControlNets' weights in float16",
+    "copy": "copy weights; default: hard links on the same disk",
+    "variant": 'of the weight files, e.g. "fp16"',
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,20 +31,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _adopt(given: dict[str, Any], as_json: bool) -> Outcome:
-    variant, report = given["variant"], reporter(as_json)
+    options = AdoptOptions(**{field.name: given.pop(field.name) for field in fields(AdoptOptions)})
     make: dict[str, Callable[..., Adopted]] = {
         "controlnet": adopt_controlnets, "add": add_controlnets, "mediapipe-face": adopt_mediapipe_face,
     }  # fmt: skip
     kind = given.pop("kind")
     if nets := given.pop("net", None):
         given["requests"] = [NetRequest.parse(net) for net in nets]
-    made = make[kind](**given, report=report)
+    made = make[kind](**given, options=options, report=reporter(as_json))
+    more = f" --variant {options.variant}" if options.variant else ""
     build = f"python -m export.build --checkpoint {shlex.quote(str(made.path))} --fp16"
     lines = [
         *map(shown, made.licences),
         f"its engine will take about {size_text(made.engine_bytes)} on disk (--fp16 --gpu-only), and "
         f"{size_text(made.loop_bytes)} of the GPU's memory for the weights of a step's networks",
-        f"{made.path}: branches {', '.join(made.branches)}. Build it: {build}{f' --variant {variant}' * bool(variant)}",
+        f"{made.path}: branches {', '.join(made.branches)}. Build it: {build}{more}",
     ]
     values = {
         "path": str(made.path), "branches": made.branches, "licences": made.licences,
@@ -71,9 +80,8 @@ def _parser() -> argparse.ArgumentParser:
         kind.add_argument("--base", required=True, metavar="MODEL", help="folder of the base model, or a hub id")
     for kind in (controlnet, add, face):
         kind.add_argument("--out", required=True, metavar="DIR", help="folder to make")
-        kind.add_argument("--half", action="store_true", help="write the ControlNets' weights in float16")
-        kind.add_argument("--copy", action="store_true", help="copy weights; default: hard links on the same disk")
-        kind.add_argument("--variant", help='of the weight files, e.g. "fp16"')
+        for flag, arguments in flags_of(AdoptOptions, WORDS):
+            kind.add_argument(flag, **arguments)
         kind.add_argument("--json", action="store_true", help="the last line of stdout is one JSON object")
     return parser
 

@@ -49,10 +49,12 @@ def read_pickle(file: Path) -> dict[str, Tensor]:
                 f"{file}: {key!r} is a {type(tensor).__name__}, expected only tensors by name, as save_pretrained "
                 f"writes them. {advice}"
             )
-        if tensor.dtype not in DTYPES or tensor.layout != torch.strided or tensor.is_quantized:
-            kind = str(tensor.dtype).removeprefix("torch.")
+        if tensor.dtype not in DTYPES:
+            kind, kinds = str(tensor.dtype).removeprefix("torch."), ", ".join(DTYPES.values())
+            raise CheckpointError(f"{file}: {key} holds numbers of the kind {kind}, expected one of {kinds}. {advice}")
+        if tensor.layout != torch.strided:
             raise CheckpointError(
-                f"{file}: {key} holds numbers of the kind {kind} ({tensor.layout}), expected one of "
-                f"{', '.join(DTYPES.values())}. {advice}"
+                f"{file}: {key} is a tensor of the layout {tensor.layout}, expected torch.strided, with every number "
+                f"in it. {advice}"
             )
     return dict(values)

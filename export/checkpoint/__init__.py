@@ -42,12 +42,12 @@ __all__ = ["Checkpoint", "tokenizer_of"]
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A RealisID checkpoint whose configs agree with each other; weights are read by the load_* methods.
+    """A checkpoint whose configs agree with each other; weights are read by the load_* methods.
 
     config:               realisid_config.json; box_snap is filled in.
     vae_scale_factor:     f, output pixels per latent cell.
     levels:               L, resolutions of the UNet.
-    sample_size:          side of the latents that the UNet was trained on: the local branch's canvas.
+    sample_size:          side of the latents that the UNet was trained on, and of the canvas for faces.
     residuals:            (channels, level) of every skip in the encoder's order, then of the mid block.
     pooled_dim:           P, width of the pooled text; 0 without added conditions.
     cross_attention_dim:  D, width of text and ID tokens. emb_dim: E, width of the time embedding.

@@ -154,7 +154,8 @@ def _sample_size(unet: Config) -> int:
             "sample_size",
             size,
             f"the side of the square latents it was trained on, a multiple of {step}",
-            "It sets the local branch's canvas (128 for SDXL, 64 for SD 1.5): add it to the file.",
+            "It sets the size of pictures, and the canvas of branches that see faces (128 for SDXL, 64 for SD 1.5): "
+            "add it to the file.",
         )
     return int(size)
 
@@ -315,7 +316,7 @@ def check_scheduler(ddim: Config, source: Config) -> None:
     if name.startswith(("EDM", "FlowMatch")) or foreign:
         said = f"{name} with {', '.join(foreign)}" if foreign else name
         raise CheckpointError(
-            f"{where}: {said} is another kind of noise schedule (EDM or flow matching). RealisID's steps are DDIM's, "
+            f"{where}: {said} is another kind of noise schedule (EDM or flow matching). An engine's steps are DDIM's, "
             "on a schedule of betas. Take a base model that was trained on one, as SDXL and SD 1.5 are."
         )
     if not {"beta_start", "beta_end"} <= set(source) and source.get("trained_betas") is None:

@@ -30,8 +30,8 @@ class Folders:
     def __init__(self, path: Path, base_model: str | Path | None, variant: str | None, local_files_only: bool) -> None:
         if path.is_file():
             raise CheckpointError(
-                f"{path} is a file, expected a checkpoint's folder. {unpack(path)} A RealisID checkpoint is begun from "
-                "it by: python -m training.start --base FOLDER --help"
+                f"{path} is a file, expected a checkpoint's folder. {unpack(path)} A checkpoint is begun from it "
+                "by: python -m export.adopt --help (published ControlNets), python -m training.start --help (RealisID)."
             )
         if not path.is_dir():
             what = "is not a folder" if path.exists() else "does not exist"

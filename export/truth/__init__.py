@@ -1,1 +1,1 @@
-"""The judges of a build: RealisID from the equations, and the distance of each network, plan and engine from it."""
+"""The judges of a build: the pictures that the equations give, and how far networks, plans and engine are from them."""

@@ -1,4 +1,4 @@
-"""RealisID in plain torch over unmodified diffusers modules, straight from the paper's equations. Slow and obvious.
+"""A checkpoint's pictures in plain torch: unmodified diffusers modules, straight from the equations. Slow and obvious.
 
 It is the truth that everything else is compared with: three full rows, nothing shared, nothing precomputed,
 `F.interpolate`, diffusers' DDIMScheduler. It reads the checkpoint, and shares no code with the runtime.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +24,14 @@ from ..checkpoint.vae import from_latents
 @dataclass(frozen=True, eq=False)
 class ReferencePerson:
     """One person. id_pixels (3, S, S) normalised, or id_tokens (T, D), or neither without identities; box x0, y0, x1,
-    y1 px; pose_image (3, S, S), or (3, H, W) where a branch sees the whole picture."""
+    y1 px; pose_image (3, S, S), or (3, H, W) where a branch sees the whole picture. drawings: (C, H, W) by a branch's
+    name, of the branches that draw a body, or a face without a pose_image."""
 
-    pose_image: Tensor
+    pose_image: Tensor | None
     box: tuple[float, float, float, float]
     id_pixels: Tensor | None = None
     id_tokens: Tensor | None = None
+    drawings: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +45,7 @@ class ReferenceControl:
 
 
 class Reference:
-    """All of RealisID in one dtype."""
+    """All of a checkpoint in one dtype."""
 
     def __init__(self, checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> None:
         self.checkpoint, self.config, self.dtype = checkpoint, checkpoint.config, dtype
@@ -209,10 +211,7 @@ class Reference:
                 )
             else:
                 seen = latents
-            if branch.condition == "location":
-                shown = self.location_mask(box, *size_px)
-            else:
-                shown = person.pose_image[None].to(self.dtype)
+            shown = self._shown(branch, person, box, size_px)
             read = tokens[None] if branch.tokens == "id" else prompt_embeds
             for index, residual in enumerate(self._controlnet(branch, seen, timestep, read, shown, pooled)):
                 level = self.checkpoint.residuals[index][1]
@@ -239,6 +238,18 @@ class Reference:
         if branch.writes == "box" and self.config.overlap == "average":
             total = [one / count.clamp(min=1) for one, count in zip(total, covered, strict=True)]
         return [one / len(persons) for one in total] if branch.merge == "mean" else total
+
+    def _shown(
+        self, branch: Branch, person: ReferencePerson, box: tuple[int, int, int], size_px: tuple[int, int]
+    ) -> Tensor:
+        """(1, C, H, W): what a branch is shown of one person. One channel is the brightest of three."""
+        if branch.condition == "location":
+            return self.location_mask(box, *size_px).expand(-1, branch.channels, -1, -1)
+        if branch.draws_bodies or person.pose_image is None:
+            shown = person.drawings[branch.name]
+        else:
+            shown = person.pose_image if branch.channels == 3 else person.pose_image.amax(dim=0, keepdim=True)
+        return shown[None].to(self.dtype)
 
     def _controlnet(
         self,

@@ -1,24 +1,27 @@
-"""The whole engine, run by the runtime, against the reference: a picture of two persons."""
+"""The whole engine, run by the runtime, against the reference: a picture of all that its branches are shown."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from realisid_trt import Control, Engine, Person
 from realisid_trt.backends import tensorrt
 from realisid_trt.backends.onnxruntime import can_use_gpu
 from realisid_trt.backends.tensorrt_flavours import FLAVOURS
+from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import ParityError
 from realisid_trt.loop.ddim import DDIM, initial_noise
 from realisid_trt.manifest import Build, Manifest
+from realisid_trt.persons.bodies import NUM_JOINTS
+from realisid_trt.persons.mesh import NUM_LANDMARKS
 
 from ..checkpoint import Checkpoint
 from .half_reference import half_reference
@@ -71,11 +74,11 @@ def verify_engine(
                 read_back = engine.backend.runner.inspected  # type: ignore[attr-defined]
                 figures["scratch_bytes"] = engine.backend.runner.scratch_bytes()  # type: ignore[attr-defined]
                 figures["layers"] = {name: layers_by_type(read_back(name)) for name in parities}
-            ours = scene.by_engine(engine) if whole else None
-        if ours is None:
-            continue
+            if not whole:
+                continue
+            ours, drawings = scene.by_engine(engine), scene.drawings(engine)
         for precision in {"float64", build.precision} - set(references):
-            references[precision] = scene.by_reference(checkpoint, precision)
+            references[precision] = scene.by_reference(checkpoint, precision, drawings)
         figures |= _judge(build, manifest, scene, ours, references[build.precision], references["float64"])
     return found
 
@@ -99,58 +102,91 @@ class Outcomes:
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """Two persons of random pixels and drawings where a branch has rows of persons, a random picture for every branch
-    that takes one, and the noise to start from."""
+    """All that the branches of an engine are shown, at random, and the noise to start from.
 
-    id_pixels: np.ndarray
-    drawings: np.ndarray
-    boxes: tuple[tuple[float, float, float, float], ...]
-    pictures: Mapping[str, np.ndarray]
-    noise: np.ndarray
+    Two persons where a branch has rows of persons; one, or nobody, if the engine was built for no more.
+
+    id_pixels: (N, 3, S, S) float32.
+    persons:   N persons without identities: each with its box, a drawing of its face or landmarks, and a body.
+    pictures:  for every branch that takes one, (C, H, W) float32 in [0, 1].
+    noise:     (1, C, h, w) float32.
+    """
+
+    config: RealisIDConfig
+    id_pixels: NDArray[np.float32]
+    persons: tuple[Person, ...]
+    pictures: Mapping[str, NDArray[np.float32]]
+    noise: NDArray[np.float32]
 
     @classmethod
     def of(cls, manifest: Manifest) -> Scene:
-        model, rng = manifest.model, np.random.default_rng(0)
+        model, table, rng = manifest.model, manifest.config.table, np.random.default_rng(0)
         side, image = model.default_size, model.image_size
-        count = 2 if any(branch.per == "person" for branch in manifest.config.table) else 0
-        return cls(
-            rng.standard_normal((count, 3, image, image)).astype(np.float32),
-            rng.random((count, 3, side, side)).astype(np.float32).round(),
-            tuple(tuple(side * share for share in box) for box in BOXES[:count]),  # type: ignore[misc]
-            {
-                branch.name: rng.random((branch.channels, side, side)).astype(np.float32)
-                for branch in manifest.config.table
-                if branch.per == "picture"
-            },
-            initial_noise(0, (1, model.latent_channels, model.sample_size, model.sample_size)),
-        )
+        of_persons = [branch for branch in table if branch.per == "person"]
+        boxes = BOXES[: manifest.values["built_for"]["persons"]] if of_persons else ()
+        id_pixels = rng.standard_normal((len(boxes), 3, image, image)).astype(np.float32)
+        faces = rng.random((len(boxes), 3, side, side)).astype(np.float32).round()
+        pictures = {
+            branch.name: rng.random((branch.channels, side, side)).astype(np.float32)
+            for branch in table
+            if branch.per == "picture"
+        }
+        # A face that is drawn into the whole picture is drawn by its landmarks, far enough apart for every style.
+        by_landmarks = any(branch.draws_faces and branch.view == "picture" for branch in of_persons)
+        persons = []
+        for box, face in zip(boxes, faces, strict=True):
+            landmarks = rng.uniform(-0.5, 1.5, (NUM_LANDMARKS, 2))
+            pose = {"landmarks": landmarks} if by_landmarks else {"pose_image": face}
+            persons.append(Person(box=[side * x for x in box], body=rng.uniform(0, side, (NUM_JOINTS, 2)), **pose))
+        noise = initial_noise(0, (1, model.latent_channels, model.sample_size, model.sample_size))
+        return cls(manifest.config, id_pixels, tuple(persons), pictures, noise)
 
-    @cached_property
-    def settings(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The settings of the single step, and of STEPS steps."""
+    def settings(
+        self, control: type[Control] | type[ReferenceControl], pictures: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Arguments of `generate`: for a single step, in which every branch acts, and for STEPS steps."""
+        acting = {of.name: control(pictures.get(of.name), of.scale or 1.0, 0.0, 1.0) for of in self.config.table}
+        usual = {name: control(picture) for name, picture in pictures.items()}
         return (
-            {"num_inference_steps": 1, "subject_conditioning_ratio": None},
-            {"num_inference_steps": STEPS, "subject_conditioning_ratio": RATIO},
+            {"controls": acting, "num_inference_steps": 1, "subject_conditioning_ratio": None},
+            {"controls": usual, "num_inference_steps": STEPS, "subject_conditioning_ratio": RATIO},
         )
 
     def by_engine(self, engine: Engine) -> Outcomes:
-        backend, persons = engine.backend, []
-        for pixels, box, drawing in zip(self.id_pixels, self.boxes, self.drawings, strict=True):
-            given: dict[str, Any] = {"box": box, "pose_image": drawing}
-            if engine.config.id_input != "none":
+        backend, persons = engine.backend, list(self.persons)
+        if engine.config.id_input != "none":
+            for number, pixels in enumerate(self.id_pixels):
                 fed = {"id_pixels": backend.put(pixels[None], for_networks=True)}  # plans take one person at a time
-                [given["id_tokens"]] = backend.get(backend.run("id_encoder", fed)["id_tokens"])
-            persons.append(Person(**given))
-        controls = {name: Control(picture) for name, picture in self.pictures.items()}
-        given = {"latents": self.noise, "output": "latents", "controls": controls}
-        return Outcomes(*(engine.generate(PROMPT, persons, **given, **each).latents for each in self.settings))
+                [tokens] = backend.get(backend.run("id_encoder", fed)["id_tokens"])
+                persons[number] = replace(persons[number], id_tokens=tokens)
+        given: dict[str, Any] = {"latents": self.noise, "output": "latents"}
+        settings = self.settings(Control, self.pictures)
+        return Outcomes(*(engine.generate(PROMPT, persons, **given, **each).latents for each in settings))
 
-    def by_reference(self, checkpoint: Checkpoint, precision: str) -> Outcomes:
+    def drawings(self, engine: Engine) -> dict[str, list[NDArray[np.float32]]]:
+        """What the engine shows to its branches: name → (C, H, W), one for each person or one for the picture."""
+        persons, model = list(self.persons), engine.model
+        if engine.config.id_input != "none":
+            tokens = np.zeros((model.num_id_tokens, model.cross_attention_dim), np.float32)
+            persons = [replace(person, id_tokens=tokens) for person in persons]
+        return engine.conditions(PROMPT, persons, controls=self.settings(Control, self.pictures)[0]["controls"])
+
+    def by_reference(
+        self, checkpoint: Checkpoint, precision: str, drawings: Mapping[str, Sequence[NDArray[np.float32]]]
+    ) -> Outcomes:
+        """drawings: of the engine, of persons who give no drawing themselves."""
+        of_persons = [branch.name for branch in self.config.table if branch.per == "person"]
         persons = [
-            ReferencePerson(pose_image=torch.from_numpy(drawing), box=box, id_pixels=torch.from_numpy(pixels))
-            for pixels, drawing, box in zip(self.id_pixels, self.drawings, self.boxes, strict=True)
+            ReferencePerson(
+                pose_image=None if person.pose_image is None else torch.from_numpy(person.pose_image),
+                box=person.box,  # type: ignore[arg-type] # four floats
+                id_pixels=torch.from_numpy(pixels),
+                drawings={name: torch.from_numpy(drawings[name][number]) for name in of_persons},
+            )
+            for number, (person, pixels) in enumerate(zip(self.persons, self.id_pixels, strict=True))
         ]
-        controls = {name: ReferenceControl(torch.from_numpy(picture)) for name, picture in self.pictures.items()}
+        pictures = {name: torch.from_numpy(picture) for name, picture in self.pictures.items()}
+        settings = self.settings(ReferenceControl, pictures)
         opened: AbstractContextManager[Reference]
         if precision in PRECISIONS:
             opened = half_reference(checkpoint, PRECISIONS[precision])
@@ -158,12 +194,7 @@ class Scene:
             opened = nullcontext(Reference(checkpoint, getattr(torch, precision)))
         with opened as reference:
             noise = torch.from_numpy(self.noise)
-            return Outcomes(
-                *(
-                    reference.generate(PROMPT, persons, noise, controls=controls, **each).double().numpy()
-                    for each in self.settings
-                )
-            )
+            return Outcomes(*(reference.generate(PROMPT, persons, noise, **each).double().numpy() for each in settings))
 
 
 def _judge(

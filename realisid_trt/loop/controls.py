@@ -16,6 +16,7 @@ from ..errors import RequestError
 from ..persons.bodies import body_drawing
 from ..persons.boxes import Grid
 from ..persons.conditions import face_drawing, location_mask
+from ..persons.person import Person, gives_all, names_drawing
 from ..persons.photo import BLACK, Photo, load_photo
 from ..persons.prepared import DrawnPerson
 from ..request import Control, Request
@@ -26,15 +27,20 @@ class Setting:
     """One branch in one request.
 
     scale, start, end: see `Control`. image: (C, H, W) float32 in [0, 1], or None.
-    given: whether there is anything to draw for it. notes: on the image, in sentences.
+    draws: of each person, whether the branch draws it. notes: on the image, in sentences.
     """
 
     scale: float
     start: float
     end: float
     image: NDArray[np.float32] | None
-    given: bool
+    draws: tuple[bool, ...]
     notes: tuple[str, ...] = ()
+
+    @property
+    def given(self) -> bool:
+        """Whether the branch is shown anything."""
+        return self.image is not None or any(self.draws)
 
 
 def settings(request: Request, table: Sequence[Branch], grid: Grid) -> tuple[Setting, ...]:
@@ -64,19 +70,37 @@ def _setting(branch: Branch, control: Control, request: Request, grid: Grid) -> 
                 f"{_advice(branch)}"
             )
         image, notes = control_image(control.image, branch, grid)
-    given = image is not None or _drawable(branch, request)
+    draws = _draws(branch, request.persons, scale) if image is None else (False,) * len(request.persons)
+    setting = Setting(scale, start, end, image, draws, notes)
     expected = not branch.optional and scale != 0 and (request.persons or branch.condition == "image")
-    if expected and not given:
+    if expected and not setting.given:
         raise RequestError(f"the branch {branch.name} needs something to draw. {_advice(branch)}")
-    return Setting(scale, start, end, image, given, notes)
+    return setting
 
 
-def _drawable(branch: Branch, request: Request) -> bool:
-    """Whether the persons of a request give what a branch without an image draws."""
-    if branch.draws_bodies:
-        bodies = [person.body is not None for person in request.persons]
-        return bool(bodies) and (all(bodies) if branch.per == "person" else any(bodies))
-    return bool(request.persons) and branch.condition != "image"
+def _draws(branch: Branch, persons: Sequence[Person], scale: float) -> tuple[bool, ...]:
+    """Of each person, whether a branch without an image draws it.
+
+    A branch that takes part asks every person for a pose and a box; an optional one asks those who name a drawing for
+    it. `People` says what is missing. Nobody is asked for a body: bodies are drawn where they are given.
+    """
+    if branch.condition == "image" and not branch.draws_bodies:
+        return (False,) * len(persons)
+    is_asked = not (branch.optional or branch.draws_bodies)
+    asks = [scale != 0 and (is_asked or names_drawing(person, branch)) for person in persons]
+    complete = [gives_all(person, branch, len(persons) == 1) for person in persons]
+    draws = [asked or whole for asked, whole in zip(asks, complete, strict=True)]
+    if branch.per == "picture":
+        return tuple(draws)
+    return (all(draws) or (any(asks) and not branch.draws_bodies),) * len(persons)
+
+
+def branches_of(table: Sequence[Branch], given: Sequence[Setting]) -> list[list[Branch]]:
+    """Of each person of a request, the branches that draw it. given: the setting of every branch."""
+    return [
+        [branch for branch, is_drawn in zip(table, of_person, strict=True) if is_drawn]
+        for of_person in zip(*(setting.draws for setting in given), strict=True)
+    ]
 
 
 def _advice(branch: Branch) -> str:
@@ -84,7 +108,7 @@ def _advice(branch: Branch) -> str:
     if branch.draws_bodies:
         advice = f"Give {'every' if branch.per == 'person' else 'a'} person a body: Person(body=…)"
     elif branch.draws_faces:
-        advice = "Give the persons pose=, landmarks= or pose_image="
+        advice = f"Give the persons pose={', landmarks= or pose_image=' if branch.view == 'face' else ' or landmarks='}"
     else:
         advice = "Give the persons a box" if branch.condition == "location" else "Give its picture"
     picture = f'controls={{"{branch.name}": Control("picture.png")}}'
@@ -149,7 +173,8 @@ def drawings(
         if setting.image is not None:
             shown[branch.name] = [setting.image]
         elif setting.given and branch.per == "picture":
-            shown[branch.name] = [_drawing(branch, numbered, grid)]
+            drawn = {number: person for number, person in numbered.items() if setting.draws[number - 1]}
+            shown[branch.name] = [_drawing(branch, drawn, grid)]
         elif setting.given:
             shown[branch.name] = [_of_person(branch, number, person, grid) for number, person in numbered.items()]
     return shown
@@ -158,10 +183,10 @@ def drawings(
 def _of_person(branch: Branch, number: int, person: DrawnPerson, grid: Grid) -> NDArray[np.float32]:
     if branch.condition == "location":
         assert person.face_box is not None
-        return location_mask(person.face_box.px, grid.height, grid.width)
+        return _in_channels(location_mask(person.face_box.px, grid.height, grid.width), branch.channels)
     if branch.view == "face":
         assert branch.style is not None
-        return person.pose_images[branch.style]
+        return _in_channels(person.pose_images[branch.style], branch.channels)
     return _drawing(branch, {number: person}, grid)
 
 
@@ -182,7 +207,14 @@ def _drawing(branch: Branch, people: Mapping[int, DrawnPerson], grid: Grid) -> N
             )
         faces = [person.landmarks_px for person in people.values()]
         drawing = face_drawing(faces, grid.height, grid.width, branch.style)
-    return drawing if branch.channels == 3 else drawing.max(axis=0, keepdims=True)
+    return _in_channels(drawing, branch.channels)
+
+
+def _in_channels(drawing: NDArray[np.float32], channels: int) -> NDArray[np.float32]:
+    """(C, H, W) → (channels, H, W): of a drawing in colours the brightest, of a mask a grey picture."""
+    if len(drawing) == channels:
+        return drawing
+    return drawing.max(axis=0, keepdims=True) if channels == 1 else drawing.repeat(channels, axis=0)
 
 
 def _is_floats(source: Any) -> bool:

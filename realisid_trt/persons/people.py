@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ..backends import Backend
 from ..checks import check_finite, own_array
-from ..config import RealisIDConfig
+from ..config import Branch, RealisIDConfig
 from ..errors import BoxError, RequestError
 from ..files import sha256
 from ..manifest import Model
@@ -32,6 +32,7 @@ CHOOSE_POSE_WITH = (
     "pose=engine.embed(photo, face={}) (face= of a person belongs to its ID photo; on the command line, embed the pose "
     "photo with --face and give the stored identity)"
 )
+CHOOSE_POSE_WITHOUT_IDENTITIES = "Person(photo, face={}): without pose= the pose is that of the photo"
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,9 +61,7 @@ class People:
         self._token_shape = (model.num_id_tokens, model.cross_attention_dim)
         self._id_encoder_key = model.id_encoder_key or ""
         self._has_identities = config.id_input != "none"
-        self._needs_box = any(branch.needs_box for branch in config.table)
         self._draws_faces = any(branch.draws_faces for branch in config.table)
-        self._canvas_styles = {branch.style for branch in config.table if branch.view == "face" and branch.style}
         self._faces: RecentCache[Face] = RecentCache()
         self._identities: RecentCache[Identity] = RecentCache()
 
@@ -95,55 +94,74 @@ class People:
         """id_pixels → ID tokens. Uses the backend. Raises NumericsError."""
         return self._identities.get(crop.key, lambda: self._encode(crop))
 
-    def see(self, person: Person, grid: Grid, alone: bool, name: str) -> SeenPerson:
+    def see(self, person: Person, grid: Grid, branches: Sequence[Branch], alone: bool, name: str) -> SeenPerson:
         """Everything the networks need of `person` but the ID tokens of a photo.
 
-        alone: the only person of its picture, so that box=None can mean "where it is in the photo".
-        name:  of the person in messages.
+        branches: those that draw the person: it must give what they draw.
+        alone:    the only person of its picture, so that box=None can mean "where it is in the photo".
+        name:     of the person in messages.
 
         Raises PhotoError, RequestError, BoxError, EngineMismatch.
         """
-        identity = self._identity(person, name)
-        face_box, place_notes = self._place(person, identity, grid, alone, name)
+        faces = [branch for branch in branches if branch.draws_faces]
+        places = [branch for branch in branches if branch.needs_box]
+        identity, photo_notes = self._identity(person, bool(faces or (places and person.box is None)), name)
+        face_box, place_notes = self._place(person, identity, grid, places, alone, name)
         source: FaceCrop | NDArray[np.float32] | None = None
         if isinstance(identity, (Identity, FaceCrop)):
             source = identity if isinstance(identity, FaceCrop) else identity.id_tokens
         elif person.id_tokens is not None:
             source = own_array(person.id_tokens, self._token_shape, f"id_tokens of {name}")
-        landmarks, drawing, pose_notes = self._pose(person, identity, name)
+        landmarks, drawing, pose_notes = self._pose(person, identity, faces, name)
+        styles = {branch.style for branch in faces if branch.view == "face" and branch.style}
         return SeenPerson(
             source=source,
-            pose_images={style: self._drawn(landmarks, drawing, style) for style in self._canvas_styles},
+            pose_images={style: self._drawn(landmarks, drawing, style) for style in styles},
             landmarks=landmarks,
             body=person.body,
             face_box=face_box,
             mask_source=identity.mask_source if identity else None,
             notes=(
-                *(identity.notes if identity else ()),
+                *photo_notes,
+                *_unused(person, bool(faces), any(branch.draws_bodies for branch in branches)),
                 *(f"pose photo: {note}" for note in pose_notes),
                 *place_notes,
             ),
         )
 
     def _place(
-        self, person: Person, identity: Identity | FaceCrop | PosedFace | None, grid: Grid, alone: bool, name: str
+        self,
+        person: Person,
+        identity: Identity | FaceCrop | PosedFace | None,
+        grid: Grid,
+        places: Sequence[Branch],
+        alone: bool,
+        name: str,
     ) -> tuple[FaceBox | None, tuple[str, ...]]:
-        """Where the face goes, and notes. None where no branch needs to know."""
+        """Where the face goes, and notes. None where no branch needs to know. places: the branches that need it."""
         if person.box is not None:
             face_box = snap_box(person.box, grid)
             check_inside(person.box, grid)
             return face_box, what_changed(person.box, face_box)
-        if not self._needs_box:
+        if not places:
             return None, ()
         if alone and identity is not None:
             return self._as_in_the_photo(identity, grid, name)
+        if alone:
+            raise BoxError(
+                f"{name} has no box, and no photo that says where the face is. The branch {places[0].name} needs its "
+                "place: Person(…, box=(x0, y0, x1, y1))."
+            )
         raise BoxError(
             f"{name} has no box. With several persons each of them needs one: Person(…, box=(x0, y0, x1, y1))."
         )
 
-    def see_all(self, persons: Sequence[Person], grid: Grid) -> list[SeenPerson]:
-        """All persons of one picture, in order. Raises as `see`."""
-        seen = [self.see(person, grid, len(persons) == 1, f"person {i + 1}") for i, person in enumerate(persons)]
+    def see_all(self, persons: Sequence[Person], grid: Grid, branches: Sequence[Sequence[Branch]]) -> list[SeenPerson]:
+        """All persons of one picture, in order. branches: those that draw each of them. Raises as `see`."""
+        seen = [
+            self.see(person, grid, drawn, len(persons) == 1, f"person {i}")
+            for i, (person, drawn) in enumerate(zip(persons, branches, strict=True), start=1)
+        ]
         for i, person in enumerate(seen):
             for j, other in enumerate(seen):
                 if i == j or person.face_box is None or other.face_box is None:
@@ -187,56 +205,67 @@ class People:
             f"border: the face was put at {where}. Give box= to put it elsewhere.",
         )
 
-    def _identity(self, person: Person, name: str) -> Identity | FaceCrop | PosedFace | None:
+    def _identity(
+        self, person: Person, is_read: bool, name: str
+    ) -> tuple[Identity | FaceCrop | PosedFace | None, tuple[str, ...]]:
+        """What a person's photo or identity holds, and notes. is_read: whether pose or place may be taken from it."""
         source = person.identity if person.identity is not None else person.photo
+        if person.face is not None and (isinstance(source, Identity) or _is_stored(source)):
+            raise RequestError(
+                f"face={person.face} of {name} chooses among the faces of a photo, but an identity was given: it is of "
+                "one face. Leave face= out, or give the photo."
+            )
         if not self._has_identities:
-            return self._face_of(source, person, name)
+            return self._face_of(source, person, is_read, name)
         if source is None:
             if person.id_tokens is None:
                 raise RequestError(f"{name} needs exactly one of photo, identity and id_tokens; got none of them.")
-            return None
+            return None, ()
         if isinstance(source, Identity):
             identity = source
         elif _is_stored(source):
             identity = Identity.load(source)
         else:
-            return self.look(source, face=person.face, name=name)
-        if person.face is not None:
-            raise RequestError(
-                f"face={person.face} of {name} chooses among the faces of a photo, but an identity was given. Embed "
-                "the photo with face= instead."
-            )
+            found = self.look(source, face=person.face, name=name)
+            return found, found.notes
         identity.check(self._id_encoder_key, f"the identity of {name}")
         own_array(identity.id_tokens, self._token_shape, f"id_tokens of the identity of {name}")
-        return identity
+        return identity, identity.notes
 
-    def _face_of(self, source: Photo | Identity | None, person: Person, name: str) -> PosedFace | None:
-        """The face in a person's photo, for an engine without identities: it gives pose and place alone."""
+    def _face_of(
+        self, source: Photo | Identity | None, person: Person, is_read: bool, name: str
+    ) -> tuple[PosedFace | None, tuple[str, ...]]:
+        """The same for an engine without identities: the face of a photo or an identity gives pose and place alone."""
         if person.id_tokens is not None:
             raise RequestError(f"{name} has id_tokens, and this engine has no identities. Give a pose or a body alone.")
         if source is None:
-            return None
+            return None, ()
         if not self._draws_faces:
             raise RequestError(
                 f"{name} is given by a photo, and this engine neither knows identities nor draws faces. Give "
                 "Person(body=…), or the drawing: controls={…: Control(image)}."
             )
+        if not is_read:
+            return None, ("the photo was not used: no branch of this request draws the face in it.",)
         if isinstance(source, Identity) or _is_stored(source):
             identity = source if isinstance(source, Identity) else Identity.load(source)
-            return PosedFace(identity.landmarks, identity.box, identity.photo_size, identity.notes)
+            return PosedFace(identity.landmarks, identity.box, identity.photo_size, identity.notes), identity.notes
         name = _name(source, name)
         look = self._look(source, name, person.face)
         face = self._find(look, name)
-        return PosedFace(face.landmarks, face.square, look.photo.turned(face.turns).size, face.notes)
+        return PosedFace(face.landmarks, face.square, look.photo.turned(face.turns).size, face.notes), face.notes
 
     def _pose(
-        self, person: Person, identity: Identity | FaceCrop | PosedFace | None, name: str
+        self, person: Person, identity: Identity | FaceCrop | PosedFace | None, faces: Sequence[Branch], name: str
     ) -> tuple[NDArray[np.float64] | None, NDArray[np.float32] | None, tuple[str, ...]]:
-        """Landmarks or the caller's own drawing of pose and expression, and notes about the pose photo."""
+        """Landmarks or the caller's own drawing of pose and expression, and notes about the pose photo.
+
+        faces: the branches that draw them.
+        """
         notes: tuple[str, ...] = ()
         if person.pose_image is not None:
             return None, self._own_pose_image(person.pose_image, self._model.default_size, name), notes
-        if not self._draws_faces:
+        if not faces:
             return None, None, notes
         if person.landmarks is not None:
             landmarks: NDArray[Any] = person.landmarks
@@ -245,7 +274,11 @@ class People:
         elif identity is not None:
             landmarks = identity.landmarks
         else:
-            raise RequestError(f"{name} has no pose. Give pose=, landmarks= or pose_image=.")
+            ways = ["pose=", "landmarks=", *["pose_image="] * all(branch.view == "face" for branch in faces)]
+            raise RequestError(
+                f"{name} has no pose, and the branch {faces[0].name} draws one. Give "
+                f"{', '.join(ways[:-1])} or {ways[-1]}."
+            )
         return checked_landmarks(landmarks, f"landmarks of {name}"), None, notes
 
     def _drawn(
@@ -264,7 +297,8 @@ class People:
         if _is_stored(source):
             return Identity.load(source).landmarks, ()
         name = _name(source, name)
-        face = self._find(self._look(source, name), name, CHOOSE_POSE_WITH)
+        choose_with = CHOOSE_POSE_WITH if self._has_identities else CHOOSE_POSE_WITHOUT_IDENTITIES
+        face = self._find(self._look(source, name), name, choose_with)
         return face.landmarks, face.notes
 
     def _look(self, photo: Photo, name: str, face: int | None = None, box: Any = None, landmarks: Any = None) -> _Look:
@@ -323,6 +357,13 @@ class People:
                 f"pose_image of {name} reaches from {array.min():g} to {array.max():g}, expected [0, 1]. Divide by 255?"
             )
         return array
+
+
+def _unused(person: Person, has_face: bool, has_body: bool) -> list[str]:
+    """Notes on what a person gives and no branch draws. has_face, has_body: what is drawn."""
+    pose = next((key for key in ("pose", "landmarks", "pose_image") if getattr(person, key) is not None), None)
+    given = {pose: pose is not None and not has_face, "body": person.body is not None and not has_body}
+    return [f"{key} was not used: no branch of this request draws it." for key, is_unused in given.items() if is_unused]
 
 
 def _is_path(source: object) -> TypeGuard[str | os.PathLike[str]]:

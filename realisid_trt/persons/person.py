@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..checks import plain_number, whole
+from ..config import Branch
 from ..errors import RequestError
 from .bodies import checked_body
 from .identity import Identity
@@ -26,14 +27,16 @@ class Person:
     Who, exactly one of (none for an engine without identities: then a pose or a body)
         photo:      a path, bytes, PIL image or (H, W, 3) uint8 array; or an Identity; or the path of a stored one.
         identity:   an Identity, as `Engine.embed` returns it.
-        id_tokens:  (T, D) float array of your own; box and a pose must then be given.
+        id_tokens:  (T, D) float array of your own; box and a pose, or a body, must then be given.
     Where
         box:        x0, y0, x1, y1 in pixels of the output. None, for one person only: the photo is scaled to cover the
-                    picture, centred, and the face stays where it is in the photo.
+                    picture, centred, and the face stays where it is in the photo. None, for any number of persons: if
+                    no branch of the request needs it.
     Pose and expression, at most one of (none: those of the photo)
         pose:       another photo, or an Identity, whose landmarks are taken.
         landmarks:  (478, 2) floats in [0, 1] of the squared face box.
-        pose_image: (3, H, W) floats in [0, 1], a drawing of your own at the size of the local canvas.
+        pose_image: (3, H, W) floats in [0, 1], a drawing of your own, for branches that see the face: as large
+                    as their canvas.
     Body, for branches that are shown one
         body:       (17, 2) or (17, 3) floats: x, y of COCO's joints in pixels of the output, and their scores. Copied;
                     read-only.
@@ -62,9 +65,10 @@ class Person:
             )
         if len(how) > 1:
             raise RequestError(f"Person takes at most one of pose, landmarks and pose_image; got {' and '.join(how)}.")
-        if self.id_tokens is not None and (self.box is None or not how):
+        if self.id_tokens is not None and self.body is None and (self.box is None or not how):
             raise RequestError(
-                "Person(id_tokens=…) has no photo: give box= and one of pose=, landmarks= and pose_image= too."
+                "Person(id_tokens=…) has no photo: give box= and one of pose=, landmarks= and pose_image= too. Or give "
+                "body=, for an engine that draws bodies alone."
             )
         if self.identity is not None and not isinstance(self.identity, Identity):
             raise RequestError(
@@ -88,6 +92,26 @@ class Person:
     def __reduce__(self) -> Any:
         fields = (getattr(self, field.name) for field in dataclasses.fields(self))
         return type(self), tuple(fields)  # an unpickled body is read-only too
+
+
+def names_drawing(person: Person, branch: Branch) -> bool:
+    """Whether a person gives, on purpose, what a branch draws. A photo may be there for the identity alone."""
+    if branch.draws_bodies:
+        return person.body is not None
+    if branch.draws_faces:
+        drawing = person.pose_image is not None and branch.view == "face"
+        return drawing or person.pose is not None or person.landmarks is not None
+    return person.box is not None
+
+
+def gives_all(person: Person, branch: Branch, alone: bool) -> bool:
+    """Whether a person gives everything that a branch draws of it. alone: the only person of its picture."""
+    has_photo = person.photo is not None or person.identity is not None
+    if branch.needs_box and person.box is None and not (alone and has_photo):
+        return False
+    if branch.draws_faces and has_photo and person.pose_image is None:
+        return True
+    return names_drawing(person, branch) or branch.condition == "location"
 
 
 def placeholder(side_px: int, token_shape: tuple[int, int] | None) -> Person:

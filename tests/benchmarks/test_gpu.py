@@ -136,6 +136,7 @@ def test_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.fullmatch(r"stopped after \d+ s, when its share of --minutes was over", made.left_out["greedy"])
     assert made.parts["quick"]["status"] == 0 and made.parts["endless"]["status"] is None
     assert "when --minutes were over" in made.left_out["endless"]
+    assert [parts["greedy"].share_of(minutes) for minutes in (3, 12, 60, None)] == [1, 1, 5, float("inf")]
     without = session(tmp_path, None)
     assert without.seconds_left() == float("inf") and without.obstacle("long") is None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from export.miniature import make_checkpoint
 from export.truth.reference import Reference, ReferencePerson
 from export.truth.verify_engine import WORST_RATIO
 from realisid_trt import Person
+from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import RequestError
 from tests.realisid_trt.truth import checkpoint_with
+from training.residuals import DESIGNS
 
 STEPS, PROMPT = 2, "two friends hiking"
 SQUARE, OBLONG = (128, 128), (96, 160)
@@ -215,6 +218,15 @@ def test_rows_are_what_a_step_evaluates(
     assert result.image is None and "vae" not in result.timings
     parts = sum(ms for stage, ms in result.timings.items() if stage.startswith("denoise."))
     assert parts <= result.timings["denoise"] and sum(result.step_ms) <= result.timings["denoise"]
+
+
+def test_a_drawing_of_the_whole_picture_is_refused(checkpoint_dir: Path) -> None:
+    config = RealisIDConfig.from_dict({"branches": DESIGNS["uncropped"].rows("zeros")})
+    checkpoint = dataclasses.replace(opened(checkpoint_dir), config=config)
+    with pytest.raises(RequestError, match="draws nothing, and the branch local is .* alone: --baseline none"):
+        NaivePipeline(checkpoint).generate(
+            PROMPT, persons_of(checkpoint, 1), noise(checkpoint, SQUARE), num_inference_steps=1
+        )
 
 
 def test_a_photo_is_refused(checkpoint_dir: Path) -> None:

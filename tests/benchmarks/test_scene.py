@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from benchmarks.scene import WARM_STEPS, warm_steps
+from benchmarks.options import Options
+from benchmarks.scene import WARM_STEPS, Scene, warm_steps
+from realisid_trt.config import RealisIDConfig
 from realisid_trt.loop.rows import steps_without_id
+from realisid_trt.manifest import Manifest
 
 
 @pytest.mark.parametrize("alpha", [None, 1.0, 0.9, 0.7, 0.5, 0.25, 0.2, 0.04, 0.0])
@@ -26,3 +32,21 @@ def test_a_warm_up_has_the_steps_in_and_outside_of_a_window() -> None:
 def test_a_warm_up_is_short() -> None:
     assert warm_steps(30, 0.7) == WARM_STEPS
     assert warm_steps(30, 0.2) == 6  # of five steps none would have the ID
+
+
+@pytest.mark.parametrize(
+    ("row", "given"),
+    [
+        ({"view": "face", "condition": "pose"}, ["pose_image"]),
+        ({"condition": "location"}, ["pose_image"]),
+        ({"condition": "pose", "per": "person"}, ["landmarks"]),
+        ({"condition": "pose", "per": "person", "style": "openpose-xinsir"}, ["pose_image", "body"]),
+    ],
+)
+def test_persons_have_what_the_branches_are_shown(engine_dir: Path, row: dict[str, Any], given: list[str]) -> None:
+    """Their landmarks, where a face is drawn into the whole picture: an engine takes no drawing of it."""
+    config = RealisIDConfig.from_dict({"branches": [{"name": "x", "tokens": "id", "pooled": "zeros", **row}]})
+    manifest = Manifest.read(engine_dir)
+    manifest = Manifest(engine_dir, {**manifest.values, "realisid_config": config.to_dict()})
+    for person in Scene.of(Options(engine=engine_dir), manifest).persons(2):
+        assert [name for name in ("pose_image", "landmarks", "body") if getattr(person, name) is not None] == given

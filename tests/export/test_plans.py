@@ -22,7 +22,13 @@ from onnx import TensorProto, helper, numpy_helper
 from export.building import plans
 from export.building.plans import PlanJob, build_plans, estimate
 from export.building.staging import open_staging
-from export.profiles import profiles
+from export.checkpoint import Checkpoint
+from export.forms import OnnxForm
+from export.miniature import make_checkpoint
+from export.miniature.presets import UNETS
+from export.networks import networks
+from export.profiles import Profile, profiles
+from export.to_onnx import to_onnx
 from export.to_plan import PlanSettings, to_plan
 from export.truth.proof import layers_by_type
 from realisid_trt.backends.tensorrt_flavours import FLAVOURS, Flavour
@@ -30,6 +36,7 @@ from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import BackendError, BuildError
 from realisid_trt.loop.rows import PictureRows, guidance_weights, plan_rows
 from realisid_trt.manifest import Manifest
+from tests.methods import built_method
 
 pytest.importorskip("tensorrt_rtx")
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,6 +124,53 @@ def test_plans_without_identities_have_no_full_row() -> None:
     found = profiles(names, pictures=3, persons=4, side=(2, 4, 8), steps=30, table=table)
     assert [found[name].best["rows"] for name in names] == [2, 2, 2, 1]
     assert [found[name].most["rows"] for name in names] == [6, 6, 6, 3]
+
+
+@pytest.mark.slow("controlnet")
+def test_an_input_that_nothing_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ControlNet without attention, as the published `-small` ones, reads no tokens. Graph and plan keep that input,
+    so the runtime gives it like every other."""
+    of, name = built_method("controlnet"), "depth_branch"
+    manifest, checkpoint = Manifest.read(of.engine), Checkpoint.open(of.checkpoint)
+    file = manifest.path / manifest.networks(manifest.build_for("onnxruntime", "cuda"))[name].file
+    in_graph = onnx.load(file).graph
+    unread = {each.name for each in in_graph.input} - {each for node in in_graph.node for each in node.input}
+    assert unread == {"prompt_embeds"}
+
+    network, sizes = networks(checkpoint)[name], profile_of(checkpoint, name)
+    shapes = {port.name: found for port in network.inputs if (found := sizes.shapes(port)) is not None}
+    assert "prompt_embeds" in shapes
+    heard, logger = list[str](), type(FLAVOURS["tensorrt-rtx"].log.logger)
+    monkeypatch.setattr(logger, "log", lambda logger, severity, line: heard.append(line))
+    built = to_plan(file, tmp_path / "plan", name, shapes, HALF)
+    assert built.capturable and built.proof.inputs == {port.name: "HALF" for port in network.inputs}
+    assert built.proof.attentions == built.proof.fused == 0 and built.proof.half == built.proof.outputs > 0
+    [said] = [line for line in heard if "RemoveDeadLayers" in line and "prompt_embeds" in line]
+    assert "is not being removed" in said
+    assert b"prompt_embeds" in (tmp_path / "plan").read_bytes()
+
+
+@pytest.mark.slow("controlnet")
+def test_attentions_to_the_text_are_fused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a branch whose heads have SDXL's width, 64: those of the miniature are too narrow for fused kernels."""
+    wide = {"block_out_channels": (16, 64, 128), "attention_head_dim": (1, 1, 2)}  # numbers of heads
+    shape = UNETS["miniature"] | wide | {"transformer_layers_per_block": (1, 1, 1)}
+    monkeypatch.setitem(UNETS, "miniature", shape)
+    checkpoint = Checkpoint.open(make_checkpoint(tmp_path / "checkpoint", method="controlnet"))
+    name, form = "openpose_branch", OnnxForm(23, "fp16")
+    network, sizes = networks(checkpoint)[name], profile_of(checkpoint, name)
+    to_onnx(network, network.module(form.dtype), form, sizes.limits, tmp_path / "graph.onnx")
+    shapes = {port.name: found for port in network.inputs if (found := sizes.shapes(port)) is not None}
+    built = to_plan(tmp_path / "graph.onnx", tmp_path / "plan", name, shapes, HALF)
+    # Two levels of two blocks, and the mid block; each attends to the picture and to the text.
+    assert built.proof.fused == built.proof.attentions == 2 * (2 * 2 + 1)
+    assert built.capturable and built.proof.half == built.proof.outputs
+
+
+def profile_of(checkpoint: Checkpoint, name: str) -> Profile:
+    """Of one network, for batches of up to four pictures."""
+    table = checkpoint.config.table
+    return profiles([name], pictures=4, persons=0, side=(2, 8, 16), steps=30, table=table)[name]
 
 
 def test_a_graph_that_is_secretly_float32(tmp_path: Path, doubled: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,18 @@ from export.truth.verify import DRAWS, parity_shapes, rms_of, verify
 from export.truth.verify_engine import Scene, verify_engine
 from export.truth.verify_plans import limits_of, through_backend, verify_plans
 from export.truth.widen import widened
+from realisid_trt import Control, Engine, Request
 from realisid_trt.backends import open_backend
-from realisid_trt.errors import ParityError
+from realisid_trt.config import BODY_STYLES, FACE_STYLES, RealisIDConfig
+from realisid_trt.errors import CheckpointError, ParityError
+from realisid_trt.loop.controls import branches_of, drawings, settings
 from realisid_trt.loop.ddim import DDIM
 from realisid_trt.manifest import MANIFEST, Manifest
+from realisid_trt.persons.boxes import Grid
+from realisid_trt.persons.people import People
 from tests.export.test_bisect import feed_of, file_of
+from tests.realisid_trt.truth import checkpoint_with
+from training.residuals import DESIGNS
 
 BF16, LIMITS = OnnxForm(23, "bf16"), Limits.of_requests(2, 2, 8)
 SINGLE, BUILD = OnnxForm(20, "fp32"), "onnxruntime-opset20-fp32"
@@ -197,7 +206,83 @@ def test_the_half_reference_errs_like_half_precision(checkpoint: Checkpoint, eng
     """bfloat16 has three bits less than float16, so it errs eight times as much."""
     manifest = Manifest.read(engine_dir)
     scene, [(scale, _)] = Scene.of(manifest), DDIM.of(manifest).coefficients(1)
-    truth, half, brain = (scene.by_reference(checkpoint, p).single for p in ("float64", "float16", "bfloat16"))
+    with Engine.load(engine_dir, "onnxruntime", "cpu") as engine:
+        shown = scene.drawings(engine)
+    truth, half, brain = (scene.by_reference(checkpoint, p, shown).single for p in ("float64", "float16", "bfloat16"))
     noise = rms_of(truth - scale * scene.noise)
     half_error, brain_error = rms_of(half - truth) / noise, rms_of(brain - truth) / noise
     assert 5e-4 < half_error < 1e-2 and 4 < brain_error / half_error < 16
+
+
+# -- other tables ------------------------------------------------------------------------------------------------------
+
+ROW = {"name": "local", "tokens": "id", "pooled": "per_row", "condition": "pose", "per": "person"}
+WHERE = {"name": "global", "tokens": "id", "pooled": "zeros", "condition": "location"}
+# Rows for the networks of the test's engine: "local" takes three channels, "global" one, and both read the ID.
+TABLES: dict[str, list[dict[str, Any]]] = {
+    **{name: design.rows("zeros") for name, design in DESIGNS.items() if name != "five-keypoints"},
+    "faces of another style, in the last tenth": [{**ROW, "style": "mediapipe-face", "merge": "mean", "start": 0.9}],
+    "bodies in boxes": [{**ROW, "style": "openpose-xinsir", "writes": "box"}, {**WHERE, "writes": "box"}],
+    "bodies that may be absent": [{**ROW, "style": "openpose-mmpose", "optional": True, "scale": 0}, WHERE],
+}
+
+
+@pytest.mark.parametrize(
+    "table", [pytest.param(name, marks=[] if name == "uncropped" else pytest.mark.slow) for name in TABLES]
+)
+def test_an_engine_of_another_table_is_compared(
+    table: str, engine_dir: Path, checkpoint_dir: Path, with_config: Callable[..., Path]
+) -> None:
+    """In the single step every branch acts, whatever its window and scale, and nobody's drawing is empty."""
+    rows = RealisIDConfig.from_dict({"branches": TABLES[table]}).table
+    folder = with_config(engine_dir, branches=[dataclasses.asdict(row) for row in rows])
+    checkpoint = checkpoint_with(checkpoint_dir, branches=rows, branch_pooled_text=None)
+    figures = verify_engine(folder, checkpoint)[BUILD]
+    assert 0 < figures["ratio"] <= 4 and 0 < figures["ratio_noise_pred"] <= 4
+    scene = Scene.of(Manifest.read(folder))
+    with Engine.load(folder, "onnxruntime", "cpu") as engine:
+        shown = scene.drawings(engine)
+    assert list(shown) == [row.name for row in rows]
+    assert all(drawing.any() for each in shown.values() for drawing in each)
+
+
+def possible_rows() -> Iterator[RealisIDConfig]:
+    """A table of one row, for every way to show something that a config accepts."""
+    keys = {
+        "view": ("face", "picture"), "writes": ("box", "everywhere"), "condition": ("pose", "location", "image"),
+        "style": (None, *FACE_STYLES, *BODY_STYLES), "per": ("person", "picture"), "channels": (1, 3),
+    }  # fmt: skip
+    for values in itertools.product(*keys.values()):
+        row = {"name": "x", "tokens": "text", "pooled": "zeros", **dict(zip(keys, values, strict=True))}
+        try:
+            yield RealisIDConfig.from_dict({"method": "controlnet", "branches": [row]})
+        except CheckpointError:
+            continue
+
+
+def test_every_row_that_a_config_accepts_is_shown_something(engine_dir: Path) -> None:
+    """In its own number of channels, at the size of its view; by what the comparison gives, and without it."""
+    manifest, seen = Manifest.read(engine_dir), set()
+    model = manifest.model
+    grid = Grid(64, 128, model.vae_scale_factor, model.levels, model.vae_scale_factor)
+    for config in possible_rows():
+        [row] = config.table
+        values = {**manifest.values, "realisid_config": config.resolved().to_dict()}
+        scene = Scene.of(Manifest(manifest.path, values))
+        pictures = {name: Control(picture[:, :64]) for name, picture in scene.pictures.items()}
+        assert len(scene.persons) == 2 * (row.per == "person") and len(pictures) == (row.per == "picture")
+        people = People(None, None, model, config)  # type: ignore[arg-type] # no photo is read, nothing encoded
+        given = settings(Request("x", scene.persons, controls=pictures).check(), config.table, grid)
+        seen_people = people.see_all(scene.persons, grid, branches_of(config.table, given))
+        shown = drawings(config.table, given, seen_people, grid)["x"]
+        size = (model.default_size,) * 2 if row.view == "face" else (64, 128)
+        assert [drawing.shape for drawing in shown] == [(row.channels, *size)] * (2 if row.per == "person" else 1), row
+        seen.add((row.view, row.condition, row.style, row.channels, row.per))
+    assert len(seen) == 2 * (3 + 2 * 5 + 1 + 3)  # faces; poses in the picture; masks; images
+
+
+@pytest.mark.parametrize(("persons", "shown"), [(0, 0), (1, 1), (8, 2)])
+def test_an_engine_for_nobody_is_compared_with_nobody(engine_dir: Path, persons: int, shown: int) -> None:
+    manifest = Manifest.read(engine_dir)
+    values = {**manifest.values, "built_for": {**manifest.values["built_for"], "persons": persons}}
+    assert len(Scene.of(Manifest(manifest.path, values)).persons) == shown

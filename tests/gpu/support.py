@@ -34,3 +34,11 @@ def person(model: Any, seed: int, box: tuple[float, float, float, float]) -> Any
 def relative_rms(ours: Any, truth: Any) -> float:
     exact = np.asarray(truth, np.float64)
     return float(np.sqrt(np.mean((np.asarray(ours, np.float64) - exact) ** 2) / np.mean(exact**2)))
+
+
+def captures(engine: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by one with every step that this engine captures."""
+    gpu: Any = engine.backend._gpu
+    found, capture = list[int](), gpu.capture
+    monkeypatch.setattr(gpu, "capture", lambda work: (found.append(1), capture(work))[1])
+    return found

@@ -17,18 +17,10 @@ from realisid_trt.errors import BackendError, EngineMismatch, RealisIDWarning, S
 from realisid_trt.loop.denoise import loop_networks
 from realisid_trt.manifest import MANIFEST, seal
 from tests.gpu.conftest import REHEARSAL
-from tests.gpu.support import person, relative_rms
+from tests.gpu.support import captures, person, relative_rms
 from tests.gpu.test_engine import BOXES, latents
 
 LOOP_NETWORKS = loop_networks(RealisIDConfig(branch_pooled_text="zeros").table)
-
-
-def captures(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by one with every step that this engine captures."""
-    gpu: Any = engine.backend._gpu  # type: ignore[attr-defined]
-    found, capture = list[int](), gpu.capture
-    monkeypatch.setattr(gpu, "capture", lambda work: (found.append(1), capture(work))[1])
-    return found
 
 
 @pytest.mark.parametrize("count", [0, 1, 3])

@@ -101,6 +101,7 @@ def test_persons_that_contradict_themselves() -> None:
         Person("alice.jpg", pose="bob.jpg", landmarks=np.zeros((478, 2)))
     with pytest.raises(RequestError, match="has no photo: give box= and one of pose="):
         Person(id_tokens=tokens)
+    assert Person(id_tokens=tokens, body=np.full((17, 2), 40.0)).box is None  # an engine may draw bodies alone
     for face in ("left", True, 1.0):
         with pytest.raises(RequestError, match=f"face is {face!r}, expected a whole number"):
             Person("alice.jpg", face=face)  # type: ignore[arg-type]

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 from tests.kernels.stand_in import build
+from tests.methods import HALF_TOO, built_method
 
 ROOT = Path(__file__).resolve().parents[2]
+TEXT_BRANCHES = "tests/gpu/test_text_branches.py"
 
 
 @pytest.fixture(scope="module")
@@ -24,16 +26,29 @@ def run(environment: dict[str, str], *arguments: str) -> subprocess.CompletedPro
     return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
+def rehearse(environment: dict[str, str], marked: str, *tests: str) -> int:
+    """How many of the tests passed; all others were skipped."""
+    card = environment | {"STAND_IN_CAPABILITY": "8.9"}  # one that TensorRT-RTX has plans for
+    done = run(card, "-m", "pytest", "-q", "-m", marked, *tests, "-p", "no:cacheprovider")
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None
+    return int(passed[1])
+
+
 @pytest.mark.parametrize(
     ("marked", "least"), [("gpu and not slow", 40), pytest.param("gpu and slow", 6, marks=pytest.mark.slow)]
 )
 def test_the_engine_on_a_gpu(marked: str, least: int, environment: dict[str, str], engine_dir: Path) -> None:
     """least: of tests that need no real GPU. engine_dir: built before, so that the other process finds it."""
-    card = environment | {"STAND_IN_CAPABILITY": "8.9"}  # one that TensorRT-RTX has plans for
-    done = run(card, "-m", "pytest", "-q", "-m", marked, "tests/gpu", "-p", "no:cacheprovider")
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-6000:]
-    passed = re.search(r"(\d+) passed", done.stdout)
-    assert passed and int(passed[1]) >= least
+    assert rehearse(environment, marked, "tests/gpu", f"--ignore={TEXT_BRANCHES}") >= least
+
+
+@pytest.mark.slow("controlnet")
+def test_engines_with_text_branches_on_a_gpu(environment: dict[str, str]) -> None:
+    for name in HALF_TOO:
+        built_method(name)  # so that the other process finds it
+    assert rehearse(environment, "gpu", TEXT_BRANCHES) >= 20
 
 
 LOAD = "import sys; from realisid_trt import Engine; Engine.load(sys.argv[1], 'onnxruntime', 'cuda')"

@@ -36,6 +36,8 @@ MODEL = SimpleNamespace(
 )
 GRID = Grid(128, 128, 4, 3, 4)
 BOX = (10, 10, 80, 80)
+CONFIG = RealisIDConfig(branch_pooled_text="zeros")
+TABLE = CONFIG.table
 
 
 class Encoder:
@@ -65,7 +67,7 @@ def encoder() -> Encoder:
 
 @pytest.fixture
 def people(encoder: Encoder, finder: FaceFinder) -> People:
-    return People(encoder, finder, MODEL, RealisIDConfig(branch_pooled_text="zeros"))  # type: ignore[arg-type]
+    return People(encoder, finder, MODEL, CONFIG)  # type: ignore[arg-type]
 
 
 def embed(people: People, photo: Any, *arguments: Any, **options: Any) -> Identity:
@@ -78,7 +80,11 @@ def drawing(person: Any) -> Any:
 
 
 def prepare(people: People, person: Person, name: str = "person 1") -> Any:
-    return people.prepare(people.see(person, GRID, alone=True, name=name))
+    return people.prepare(people.see(person, GRID, TABLE, alone=True, name=name))
+
+
+def see_all(people: People, *persons: Person) -> Any:
+    return people.see_all(persons, GRID, [TABLE] * len(persons))
 
 
 # -- photos and caches -------------------------------------------------------------------------------------------------
@@ -283,7 +289,7 @@ def test_load_photo_is_what_embed_takes(people: People, photos: Any) -> None:
 
 
 def notes_of(people: People, *persons: Person) -> list[tuple[str, ...]]:
-    return [person.notes for person in people.see_all(persons, GRID)]
+    return [person.notes for person in see_all(people, *persons)]
 
 
 def test_what_became_of_boxes_is_told(people: People, photos: Any) -> None:
@@ -293,7 +299,7 @@ def test_what_became_of_boxes_is_told(people: People, photos: Any) -> None:
         "the picture is 128×128 px and the box reached out of it: it was moved to (0, 12, 80, 92)."
     ]
     with pytest.raises(BoxError, match="outside the picture, which is 128×128 px"):
-        people.see_all([Person(photos.hopper, box=(600, 200, 800, 400))], GRID)
+        see_all(people, Person(photos.hopper, box=(600, 200, 800, 400)))
 
 
 def test_two_in_one_place_are_told(people: People, photos: Any) -> None:
@@ -316,4 +322,4 @@ def test_a_small_face_is_told_in_the_photo_s_terms(people: People, hopper: Loade
     large = np.full((2000, 2000, 3), 128, np.uint8)
     large[700:1300, 744:1256] = hopper.rgb
     with pytest.raises(BoxError, match=r"the face of person 1 would be \d+ px wide if the photo covered the picture"):
-        people.see_all([Person(large)], GRID)
+        see_all(people, Person(large))

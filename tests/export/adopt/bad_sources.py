@@ -246,13 +246,16 @@ SOURCES: Bad = {
         pickled(lambda w: {**w, "conv_in.bias": torch.zeros(16, dtype=torch.int32)}),
         CANNY,
         1,
-        ("conv_in.bias holds numbers of the kind int32 (torch.strided), expected one of F16",),
+        ("conv_in.bias holds numbers of the kind int32, expected one of F16, BF16, F32, F64.",),
     ),
     "a sparse pickle": (
         pickled(lambda w: {**w, "conv_in.bias": torch.zeros(16).to_sparse()}),
         CANNY,
         1,
-        (f"canny/{STEM}.bin",),
+        (
+            f"canny/{STEM}.bin: conv_in.bias is a tensor of the layout torch.sparse_coo, expected torch.strided, with",
+            "Take the model's safetensors",
+        ),
     ),
     "a pickle with more": (pickled(lambda w: {**w, "x": torch.zeros(1)}), CANNY, 1, ("1 unexpected (x)",)),
     "a pickle with NaN": (
