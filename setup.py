@@ -17,7 +17,7 @@ DEBUG = ["polygraphy>=0.53.6,<0.54", "onnx-graphsurgeon>=0.6.1,<0.7"]  # docs/de
 setup(
     name="realisid_trt",
     version=version,
-    description="TensorRT deployment SDK for RealisID: pictures of given persons, each at a given place and pose",
+    description="TensorRT deployment SDK for RealisID and ID-Patch: pictures of given persons, each at a given place",
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

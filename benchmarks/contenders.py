@@ -10,14 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from realisid_trt import Engine
-from realisid_trt.config import Branch
+from realisid_trt.branches import Branch
 from realisid_trt.errors import RealisIDError, RequestError
 from realisid_trt.manifest import Manifest
 from realisid_trt.persons.conditions import id_pixels, pose_image
 from realisid_trt.persons.faces import FaceFinder
+from realisid_trt.persons.faces.face_encoder import FaceEncoder
 from realisid_trt.persons.photo import load_photo
 
 from .measure import Run, differences, spread, timed
@@ -26,6 +25,8 @@ from .scene import Scene
 
 if TYPE_CHECKING:
     from export.checkpoint import Checkpoint
+
+    from .baseline import Baseline
 
 Progress = Callable[[int, int], object]
 
@@ -121,21 +122,19 @@ def open_baselines(
 ) -> tuple[dict[str, Contender], str]:
     """The baselines, on one set of weights and in the engine's precision; and their memory format.
 
-    For an engine without identities they are diffusers' own pipeline, else the one in naive.py.
+    For an engine without identities they are diffusers' own pipeline, for one whose UNet reads the text and the IDs
+    ID-Patch's, else the one in naive.py.
 
     stack: contexts that must stay open while they run. Raises RequestError if torch cannot use the device.
     """
     import torch
 
     from .compiled import compiled, every_shape
-    from .diffusers_pipeline import DiffusersPipeline, can_run
-    from .naive import NaivePipeline
     from .torch_device import beside, settings
 
     where = beside(device)
     stack.enter_context(settings(threads, precision))
-    kind = DiffusersPipeline if can_run(checkpoint.config, checkpoint.has_added_conditions) else NaivePipeline
-    pipeline = kind(checkpoint, device=where, dtype=getattr(torch, precision))
+    pipeline = baseline_of(checkpoint)(checkpoint, device=where, dtype=getattr(torch, precision))
     if options.memory_format == "auto":
         pipeline.use_faster_format(**scene.given(1, 2))
     else:
@@ -147,6 +146,17 @@ def open_baselines(
         own = compiled(pipeline, options.compiler) if name in COMPILED else pipeline
         contenders[name] = Contender(partial(own.generate, **BASELINES[name]), own, parts)
     return contenders, pipeline.memory_format
+
+
+def baseline_of(checkpoint: Checkpoint) -> type[Baseline]:
+    """The pipeline that an engine of this checkpoint is compared with."""
+    from .diffusers_pipeline import DiffusersPipeline, can_run
+    from .id_patch_pipeline import IdPatchPipeline
+    from .naive import NaivePipeline
+
+    if checkpoint.config.unet_tokens == "text_and_id":
+        return IdPatchPipeline
+    return DiffusersPipeline if can_run(checkpoint.config, checkpoint.has_added_conditions) else NaivePipeline
 
 
 def measured_as_warm(names: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
@@ -161,20 +171,33 @@ def measured_as_warm(names: Mapping[str, Any]) -> contextlib.AbstractContextMana
 def photo_stages(engine: Engine, photo: Path, runs: int) -> dict[str, dict[str, float]]:
     """Milliseconds of the stages that run once per new photo; the first run is not counted. Raises PhotoError."""
     finder = FaceFinder.load(engine.manifest.path / "faces", files=engine.manifest.files_in("faces"))
-    model, backend, taken = engine.model, engine.backend, []
+    encoder = FaceEncoder.of(engine.manifest)
+    taken: dict[str, list[float]] = {}
+
+    def stage(name: str, make: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        made = make()
+        taken.setdefault(name, []).append((time.perf_counter() - start) * 1e3)
+        return made
+
+    def encode(name: str, values: Any) -> list[Any]:
+        fed = {name: engine.backend.put(values, for_networks=True)}
+        return [engine.backend.get(output) for output in engine.backend.run("id_encoder", fed).values()]
+
+    model, config = engine.model, engine.config
     for _ in range(runs + 1):
-        times = [time.perf_counter()]
-        loaded = load_photo(photo)
-        times.append(time.perf_counter())
-        face = finder.find(loaded)
-        times.append(time.perf_counter())
-        crop, _ = finder.crop(loaded, face, model.image_size, engine.config.face_margin)
-        times.append(time.perf_counter())
-        pixels = id_pixels(crop, model.image_mean, model.image_std)
-        backend.get(backend.run("id_encoder", {"id_pixels": backend.put(pixels[None], for_networks=True)})["id_tokens"])
-        times.append(time.perf_counter())
-        pose_image(face.landmarks, model.default_size, engine.config.pose_style)
-        times.append(time.perf_counter())
-        taken.append(np.diff(times) * 1e3)
-    stages = ("decode", "detect+landmarks", "crop", "id_encoder", "pose_image")
-    return {stage: spread([float(ms[index]) for ms in taken[1:]]) for index, stage in enumerate(stages)}
+        loaded = stage("decode", partial(load_photo, photo))
+        face = stage("detect+landmarks", partial(finder.find, loaded))
+        if encoder is not None:
+            aligned = stage("align", partial(encoder.alignment, loaded, face))
+            embedding = stage("face_encoder", partial(encoder.embed, aligned))
+            stage("id_encoder", partial(encode, "embedding", embedding[None, None]))
+            continue
+        crop, _ = stage("crop", partial(finder.crop, loaded, face, model.image_size, config.face_margin))
+
+        def tokens(crop: Any = crop) -> list[Any]:
+            return encode("id_pixels", id_pixels(crop, model.image_mean, model.image_std)[None])
+
+        stage("id_encoder", tokens)
+        stage("pose_image", partial(pose_image, face.landmarks, model.default_size, config.pose_style))
+    return {name: spread(times[1:]) for name, times in taken.items()}

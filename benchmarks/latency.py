@@ -60,7 +60,7 @@ from realisid_trt.machine import available_cores
 from realisid_trt.manifest import Manifest
 
 from .contenders import of_engine, open_baselines, open_engines, photo_stages
-from .flops import flops_per_row
+from .flops import Operations
 from .measure import commit, hardware, now, versions
 from .memory import Job, bytes_used, measure_alone, release
 from .options import Options, parser
@@ -115,8 +115,9 @@ def _times(
     checkpoint, memory_format = None, None
     if options.checkpoint is not None or options.baselines:
         checkpoint = open_original(manifest, options.checkpoint, options.base_model, options.variant)
+    operations = Operations(manifest, scene.height, scene.width, checkpoint)
     try:
-        per_row = flops_per_row(manifest, scene.height, scene.width, checkpoint)
+        per_row = {count: operations.of(count) for count in options.persons or ()}
     except RequestError as error:
         report(f"No operations are counted: {error}")
         per_row = {}
@@ -130,7 +131,7 @@ def _times(
             )
             contenders |= opened
         cases = [
-            summarise(persons, taken, differences, scene.switch, per_row)
+            summarise(persons, taken, differences, scene.switch, per_row.get(persons, {}))
             for persons, taken, differences in interleaved(options, scene, list(engines), contenders, precision)
         ]
     asked = {name: getattr(options, name) for name in ("runs", "warmup", "seed", "prompt", "compiler")}

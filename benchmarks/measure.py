@@ -137,11 +137,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def commit() -> str | None:
+def commit(folder: Path = Path(__file__).parent) -> str | None:
     """The commit that is measured, with "-dirty" if there are uncommitted changes; None outside a git checkout."""
     line = ["git", "describe", "--always", "--dirty"]
     try:
-        done = subprocess.run(line, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
+        done = subprocess.run(line, cwd=folder, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from realisid_trt import Control
-from realisid_trt.config import Branch
+from realisid_trt.branches import Branch
 from realisid_trt.errors import RequestError
 from realisid_trt.loop.rows import in_window, steps_without_id
 from realisid_trt.persons.boxes import FaceBox, Grid, snap_box

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from realisid_trt.branches import Branch
 from realisid_trt.commands.flags import flags_of
-from realisid_trt.config import Branch, RealisIDConfig
+from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import RequestError
 from realisid_trt.request import MAX_PERSONS
 
@@ -34,6 +35,7 @@ class Options:
     baseline:      some of BASELINES, or ("none",).
     persons:       numbers of persons, each a case of its own; None: 1 and 2, or 0 where no branch is shown a person.
     controls:      names of the branches that are shown a picture; ("all",): every one that takes one; or ("none",).
+                   One that is shown ID patches is shown a drawing in any case.
     steps:         None takes the engine's default; height, width: px, None takes the model's size.
     runs, warmup:  numbers of measured rounds, and of short rounds before them.
     threads:       of the engine and of the baselines; None takes every core that this process may use.
@@ -108,38 +110,46 @@ class Options:
     def shown(self, config: RealisIDConfig) -> tuple[Branch, ...]:
         """The branches of an engine that are shown a picture. Raises RequestError for an unknown name."""
         known = {branch.name: branch for branch in config.table if branch.per == "picture"}
+        patched = tuple(branch for branch in known.values() if branch.condition == "id_patches")
         if self.controls == ("all",):
             return tuple(known.values())
         if self.controls == ("none",):
-            return ()
+            return patched
         if unknown := [name for name in self.controls if name not in known]:
             advice = f"Give one of: {', '.join(known)}; or all, or none." if known else "Leave --controls out."
             raise RequestError(
                 f"--controls {unknown[0]}: this engine has no such branch that is shown a picture. {advice}"
             )
-        return tuple(branch for branch in known.values() if branch.name in self.controls)
+        return tuple(branch for branch in known.values() if branch.name in self.controls or branch in patched)
 
     def of_engine(self, config: RealisIDConfig) -> Options:
         """The same with the numbers of persons filled in. Raises RequestError for what the engine does not have."""
         self.shown(config)
         if self.photo is not None and config.id_input == "none":
             raise RequestError("--photo: this engine has no identities, so it reads no photo. Leave --photo out.")
-        if has_persons(config):
-            return replace(self, persons=(1, 2) if self.persons is None else self.persons)
-        if self.persons is not None and any(self.persons):
+        with_persons = has_persons(config)
+        if self.persons is not None and any(self.persons) and not with_persons:
             shown = " ".join(map(str, self.persons))
             raise RequestError(f"--persons {shown}: no branch of this engine is shown a person. Leave --persons out.")
-        if senseless := [name for name in self.baselines if BASELINES[name]]:
+        only_way = {
+            True: "where the ID is read after the text, all rows differ, and the",
+            False: "without persons diffusers'",
+        }
+        has_one = config.unet_tokens == "text_and_id" or not with_persons
+        if senseless := [name for name in self.baselines if BASELINES[name] and has_one]:
             raise RequestError(
-                f"--baseline {senseless[0]}: without persons diffusers' pipeline has one way to run. Give naive or "
+                f"--baseline {senseless[0]}: {only_way[with_persons]} pipeline has one way to run. Give naive or "
                 "naive-compiled."
             )
-        return replace(self, persons=(0,))
+        if not with_persons:
+            return replace(self, persons=(0,))
+        return replace(self, persons=(1, 2) if self.persons is None else self.persons)
 
 
 def has_persons(config: RealisIDConfig) -> bool:
-    """Whether some branch of an engine is shown persons one by one."""
-    return any(branch.per == "person" for branch in config.table)
+    """Whether persons change the picture of an engine: a branch is shown them, or something reads their ID."""
+    read = config.unet_tokens == "text_and_id" or any(branch.reads_id for branch in config.table)
+    return read or any(branch.per == "person" for branch in config.table)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -152,7 +162,8 @@ def parser() -> argparse.ArgumentParser:
   naive-shared    the same, and the none and text rows share their ControlNet rows if these get no text
   naive-no-delay  as naive, with three rows at every step (of weight zero before the switch: the same picture)
   naive-compiled  as naive, UNet and ControlNets compiled by torch.compile, for every shape and in the warm-up
-  Of an engine whose branches all read the text, naive is diffusers' own ControlNet pipeline.
+  Of an engine whose branches all read the text, naive is diffusers' own ControlNet pipeline; of ID-Patch's engine, the
+  published pipeline: two guidance rows, the ID tokens after the text.
 examples:
   python -m benchmarks.latency --engine engines/NAME --persons 1 2 --steps 30 --baseline naive
   python -m benchmarks.latency --engine engines/NAME --baseline naive naive-no-delay --out latency.json \\
@@ -160,6 +171,7 @@ examples:
   python -m benchmarks.latency --engine engines/NAME --device cuda --backend all --persons 1 2 4 \\
       --baseline naive naive-compiled --memory --runs 20
   python -m benchmarks.latency --engine engines/NAME --controls openpose --baseline naive
+  python -m benchmarks.latency --engine engines/idpatch --persons 1 2 4 --steps 50 --baseline naive naive-compiled
   python -m benchmarks.latency --engine engines/NAME --baseline none --photo alice.jpg""",
     )
     shown = "default %(default)s"

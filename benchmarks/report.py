@@ -10,10 +10,9 @@ from typing import Any
 from realisid_trt.errors import RequestError
 from realisid_trt.files import whole_or_not
 
-from .flops import total_flops
+from .flops import PHASES, UNCOUNTED, PerRow, total_flops
 from .measure import RUNTIMES, Run, speed_ratio, spread
 
-PHASES = ("without_id", "with_id")
 CORES = ("cores_busy_elsewhere", "cores_stolen")
 FEW = 20  # values: with fewer, a 95th percentile is close to the maximum
 SPREAD = f"p50 (p95, or min–max of fewer than {FEW})"
@@ -40,13 +39,13 @@ def summarise(
     taken: Mapping[str, Sequence[Run]],
     differences: Mapping[tuple[str, str], float],
     switch: int,
-    per_row: Mapping[str, int],
+    per_row: PerRow,
 ) -> Case:
     """One case of the JSON object.
 
     taken:       contender → its runs.
     differences: (engine, baseline) → relative RMS of the latents' difference.
-    switch:      steps without the ID. per_row: operations per row of every network; empty: not known.
+    switch:      steps without the ID. per_row: operations per row of every network, by phase; empty: not known.
     """
     switch = switch if persons else len(next(iter(taken.values()))[0].step_ms)
     contenders = {name: _contender(runs, switch, per_row) for name, runs in taken.items()}
@@ -64,14 +63,15 @@ def summarise(
     return {"persons": persons, "contenders": contenders, "ratios": ratios}
 
 
-def _contender(runs: Sequence[Run], switch: int, per_row: Mapping[str, int]) -> dict[str, Any]:
+def _contender(runs: Sequence[Run], switch: int, per_row: PerRow) -> dict[str, Any]:
     total = spread([run.total_ms for run in runs])
     stages = {stage: spread([run.stages[stage] for run in runs]) for stage in runs[0].stages}
     rows, step_rows = runs[-1].rows, runs[-1].step_rows
     parts = {"without_id": slice(None, switch), "with_id": slice(switch, None)}
     phase_ms = {phase: [ms for run in runs for ms in run.step_ms[part]] for phase, part in parts.items()}
     phase_rows = {phase: next(iter(step_rows[part]), None) for phase, part in parts.items()}
-    tflop = total_flops(rows, per_row) / 1e12 if per_row else None
+    counted = _operations(rows, step_rows[:switch], per_row)
+    tflop = sum(counted.values()) / 1e12 if per_row else None
     names = {stage: stage.removeprefix("denoise.") for stage in stages}
     return {
         "total_ms": total,
@@ -83,16 +83,28 @@ def _contender(runs: Sequence[Run], switch: int, per_row: Mapping[str, int]) -> 
         "step_rows": phase_rows,
         "tflop": tflop,
         "step_tflop": {
-            phase: total_flops(rows, per_row) / 1e12 if rows is not None and per_row else None
+            phase: total_flops(rows, per_row[phase]) / 1e12 if rows is not None and per_row else None
             for phase, rows in phase_rows.items()
         },
         "gflop_per_s": tflop * 1e6 / total["p50"] if tflop is not None else None,
         "stage_gflop_per_s": {
-            stage: rows[name] * per_row[name] / 1e6 / stages[stage]["p50"]
-            for stage, name in names.items()
-            if name in rows and name in per_row
+            stage: counted[name] / 1e6 / stages[stage]["p50"] for stage, name in names.items() if name in counted
         },
     }
+
+
+def _operations(rows: Mapping[str, int], early: Sequence[Mapping[str, int]], per_row: PerRow) -> dict[str, int]:
+    """Network → the operations of its rows in a picture. early: the rows of each step without the ID.
+
+    Raises KeyError for a network without a count, which would count as zero.
+    """
+    counted = {}
+    for name, count in rows.items() if per_row else ():
+        if name not in UNCOUNTED:
+            before = sum(step.get(name, 0) for step in early)
+            by_phase = {"without_id": before, "with_id": count - before}
+            counted[name] = sum(total_flops({name: n}, per_row[phase]) for phase, n in by_phase.items())
+    return counted
 
 
 def table(result: Mapping[str, Any]) -> str:

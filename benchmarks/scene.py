@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from realisid_trt import Control, Person
-from realisid_trt.config import Branch, RealisIDConfig
+from realisid_trt.branches import Branch
+from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import RequestError
 from realisid_trt.loop.ddim import DDIM, initial_noise
 from realisid_trt.loop.rows import in_window, steps_without_id
@@ -57,7 +58,7 @@ class Scene:
                 raise RequestError(f"--{name} is {side_px}, expected a multiple of {multiple} px.")
         steps = options.steps or config.num_inference_steps
         DDIM.of(manifest).timesteps(steps)  # refuses a number of steps that the schedule does not have
-        alpha = config.subject_conditioning_ratio
+        delay = config.subject_conditioning_ratio, config.delay_rule
         shown = options.shown(config)
         acting = [branch for branch in config.table if branch in shown or branch.per == "person"]
         cells = model.latent_channels, height // model.vae_scale_factor, width // model.vae_scale_factor
@@ -67,8 +68,8 @@ class Scene:
             height,
             width,
             steps,
-            warm_steps(steps, alpha, [(branch.start, branch.end) for branch in acting]),
-            steps_without_id(steps, alpha),
+            warm_steps(steps, delay[0], [(branch.start, branch.end) for branch in acting], delay[1]),
+            steps_without_id(steps, *delay),
             initial_noise(options.seed, cells)[None],
             make_controls(shown, height, width, options.seed),
             options.seed,
@@ -77,7 +78,7 @@ class Scene:
     def persons(self, count: int) -> list[Person]:
         """Random persons with all that the branches are shown of them."""
         persons = make_persons(self.model, count, self.height, self.width, self.seed)
-        if self.config.id_input == "none":
+        if self.config.id_input != "face_crop":
             persons = [replace(person, id_tokens=None) for person in persons]
         of_persons = [branch for branch in self.config.table if branch.per == "person"]
         rng = np.random.default_rng(self.seed)
@@ -87,7 +88,18 @@ class Scene:
         if any(branch.draws_bodies for branch in of_persons):
             bodies = rng.random((count, NUM_JOINTS, 2)) * (self.width, self.height)
             persons = [replace(p, body=body) for p, body in zip(persons, bodies, strict=True)]
-        return persons
+        if self.model.face_encoder is not None:
+            persons = [self._embedded(person, rng) for person in persons]
+        return persons if of_persons else [replace(p, pose_image=None, box=None) for p in persons]
+
+    def _embedded(self, person: Person, rng: np.random.Generator) -> Person:
+        """The person with an embedding as the face encoder gives it, anchored at the centre of its box."""
+        assert self.model.face_encoder is not None and person.box is not None
+        embedding = rng.standard_normal(self.model.face_encoder["output_dim"])
+        if self.model.face_encoder["norm"] == "unit":
+            embedding /= np.linalg.norm(embedding)
+        x0, y0, x1, y1 = person.box
+        return replace(person, embedding=embedding.astype(np.float32), at=((x0 + x1) / 2, (y0 + y1) / 2))
 
     def given(self, count: int, steps: int) -> dict[str, Any]:
         """Arguments that `generate` of the engine and of the baselines both accept.
@@ -99,12 +111,14 @@ class Scene:
         return {"persons": persons, "latents": self.latents, "num_inference_steps": steps, **controls}
 
 
-def warm_steps(steps: int, alpha: float | None, windows: Sequence[tuple[float, float]] = ()) -> int:
+def warm_steps(
+    steps: int, alpha: float | None, windows: Sequence[tuple[float, float]] = (), delay_rule: str = "inclusive"
+) -> int:
     """The fewest steps, at least WARM_STEPS or all, with a picture's own phases: steps without and with the ID, inside
     and outside of each window."""
 
     def phases(count: int) -> set[tuple[bool, ...]]:
-        without_id = steps_without_id(count, alpha)
+        without_id = steps_without_id(count, alpha, delay_rule)
         return {(i < without_id, *(in_window(i, count, *window) for window in windows)) for i in range(count)}
 
     return next(count for count in range(min(steps, WARM_STEPS), steps + 1) if phases(count) == phases(steps))

@@ -154,6 +154,8 @@ def _report_profiles(found: Mapping[str, Profile], report: Report) -> None:
     for name, profile in found.items():
         unit = "timesteps" if name.endswith("_time") else "rows"
         report(f"  {name:<17}{profile.least[unit]:>6}{profile.best[unit]:>6}{profile.most[unit]:>7} {unit}")
+    if tokens := [str(sizes["tokens"]) for sizes in (profile.least, profile.best, profile.most) if "tokens" in sizes]:
+        report(f"tokens of text and IDs (least, best, most): {', '.join(tokens)}")
 
 
 def _report_weights(

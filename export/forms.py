@@ -44,22 +44,28 @@ class Limits:
     rows:      rows of every network except the `*_time` networks.
     timesteps: rows of the `*_time` networks: steps × distinct texts.
     side:      height and width, in cells of the UNet's coarsest level.
+    tokens:    of a row that reads text and IDs; None where no network does.
     """
 
     rows: tuple[int, int]
     timesteps: tuple[int, int]
     side: tuple[int, int]
+    tokens: tuple[int, int] | None = None
 
     @classmethod
-    def of_requests(cls, pictures: int, persons: int, side: int) -> Limits:
+    def of_requests(cls, pictures: int, persons: int, side: int, tokens: tuple[int, int] | None = None) -> Limits:
         """The limits of batches of `pictures` pictures of `persons` persons, each `side` coarsest cells wide.
 
         When nothing is shared, the UNet has three rows per picture, and a branch three rows per person or picture.
         """
-        return cls(rows=(1, 3 * pictures * max(1, persons)), timesteps=(1, 1000 * 2 * pictures), side=(2, max(2, side)))
+        rows, timesteps = (1, 3 * pictures * max(1, persons)), (1, 1000 * 2 * pictures)
+        return cls(rows=rows, timesteps=timesteps, side=(2, max(2, side)), tokens=tokens)
 
     def of(self, unit: str) -> tuple[int, int]:
-        """Least and most of a unit: "rows", "timesteps", "height" or "width"."""
+        """Least and most of a unit: "rows", "timesteps", "height", "width" or "tokens"."""
+        if unit == "tokens":
+            assert self.tokens is not None, "no network was said to read text and IDs"
+            return self.tokens
         return {"rows": self.rows, "timesteps": self.timesteps, "height": self.side, "width": self.side}[unit]
 
 

@@ -14,15 +14,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from realisid_trt.branches import tokens_input
+
 from .checkpoint import Checkpoint
+from .checkpoint.face_encoder import FaceEncoder
 from .checkpoint.vae import from_latents
+from .id_encoders import EmbeddingEncoder, IdEncoder
 
 
 @dataclass(frozen=True)
 class Size:
     """A dynamic dimension: `factor` times a unit.
 
-    Units: "rows", "timesteps" (rows of the time networks), and "height", "width" in cells of the coarsest level.
+    Units: "rows", "timesteps" (rows of the time networks), "tokens" (of text and IDs together), and "height", "width"
+    in cells of the coarsest level.
     """
 
     unit: str
@@ -31,11 +36,12 @@ class Size:
 
 @dataclass(frozen=True)
 class Port:
-    """An input or output of a network. dtype None: the precision of the network."""
+    """An input or output of a network. dtype None: the precision of the network. unit: its vectors have length 1."""
 
     name: str
     shape: tuple[int | Size, ...]
     dtype: torch.dtype | None = None
+    unit: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,8 +98,9 @@ def networks(checkpoint: Checkpoint) -> dict[str, Network]:
         )
 
     emb = Port("emb", (ROWS, c.emb_dim))
-    prompt_embeds = Port("prompt_embeds", (ROWS, c.max_length, c.cross_attention_dim))
-    id_tokens = Port("id_tokens", (ROWS, c.num_id_tokens, c.cross_attention_dim))
+    counts = {"text": c.max_length, "id": c.num_id_tokens, "text_and_id": Size("tokens")}
+    tokens = {kind: Port(tokens_input(kind), (ROWS, count, c.cross_attention_dim)) for kind, count in counts.items()}
+    unet_tokens = tokens[c.config.unet_tokens]
     latents = Port("latents", (ROWS, c.latent_channels, height, width))
     canvas_latents = Port("latents", (ROWS, c.latent_channels, canvas, canvas))
     timesteps = Size("timesteps")
@@ -114,16 +121,18 @@ def networks(checkpoint: Checkpoint) -> dict[str, Network]:
                 lambda dtype, name=name: TextEncoder(c.load_text_encoder(name, dtype), c.has_added_conditions),
             )
         )
-    if c.config.id_input != "none":
+    if c.config.id_input == "face_crop":
         found.append(
             Network(
                 "id_encoder",
                 ("image_encoder", "id_projection"),
                 (Port("id_pixels", (ROWS, 3, c.image_size, c.image_size)),),
-                (id_tokens,),
+                (tokens["id"],),
                 lambda dtype: IdEncoder(c.load_image_encoder(dtype), c.load_id_projection(dtype)),
             )
         )
+    if c.face_encoder is not None:
+        found.append(_of_embeddings(c, c.face_encoder, tokens["id"]))
     for branch in c.config.table:
         on_canvas = branch.view == "face"
         size: tuple[int | Size, int | Size] = (canvas, canvas) if on_canvas else (height, width)
@@ -139,12 +148,7 @@ def networks(checkpoint: Checkpoint) -> dict[str, Network]:
             Network(
                 f"{branch.name}_branch",
                 component,
-                (
-                    canvas_latents if on_canvas else latents,
-                    emb,
-                    id_tokens if branch.tokens == "id" else prompt_embeds,
-                    condition,
-                ),
+                (canvas_latents if on_canvas else latents, emb, tokens[branch.tokens], condition),
                 maps(residual_names, on_canvas),
                 _wrap(Branch, load),
                 without=NOT_IN_BRANCH,
@@ -156,7 +160,7 @@ def networks(checkpoint: Checkpoint) -> dict[str, Network]:
         Network(
             "unet_encoder",
             ("unet",),
-            (latents, emb, prompt_embeds),
+            (latents, emb, unet_tokens),
             skips,
             _wrap(UNetEncoder, c.load_unet),
             without=NOT_IN_ENCODER,
@@ -164,7 +168,7 @@ def networks(checkpoint: Checkpoint) -> dict[str, Network]:
         Network(
             "unet_decoder",
             ("unet",),
-            (*skips, emb, prompt_embeds),
+            (*skips, emb, unet_tokens),
             (Port("noise_pred", latents.shape),),
             _wrap(UNetDecoder, c.load_unet),
             without=NOT_IN_DECODER,
@@ -179,6 +183,24 @@ def networks(checkpoint: Checkpoint) -> dict[str, Network]:
         ),
     ]
     return {network.name: network for network in found}
+
+
+def _of_embeddings(c: Checkpoint, encoder: FaceEncoder, id_tokens: Port) -> Network:
+    """The ID encoder behind a face encoder: its embedding as ID tokens and, where a branch is shown it, as a patch."""
+    components, outputs, side = ["id_projection"], [id_tokens], c.config.patch_px
+    if c.has_patches:
+        assert side is not None
+        components.append("id_patch_projection")
+        outputs.append(Port("id_patch", (ROWS, 3, side, side)))
+    return Network(
+        "id_encoder",
+        tuple(components),
+        (Port("embedding", (ROWS, 1, encoder.output_dim), unit=encoder.norm == "unit"),),
+        tuple(outputs),
+        lambda dtype: EmbeddingEncoder(
+            c.load_id_projection(dtype), c.load_patch_projection(dtype) if c.has_patches else None, side
+        ),
+    )
 
 
 def _at(level: int, coarsest: int) -> tuple[Size, Size]:
@@ -215,21 +237,8 @@ class TextEncoder(nn.Module):
         return hidden_states, out.text_embeds if hasattr(out, "text_embeds") else out.pooler_output
 
 
-class IdEncoder(nn.Module):
-    """id_pixels (R, 3, S, S), normalised → id_tokens (R, T, D): p_id, from the image encoder's penultimate layer."""
-
-    def __init__(self, image_encoder: nn.Module, id_projection: nn.Module) -> None:
-        super().__init__()
-        self.image_encoder = image_encoder
-        self.id_projection = id_projection
-
-    def forward(self, id_pixels: Tensor) -> Tensor:
-        out = self.image_encoder(id_pixels, output_hidden_states=True)
-        return self.id_projection(out.hidden_states[-2])
-
-
 class Condition(nn.Module):
-    """pose_image, location_mask or image (R, C, H, W) in [0, 1] → Z(c; Θ_z1) at latent size, Eqs. (3) and (6)."""
+    """The drawing, mask, image or patches (R, C, H, W) of a branch → Z(c; Θ_z1) at latent size, Eqs. (3) and (6)."""
 
     def __init__(self, controlnet: nn.Module) -> None:
         super().__init__()
@@ -298,19 +307,19 @@ class Branch(nn.Module):
 
 
 class UNetEncoder(nn.Module):
-    """latents, emb, prompt_embeds → the skips and the mid block's output."""
+    """latents, emb, tokens → the skips and the mid block's output."""
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
         _drop(unet, NOT_IN_ENCODER)
         self.unet = unet
 
-    def forward(self, latents: Tensor, emb: Tensor, prompt_embeds: Tensor) -> tuple[Tensor, ...]:
-        return _encode(self.unet, self.unet.conv_in(latents), emb, prompt_embeds)
+    def forward(self, latents: Tensor, emb: Tensor, tokens: Tensor) -> tuple[Tensor, ...]:
+        return _encode(self.unet, self.unet.conv_in(latents), emb, tokens)
 
 
 class UNetDecoder(nn.Module):
-    """Merged skips, merged mid, emb, prompt_embeds → noise_pred. The last input but two is the mid block's output."""
+    """Merged skips, merged mid, emb, tokens → noise_pred. The last input but two is the mid block's output."""
 
     def __init__(self, unet: nn.Module) -> None:
         super().__init__()
@@ -318,12 +327,12 @@ class UNetDecoder(nn.Module):
         self.unet = unet
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        *skips, hidden, emb, prompt_embeds = inputs
+        *skips, hidden, emb, tokens = inputs
         unet = self.unet
         for block in unet.up_blocks:
             count = len(block.resnets)
             block_skips, skips = tuple(skips[-count:]), skips[:-count]
-            text = {"encoder_hidden_states": prompt_embeds} if getattr(block, "has_cross_attention", False) else {}
+            text = {"encoder_hidden_states": tokens} if getattr(block, "has_cross_attention", False) else {}
             hidden = block(hidden_states=hidden, temb=emb, res_hidden_states_tuple=block_skips, **text)
         if unet.conv_norm_out is not None:
             hidden = unet.conv_act(unet.conv_norm_out(hidden))

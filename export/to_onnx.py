@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,8 @@ from .networks import Network, Port, Size
 # diffusers' Upsample2D makes a batch of 64 rows or more contiguous, which changes no value. If more rows were declared,
 # torch.export would detect that and trace the network a second time. The graph takes any number of rows.
 TRACED_ROWS = 63
+# torch.export may take two equal sizes for one. Tokens are traced with as many more than the least as one ID has.
+MORE_TOKENS = 16
 EMBED_BELOW_BYTES = 2**30  # larger weights go beside the graph: a protobuf holds at most 2 GiB
 
 
@@ -38,6 +41,9 @@ def port_entry(port: Port, form: OnnxForm, limits: Limits) -> dict[str, object]:
 
 def example(ports: tuple[Port, ...], units: Mapping[str, int], dtype: torch.dtype, seed: int = 0) -> tuple[Tensor, ...]:
     """Random inputs with plausible values, drawn in float64 so that every precision gets the same numbers.
+
+    Patches leave [0, 1], so `id_patches` are not clamped. An embedding of 512 numbers that is not `unit` has a length
+    of about 23, as raw ones have.
 
     units: the size of each unit: {"rows": 2, "timesteps": 3, "height": 3, "width": 2}.
     """
@@ -57,6 +63,8 @@ def example(ports: tuple[Port, ...], units: Mapping[str, int], dtype: torch.dtyp
             values = (values > 0).double()
         elif port.name in ("pose_image", "image"):
             values = values.clamp(0, 1)
+        elif port.unit:
+            values = torch.nn.functional.normalize(values, dim=-1)
         inputs.append(values.to(port.dtype or dtype))
     return tuple(inputs)
 
@@ -65,6 +73,8 @@ def to_onnx(network: Network, module: nn.Module, form: OnnxForm, limits: Limits,
     """Writes `path` (and `path.data` when the weights are large). Raises BuildError, with the exporter's message."""
     least, most = limits.side
     units = {"rows": 2, "timesteps": 2, "height": min(least + 1, most), "width": min(least + 2, most)}
+    if limits.tokens is not None:
+        units["tokens"] = _traced_tokens(network, units, limits.tokens)
     inputs = example(network.inputs, units, form.dtype)
     specs = tuple(_dynamic(port, limits) for port in network.inputs)
     weights_bytes = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
@@ -92,6 +102,22 @@ def to_onnx(network: Network, module: nn.Module, form: OnnxForm, limits: Limits,
         raise BuildError(f"{network.name} cannot be exported as {form.name}: {_last_line(error)}") from error
 
 
+def _traced_tokens(network: Network, units: Mapping[str, int], limits: tuple[int, int]) -> int:
+    """A number of tokens that no other size of the network is equal to, nor the number of cells of a level."""
+    least, most = limits
+    taken: set[int] = set()
+    for port in (*network.inputs, *network.outputs):
+        sizes = [
+            units[size.unit] * size.factor if isinstance(size, Size) else size
+            for size in port.shape
+            if not (isinstance(size, Size) and size.unit == "tokens")
+        ]
+        taken |= {*sizes, math.prod(sizes[2:])}
+    more = min(least + MORE_TOKENS, most)
+    tried = (*range(more, most + 1), *range(more, least, -1))
+    return next((count for count in tried if count not in taken), most)
+
+
 # torch requires that all inputs share one Dim object per name.
 _DIMS: dict[tuple[str, int, int], torch.export.Dim] = {}
 
@@ -101,6 +127,8 @@ def _dynamic(port: Port, limits: Limits) -> dict[int, object]:
     for axis, size in enumerate(port.shape):
         if isinstance(size, Size):
             least, most = limits.of(size.unit)
+            if least == most:  # a constant: torch's Dim asks for two sizes
+                continue
             if size.unit == "rows":
                 most = min(most, TRACED_ROWS)
             unit = _DIMS.setdefault((size.unit, least, most), torch.export.Dim(size.unit, min=least, max=most))

@@ -19,5 +19,5 @@ from .persons.identity import Identity
 from .persons.person import Person
 from .request import Control, Request, Result
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
 __all__ = ["Control", "Engine", "Identity", "Person", "RealisIDError", "Request", "Result", "__version__"]

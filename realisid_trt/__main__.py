@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
+import dataclasses
 import os
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .commands.arguments import parse_box, parse_controls, parse_person
 from .commands.command_line import Outcome, execute, ratio, run
 from .errors import RequestError
 from .files import whole_or_not
@@ -31,7 +31,7 @@ def generate(options: argparse.Namespace) -> Outcome:
     from tqdm import tqdm
 
     from .commands.command_line import timing_table
-    from .commands.drawing import with_boxes
+    from .commands.drawing import with_persons
     from .engine import Engine
 
     paths = picture_paths(options.out, options.num_images)
@@ -54,7 +54,7 @@ def generate(options: argparse.Namespace) -> Outcome:
     for image, path in zip(result.images, paths, strict=True):
         save_picture(image, path)
     for image, path in zip(result.images, boxes_paths, strict=False):
-        save_picture(with_boxes(image, [person.box for person in result.persons if person.box]), path)
+        save_picture(with_persons(image, result.persons), path)
     lines = [f"{path} (seed {result.seed + i})" for i, path in enumerate(paths)]
     if options.save_conditions is not None:
         size = {key: given[key] for key in ("height", "width") if key in given}
@@ -63,12 +63,14 @@ def generate(options: argparse.Namespace) -> Outcome:
     lines += result.notes
     for number, person in enumerate(result.persons, start=1):
         lines.append(f"person {number} at {person.box} px" if person.box else f"person {number}")
+        if person.anchor is not None:
+            lines[-1] += f", ID patch about ({person.anchor[0]:.0f}, {person.anchor[1]:.0f}) px"
         lines += [f"person {number}: {note}" for note in person.notes]
     lines += ["", *timing_table(result.timings, result.rows), result.backend]
     values = {
         "out": [str(path) for path in paths],
         "seed": result.seed,
-        "persons": [{"box": p.box, "mask_source": p.mask_source, "notes": p.notes} for p in result.persons],
+        "persons": [dataclasses.asdict(person) for person in result.persons],
         "timings_ms": result.timings,
         "step_ms": result.step_ms,
         "rows": result.rows,
@@ -86,20 +88,23 @@ def embed(options: argparse.Namespace) -> Outcome:
         raise RequestError(f"--out {options.out} does not end in .safetensors, the format of a stored identity.")
     check_writable(options.out)
     box = None if options.box is None else parse_box(options.box, "--box")
-    if Manifest.read(options.engine).config.id_input == "none":
+    config = Manifest.read(options.engine).config
+    if config.id_input == "none":
         raise RequestError(
             f"{options.engine} has no identities: its checkpoint's id_input is none. Give another --engine."
         )
-    engine = Engine.load(options.engine, options.backend, options.device, networks=("id_encoder",))
+    networks = () if config.id_input == "aligned_face" else ("id_encoder",)  # a face encoder is no network of a build
+    engine = Engine.load(options.engine, options.backend, options.device, networks=networks)
     identity = engine.embed(options.photo, face=options.face, box=box)
     identity.save(options.out)
-    lines = [
-        f"{options.out}: {len(identity.id_tokens)} ID tokens of the face at "
-        f"({', '.join(f'{v:.0f}' for v in identity.box)}) px, background removed by {identity.mask_source}",
-        *identity.notes,
-    ]
+    made, how = "an embedding", "aligned by its eyes, nose and mouth"
+    if identity.id_tokens is not None:
+        made, how = f"{len(identity.id_tokens)} ID tokens", f"background removed by {identity.mask_source}"
+    place = ", ".join(f"{value:.0f}" for value in identity.box)
+    lines = [f"{options.out}: {made} of the face at ({place}) px, {how}", *identity.notes]
     values = {
         "out": str(options.out),
+        "kind": identity.kind,
         "box": identity.box,
         "photo_size": identity.photo_size,
         "mask_source": identity.mask_source,
@@ -130,69 +135,8 @@ def doctor(options: argparse.Namespace) -> Outcome:
     return examine(options.engine, options.batch, options.persons, options.resolution)
 
 
-def parse_person(text: str) -> Any:
-    """photo.jpg@x0,y0,x1,y1,pose=other.jpg,face=0 → Person. The photo may be a stored identity (.safetensors)."""
-    from .persons.person import Person
-
-    photo, rest = _split_person(text)
-    numbers: list[str] = []
-    named: dict[str, Any] = {}
-    for part in filter(None, rest.split(",")):
-        key, equals, value = part.partition("=")
-        if not equals:
-            numbers.append(part)
-        elif key == "pose" and value:
-            named["pose"] = value
-        elif key == "body" and value:
-            named["body"] = read_body(Path(value), f"--person {text}")
-        elif key == "face" and value.isascii() and value.isdecimal():
-            named["face"] = int(value)
-        else:
-            raise RequestError(
-                f"--person {text}: {part!r} is not understood. Write photo.jpg@x0,y0,x1,y1 and, if wanted, "
-                ",pose=other.jpg, ,body=keypoints.json and ,face=0 after it."
-            )
-    if numbers:
-        named["box"] = parse_box(",".join(numbers), f"--person {text}")
-    return Person(None if photo == "-" else photo, **named)
-
-
-def read_body(file: Path, where: str) -> Any:
-    """(17, 2 or 3) numbers of a JSON file. Raises RequestError."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RequestError(
-            f"{where}: {file} cannot be read as JSON ({error}). Write the 17 keypoints of COCO as [[x, y], …] in px."
-        ) from None
-
-
-def parse_controls(texts: Sequence[str]) -> dict[str, Any]:
-    """NAME=FILE[,scale=,start=,end=] or NAME=scale=… → {NAME: Control}. Raises RequestError."""
-    from .request import Control
-
-    controls: dict[str, Any] = {}
-    for text in texts:
-        name, _, rest = text.partition("=")
-        numbers = re.findall(r"(?:^|,)(scale|start|end)=([^,]*)(?=$|,)", rest)
-        file = re.sub(r"(?:^|,)(?:scale|start|end)=[^,]*(?=$|,)", "", rest)
-        try:
-            given = {key: float(value) for key, value in numbers}
-        except ValueError:
-            raise RequestError(f"--control {text}: scale, start and end are numbers. Write scale=0.9.") from None
-        if not name or not (file or given) or len(given) < len(numbers):
-            raise RequestError(
-                f"--control {text!r} is not understood. Write NAME=picture.png and, if wanted, ,scale=0.9 ,start=0 and "
-                ",end=0.6 after it."
-            )
-        if name in controls:
-            raise RequestError(f"--control {name} is given twice. Write all of it in one.")
-        controls[name] = Control(file or None, **given)
-    return controls
-
-
 def save_conditions(shown: Mapping[str, Sequence[Any]], folder: Path) -> list[Path]:
-    """Writes (C, H, W) drawings in [0, 1] as NAME-0.png, …, of every branch. Returns the files."""
+    """Writes (C, H, W) drawings as NAME-0.png, …, of every branch, values beyond [0, 1] cut. Returns the files."""
     import numpy as np
     from PIL import Image
 
@@ -200,29 +144,10 @@ def save_conditions(shown: Mapping[str, Sequence[Any]], folder: Path) -> list[Pa
     paths = []
     for name, drawings in shown.items():
         for number, drawing in enumerate(drawings):
-            pixels = np.round(drawing * 255).astype(np.uint8).transpose(1, 2, 0)
+            pixels = np.round(np.clip(drawing, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
             paths.append(folder / f"{name}-{number}.png")
             save_picture(Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]), paths[-1])
     return paths
-
-
-def _split_person(text: str) -> tuple[str, str]:
-    """The photo, and the options after the @. The path may contain an @ too."""
-    number = r"[-+.\deE]+"
-    if told := re.fullmatch(rf"(.+?)@((?:{number},){{3}}{number}(?:,.*)?|(?:pose|face|body)=.*)", text):
-        return told[1], told[2]
-    if Path(text).is_file():
-        return text, ""
-    split = re.search(r"@(?=[-+.\d])", text)  # meant as a box
-    return (text[: split.start()], text[split.end() :]) if split else (text, "")
-
-
-def parse_box(text: str, where: str) -> tuple[float, float, float, float]:
-    try:
-        x0, y0, x1, y1 = (float(number) for number in text.split(","))
-    except ValueError:
-        raise RequestError(f"{where}: box {text!r} is not x0,y0,x1,y1: four numbers in pixels.") from None
-    return x0, y0, x1, y1
 
 
 def picture_paths(out: Path, count: int) -> list[Path]:
@@ -315,9 +240,9 @@ def _parser() -> argparse.ArgumentParser:
         "--person",
         action="append",
         default=[],
-        metavar="PHOTO@X0,Y0,X1,Y1[,pose=PHOTO][,body=JSON][,face=N]",
+        metavar="PHOTO@X0,Y0,X1,Y1[,pose=PHOTO][,body=JSON][,at=X:Y][,face=N]",
         help="may be repeated; PHOTO may be a stored identity, or - for nobody in particular (--person=-@…); a single "
-        "person may omit the box",
+        "person may omit the box; at is the nose, for engines with ID patches",
     )
     sub.add_argument(
         "--control",
@@ -328,7 +253,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--save-conditions", type=Path, metavar="DIR", help="what each branch was shown, as PNG files")
     sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="several pictures: FILE-0, FILE-1, …")
-    sub.add_argument("--draw-boxes", type=Path, metavar="FILE", help="the picture with the box of each person")
+    sub.add_argument(
+        "--draw-boxes", type=Path, metavar="FILE", help="the picture with the box of each person, or its anchor"
+    )
     sub.add_argument("--seed", type=int, help="default: random, and printed")
     sub.add_argument("--num-images", type=int, default=1)
     sub.add_argument("--steps", dest="num_inference_steps", type=int, metavar="S")

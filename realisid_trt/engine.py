@@ -16,20 +16,22 @@ from numpy.typing import NDArray
 from .backends import Backend, open_backend
 from .checks import check_finite
 from .errors import BackendError, EngineMismatch, RealisIDError, RequestError
-from .loop.controls import blanks, branches_of, drawings
-from .loop.denoise import Batch, denoise, loop_networks
+from .loop.controls import blanks, branches_of, drawings, with_images, with_patches
+from .loop.denoise import denoise, loop_networks
+from .loop.drafts import Draft
+from .loop.outcomes import Outcomes, Stopwatch, part_of
 from .loop.picture import decode, to_pil
-from .loop.prologue import Draft, Prologue
+from .loop.prologue import Prologue
 from .loop.stages import MEMORY, Stages
 from .manifest import Manifest
-from .outcomes import Outcomes, Stopwatch
 from .persons.boxes import Grid
 from .persons.faces import FaceFinder
+from .persons.faces.face_encoder import FaceEncoder
 from .persons.identity import Identity
 from .persons.people import People
-from .persons.person import Person, PlacedPerson, placeholder
+from .persons.person import Person, placeholder
 from .persons.photo import Photo
-from .persons.prepared import SeenPerson
+from .persons.prepared import Seen
 from .request import BatchOptions, Control, GenerateOptions, Progress, Request, Result, spelled_out
 
 CLOSED = "this engine was closed. Load it again: Engine.load(…)."
@@ -53,7 +55,7 @@ class Engine:
         self.manifest, self.backend = manifest, backend
         self.config, self.model = manifest.config, manifest.model
         self._loop_networks = loop_networks(self.config.table)
-        self._people = People(backend, finder, self.model, self.config)
+        self._people = People(backend, finder, self.model, self.config, FaceEncoder.of(manifest))
         self._prologue = Prologue(manifest, backend, share_rows)
         self._stages = Stages(manifest, backend, memory)
         self._tile = self.model.sample_size if memory == "low" else None
@@ -128,7 +130,8 @@ class Engine:
         """
         model, grid = self.model, self._prologue.grid(options.get("height"), options.get("width"))
         tokens = None if self.config.id_input == "none" else (model.num_id_tokens, model.cross_attention_dim)
-        people = [placeholder(2 * grid.multiple, tokens)] * persons
+        embedding_dim = model.face_encoder["output_dim"] if model.face_encoder else None
+        people = [placeholder(2 * grid.multiple, tokens, embedding_dim)] * persons
         options.setdefault("controls", blanks(self.config.table, grid))
         for _ in range(2):
             self.generate("", people, **options)
@@ -177,7 +180,7 @@ class Engine:
         face:      which face, counted from the left; None takes the only or the clearly largest one.
         box:       x0, y0, x1, y1 of the face in pixels of the upright photo, instead of detecting it.
         landmarks: (478, 2) in [0, 1] of the squared box, instead of finding them.
-        crop:      the squared face with its background zeroed, instead of cutting it out.
+        crop:      the squared face with its background zeroed, or the face aligned for a face encoder, of your own.
 
         Raises PhotoError.
         """
@@ -201,14 +204,20 @@ class Engine:
         width: int | None = None,
     ) -> dict[str, list[NDArray[np.float32]]]:
         """What `generate` would show to every branch: name → its drawings, (C, H, W) in [0, 1], one for each person or
-        one for the picture. Branches without a drawing are left out. Runs no network of the engine.
+        one for the picture. Branches without a drawing are left out. Patches leave [0, 1]; only they need a network.
 
-        Raises RequestError, BoxError, ShapeError, PhotoError.
+        Raises as `generate`.
         """
         self._check_free()
         request, grid = Request(prompt, persons, controls=controls), self._prologue.grid(height, width)
-        draft = self._prologue.draft(request, 1, grid)
-        return self._see(draft, grid)[1]
+        draft = self._prologue.draft(request, self.config.num_inference_steps, grid)
+        seen = self._see(draft, grid)
+        if not seen.people or not any(branch.condition == "id_patches" for branch in self.config.table):
+            return seen.drawings
+        with self._use():
+            self._stages.begin("persons")
+            people = self._people.prepare_all(seen.people)
+        return with_patches(self.config.table, seen.drawings, people)
 
     def generate(self, prompt: str, persons: Sequence[Person] = (), **options: Unpack[GenerateOptions]) -> Result:
         """Pictures of the prompt and the given persons.
@@ -245,12 +254,13 @@ class Engine:
         progress: Progress | None = None,
         errors: Literal["raise", "return"] = "raise",
     ) -> Sequence[Result | RealisIDError]:
-        """One Result per request, all made in one pass.
+        """One Result per request, all made in one pass; where ID tokens follow the text, in one pass for each number of
+        persons and of steps without ID.
 
         num_inference_steps: S, common to the batch.
         height, width:       of the pictures, px; common to the batch. Multiples of f·2^(L-1).
         output:              "pil", "np" ((H, W, 3) float32 in [0, 1]) or "latents" (no VAE).
-        progress:            called after each step with (steps done, steps in all).
+        progress:            called after each step with (steps done, steps in all), of all passes.
         errors:              "raise": an error of any request is raised; its `request` is the number of that request.
                              "return": the error takes the place of the request's Result, and the others are made.
 
@@ -264,88 +274,87 @@ class Engine:
         if not isinstance(requests, Sequence) or not requests or not all(isinstance(r, Request) for r in requests):
             raise RequestError("requests is empty or not a list of Request. Write [Request('…', [Person(…)]), …].")
         self._check_free()
-        prologue, put = self._prologue, self.backend.put
-        steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        coefficients = prologue.coefficients(steps)
-        grid = prologue.grid(height, width)
-
+        prologue, coefficients = self._prologue, self._prologue.coefficients(num_inference_steps)
+        steps, grid = len(coefficients), prologue.grid(height, width)
         outcomes, watch = Outcomes(len(requests), keep=errors == "return"), Stopwatch()
-        drafts = outcomes.each(dict(enumerate(requests)), lambda r: prologue.draft(r, len(coefficients), grid))
-        if not drafts:
-            return outcomes.in_order({})
-        plan = prologue.plan(list(drafts.values()), len(coefficients), grid)
+        drafts = outcomes.each(dict(enumerate(requests)), lambda r: prologue.draft(r, steps, grid))
+        for group in prologue.groups(drafts, steps):
+            prologue.plan(list(group.values()), steps, grid)  # what is too large is refused before a face is searched
         with watch("persons"):  # without the lock: another batch may be running
             seen = outcomes.each(drafts, lambda draft: self._see(draft, grid))
-        if not seen:
-            return outcomes.in_order({})
-
+        groups, results = prologue.groups({place: drafts[place] for place in seen}, steps), dict[int, Result]()
         with self._use():
-            with self._during("persons", watch):
-                people_of = outcomes.each(seen, lambda found: [self._people.prepare(person) for person in found[0]])
-            if not people_of:
-                return outcomes.in_order({})
-            if len(people_of) < len(drafts):  # without those that failed
-                drafts = {place: drafts[place] for place in people_of}
-                plan = prologue.plan(list(drafts.values()), len(coefficients), grid)
-            people = [person for persons in people_of.values() for person in persons]
-            with self._during("text", watch):
-                embedded = prologue.embed_texts(plan.texts)
-            # Frees prompt and photo buffers first: cache hits must not shift the loop's addresses, which graphs replay.
-            self.backend.release_tensors()
-            with self._during("time", watch):
-                unet_emb, branch_embs = prologue.time_tables(plan, grid, embedded)
-            with self._during("conditions", watch):
-                shown = [seen[place][1] for place in people_of]
-                conditions = prologue.embed_conditions(shown, [len(each) for each in people_of.values()], plan)
-            noise = np.concatenate([prologue.noise(draft, grid) for draft in drafts.values()])
-            batch = Batch(
-                latents=put(noise),
-                step=put(np.zeros(len(noise), np.int32)),
-                plans=plan.rows,
-                coefficients=put(coefficients),
-                prompt_embeds=put(np.stack([text.prompt_embeds for text in embedded]), for_networks=True),
-                unet_emb=unet_emb,
-                table=self.config.table,
-                branches=prologue.branch_tables(list(drafts.values()), branch_embs, conditions),
-                id_tokens=prologue.id_tokens(people),
-                boxes=prologue.face_cells(people),
-            )
-            with self._during("denoise", watch):
-                step_ms = denoise(self.backend, batch, progress and self._outside(progress))
-                finite = self.backend.all_finite(batch.latents)
-                latents = self.backend.get(batch.latents)
-            latents_of = prologue.by_request(latents, drafts)
-            if not finite:
-                latents_of = outcomes.each(latents_of, lambda array: check_finite(array, "the final latents"))
-            with self._during("vae", watch):
-                pictures_of = outcomes.each(
-                    latents_of,
-                    lambda array: [] if output == "latents" else list(decode(self.backend, array, self._tile)),
-                )
-            timings = watch.with_parts("denoise", self._loop_networks, self.backend.usage.ms)
-            results = {
-                place: Result(
-                    images=[to_pil(picture) for picture in pictures] if output == "pil" else pictures,
-                    latents=latents_of[place],
-                    seed=drafts[place].seed,
-                    persons=tuple(
-                        PlacedPerson(p.face_box.px if p.face_box else None, p.mask_source, p.notes)
-                        for p in people_of[place]
-                    ),
-                    timings=timings,
-                    step_ms=tuple(step_ms),
-                    rows=dict(self.backend.usage.rows),
-                    backend=f"{self.backend.name} on {self.backend.device}, {self.backend.precision}",
-                    notes=drafts[place].notes,
-                )
-                for place, pictures in pictures_of.items()
-            }
-            return outcomes.in_order(results)
+            for number, group in enumerate(groups):
+                self.backend.start_request()
+                told = progress and part_of(progress, number, len(groups))
+                results |= self._make(group, seen, coefficients, grid, outcomes, watch.copy(), output, told)
+        return outcomes.in_order(results)
 
-    def _see(self, draft: Draft, grid: Grid) -> tuple[list[SeenPerson], dict[str, list[NDArray[np.float32]]]]:
-        """The persons of a request, and what every branch is shown."""
-        people = self._people.see_all(draft.request.persons, grid, branches_of(self.config.table, draft.settings))
-        return people, drawings(self.config.table, draft.settings, people, grid)
+    def _make(
+        self,
+        drafts: Mapping[int, Draft],
+        seen: Mapping[int, Seen],
+        coefficients: NDArray[np.float64],
+        grid: Grid,
+        outcomes: Outcomes,
+        watch: Stopwatch,
+        output: str,
+        progress: Progress | None,
+    ) -> dict[int, Result]:
+        """The results of requests that share all calls of the networks, by place, without those that failed."""
+        prologue = self._prologue
+        with self._during("persons", watch):
+            people_of = outcomes.each({place: seen[place].people for place in drafts}, self._people.prepare_all)
+        if not people_of:
+            return {}
+        drafts = {place: drafts[place] for place in people_of}  # without those that failed
+        plan = prologue.plan(list(drafts.values()), len(coefficients), grid)
+        people = [person for persons in people_of.values() for person in persons]
+        with self._during("text", watch):
+            embedded = prologue.embed_texts(plan.texts)
+        # Frees prompt and photo buffers first: cache hits must not shift the loop's addresses, which graphs replay.
+        self.backend.release_tensors()
+        with self._during("time", watch):
+            unet_emb, branch_embs = prologue.time_tables(plan, grid, embedded)
+        with self._during("conditions", watch):
+            shown = [with_patches(self.config.table, seen[place].drawings, people_of[place]) for place in drafts]
+            conditions = prologue.embed_conditions(shown, [len(each) for each in people_of.values()], plan)
+        branches = prologue.branch_tables(list(drafts.values()), branch_embs, conditions)
+        batch = prologue.batch(list(drafts.values()), people, plan, embedded, unet_emb, branches, coefficients, grid)
+        with self._during("denoise", watch):
+            step_ms = denoise(self.backend, batch, progress)
+            finite = self.backend.all_finite(batch.latents)
+            final = self.backend.get(batch.latents)
+        latents_of = prologue.by_request(final, drafts)
+        if not finite:
+            latents_of = outcomes.each(latents_of, lambda array: check_finite(array, "the final latents"))
+        with self._during("vae", watch):
+            pictures_of = outcomes.each(
+                latents_of,
+                lambda array: [] if output == "latents" else list(decode(self.backend, array, self._tile)),
+            )
+        timings = watch.with_parts("denoise", self._loop_networks, self.backend.usage.ms)
+        return {
+            place: Result(
+                images=[to_pil(picture) for picture in pictures] if output == "pil" else pictures,
+                latents=latents_of[place],
+                seed=drafts[place].seed,
+                persons=tuple(person.placed for person in people_of[place]),
+                timings=timings,
+                step_ms=tuple(step_ms),
+                rows=dict(self.backend.usage.rows),
+                backend=f"{self.backend.name} on {self.backend.device}, {self.backend.precision}",
+                notes=drafts[place].notes,
+            )
+            for place, pictures in pictures_of.items()
+        }
+
+    def _see(self, draft: Draft, grid: Grid) -> Seen:
+        """The persons of a request, and what every branch is shown but for their patches."""
+        persons, table = draft.request.persons, self.config.table
+        images = with_images(table, draft.settings)
+        people = self._people.see_all(persons, grid, branches_of(table, draft.settings), images)
+        return Seen(people, drawings(table, draft.settings, people, grid))
 
     @contextmanager
     def _use(self) -> Iterator[None]:
@@ -361,15 +370,6 @@ class Engine:
         """A context for a stage: its time is measured, and with memory="low" other stages' networks are freed first."""
         self._stages.begin(stage)
         return watch(stage)
-
-    def _outside(self, progress: Progress) -> Progress:
-        """The callback, run on the caller's device; afterwards the backend's device is current again."""
-
-        def on_callers_device(done: int, total: int) -> None:
-            with self.backend.outside():
-                progress(done, total)
-
-        return on_callers_device
 
     def _refuse_reentry(self) -> None:
         if self._user == threading.get_ident():

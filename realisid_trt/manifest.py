@@ -21,9 +21,10 @@ from .config import RealisIDConfig
 from .errors import EngineDamaged, EngineMismatch, EngineMissing, ShapeError
 from .files import VerifiedFiles, sha256
 
-FORMAT = 4
+FORMAT = 5
 MANIFEST = "manifest.json"
 CONSTANTS = "constants.safetensors"
+FACE_ENCODER = "face_encoder"  # the folder of the face encoder
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,11 @@ class Model:
     levels:            L, resolutions inside the UNet.
     residual_levels:   level of each skip of the UNet, the mid block last.
     pooled_dim:        width of the pooled text embedding; 0 for a model without added conditions.
-    id_encoder_key:    hash of the image encoder and projection: identities of another encoder are refused. None without
-                       identities.
+    image_size, image_mean, image_std: of the ID crop; 0 and empty where ID tokens do not come from one.
+    face_encoder:      the keys of face_encoder/config.json, where `id_input` is "aligned_face"; else None. Its file
+                       lies in face_encoder/.
+    id_encoder_key:    hash of what an identity holds: of image encoder and projection, or of the face encoder and its
+                       preprocessing. Identities of another encoder are refused. None without identities.
     """
 
     sample_size: int
@@ -163,6 +167,7 @@ class Model:
     image_size: int
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
+    face_encoder: Mapping[str, Any] | None
     id_encoder_key: str | None
 
     @classmethod
@@ -333,6 +338,7 @@ def _wrong_names(values: Mapping[str, Any]) -> str | None:
         listed = values["files"]
         named = [
             CONSTANTS,
+            *_face_encoder_files(values["model"]["face_encoder"]),
             *(tokenizer["file"] for tokenizer in values["model"]["tokenizers"].values()),
             *(entry["file"] for network in values["networks"].values() for entry in network["builds"].values()),
         ]
@@ -345,6 +351,10 @@ def _wrong_names(values: Mapping[str, Any]) -> str | None:
     except (KeyError, TypeError, AttributeError) as error:
         return f"an entry is missing or is not what it should be ({type(error).__name__}: {error})"
     return None
+
+
+def _face_encoder_files(described: Mapping[str, Any] | None) -> list[str]:
+    return [] if described is None else [f"{FACE_ENCODER}/{described['file']}"]
 
 
 def rebuild(path: str | os.PathLike[str]) -> str:

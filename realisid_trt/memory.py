@@ -18,13 +18,14 @@ import numpy as np
 
 from .backends.counting import CountingBackend
 from .backends.tensorrt_flavours import FLAVOURS
+from .branches import Branch
 from .checks import whole
-from .config import Branch
 from .errors import RequestError
 from .loop.controls import Setting
 from .loop.denoise import Batch, denoise
+from .loop.drafts import Draft
 from .loop.picture import decode
-from .loop.prologue import Draft, Prologue
+from .loop.prologue import Prologue
 from .loop.prompt import TextEmbedding
 from .loop.stages import networks_of_stages
 from .manifest import Axis, Build, Manifest
@@ -189,16 +190,21 @@ def arena_bytes(manifest: Manifest, build: Build, size: Size, tile: int | None =
         _condition(manifest, build, backend, branch, people if branch.per == "person" else size.batch, size.resolution)
         for branch in table
     ]
+    latents = backend.put(_zeros(size.batch, model.latent_channels, *grid.size(0)))
+    step, of_steps = backend.put(_zeros(size.batch, dtype=np.int32)), backend.put(coefficients)
+    prompt_embeds, id_tokens, token_rows = _tokens(manifest, backend, len(plan.texts.distinct), text, people)
     batch = Batch(
-        latents=backend.put(_zeros(size.batch, model.latent_channels, *grid.size(0))),
-        step=backend.put(_zeros(size.batch, dtype=np.int32)),
+        latents=latents,
+        step=step,
         plans=plan.rows,
-        coefficients=backend.put(coefficients),
-        prompt_embeds=backend.put(_zeros(len(plan.texts.distinct), *text.prompt_embeds.shape), for_networks=True),
+        coefficients=of_steps,
+        prompt_embeds=prompt_embeds,
+        unet_tokens=manifest.config.unet_tokens,
         unet_emb=unet_emb,
         table=table,
         branches=prologue.branch_tables(drafts, embs, conditions),
-        id_tokens=_id_tokens(manifest, backend, people),
+        id_tokens=id_tokens,
+        token_rows=token_rows,
         boxes=_zeros(people, model.levels, 4, dtype=np.int32),
     )
     denoise(backend, batch)
@@ -222,12 +228,22 @@ def _condition(
     return backend.run(name, fed)["condition"], np.arange(subjects, dtype=np.int32)
 
 
-def _id_tokens(manifest: Manifest, backend: CountingBackend, people: int) -> Any:
-    """What `Prologue.id_tokens` makes."""
+def _tokens(
+    manifest: Manifest, backend: CountingBackend, texts: int, text: TextEmbedding, people: int
+) -> tuple[Any, Any, Any]:
+    """What `Prologue.tokens` makes."""
+
+    def put(*shape: int) -> Any:
+        return backend.put(_zeros(*shape), for_networks=True)
+
+    (length, width), id_length = text.prompt_embeds.shape, manifest.model.num_id_tokens
+    prompt_embeds = put(texts, length, width)
     if manifest.config.id_input == "none":
-        return None
-    tokens = _zeros(1 + people, manifest.model.num_id_tokens, manifest.model.cross_attention_dim)
-    return backend.put(tokens, for_networks=True)
+        return prompt_embeds, None, None
+    id_tokens = put(1 + people, id_length, width)
+    if manifest.config.unet_tokens == "text":
+        return prompt_embeds, id_tokens, None
+    return prompt_embeds, id_tokens, put(texts * length + (1 + people) * id_length, width)
 
 
 def _zeros(*shape: int, dtype: Any = np.float32) -> Any:

@@ -173,10 +173,10 @@ class Result:
     latents: (num_images, C, h, w) float32, the final z_0.
     seed:    of the first picture.
     persons: the place of each person, and notes on the photos.
-    timings: milliseconds of each stage of the whole batch; inside "denoise", of each network and kernel too,
-              unless its steps were replayed as CUDA graphs.
+    timings: milliseconds of each stage, for all requests of its pass ("persons": of the batch's search for faces too);
+             inside "denoise", of each network and kernel, unless its steps were replayed as CUDA graphs.
     step_ms: milliseconds of each denoising step.
-    rows:    rows that each network evaluated for the whole batch, counted by the backend.
+    rows:    rows that each network evaluated for all requests of its pass, counted by the backend.
     backend: which backend ran, on which device, in which precision.
     notes:   decisions about the pictures in `controls`, in sentences.
     """

@@ -19,12 +19,13 @@ from realisid_trt.errors import RealisIDError
 from realisid_trt.manifest import Manifest
 from tests.conftest import ENGINES, ROOT, Built, by_turns, stamp_of
 
-# name → how its checkpoint is made. controlnet, sd15: ControlNets "openpose" and "depth", which read the text. mixed:
-# RealisID, and an "openpose" that ends after six tenths of the steps.
+# name → how its checkpoint is made. idpatch: ID-Patch. controlnet, sd15: ControlNets "openpose" and "depth", which read
+# the text. mixed: RealisID, and an "openpose" that ends after six tenths of the steps.
 CHECKPOINTS: dict[str, dict[str, Any]] = {
     "controlnet": {"seed": 2, "method": "controlnet"},
     "sd15": {"seed": 3, "method": "controlnet", "family": "sd15"},
     "mixed": {"seed": 4, "method": "mixed"},
+    "idpatch": {"seed": 5, "method": "idpatch"},
 }
 WITHOUT_ATTENTION = {"controlnet": "depth"}  # a net as the published `-small` ones: no token reaches it
 HALF_TOO = ("controlnet", "mixed")  # built in float16 as well, for GPUs

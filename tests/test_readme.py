@@ -8,15 +8,15 @@ import functools
 import importlib
 import inspect
 import io
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnx
@@ -26,84 +26,26 @@ from PIL import Image
 
 import realisid_trt.errors
 from tests.conftest import PASSING
+from tests.downloads import FACE_ENCODER, ID_PATCH, SDXL, make_downloads
 from tests.methods import built_method
+from tests.pages import (
+    BLOCKS,
+    FENCED,
+    NOT_RUN,
+    PAGES,
+    PROGRAMS,
+    README,
+    ROOT,
+    SCRIPTS,
+    SHELL,
+    Script,
+    commands,
+    inline,
+    inline_commands,
+    why_not,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
-PAGES = {
-    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
-}
-README = PAGES["README.md"]
 MOST_LINES = 140  # of the README
-FENCED = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-BLOCKS = [(page, kind, text) for page, whole in PAGES.items() for kind, text in FENCED.findall(whole)]
-SHELL = ("python", "realisid", "pip", "make", "polygraphy", "accelerate", "hf")  # programs that commands begin with
-
-# Commands that no test runs as they stand, by pattern, each with the reason.
-NOT_RUN = {
-    r"make (demo|test|test-all)( TORCH_INDEX=\S+)?": "installs an environment; tests/examples runs the demo's programs",
-    r"pip install '\.\[[\w,-]+\]'": "needs the network; every extra is checked below",
-    r"make gpu-test": "needs a GPU; tests/benchmarks/test_gpu.py runs its parts",
-    r"python -m benchmarks\.gpu (--only|--kit) .*": "needs a GPU; tests/benchmarks/test_gpu.py",
-    r"python -m benchmarks\.gpu --prepare gpu-kit": "takes an hour and 60 GB; tests/benchmarks/test_kit.py",
-    r"python -m export\.build .*(--arch|--gpu-only) .*": "builds plans for minutes; tests/export/test_plans.py",
-    r"python -m export\.adopt mediapipe-face .*": "needs a base model of SD 1.5; tests/export/adopt/test_adopt.py",
-    r"python -m export\.build .* --bisect": "compares nothing where the engine stands; tests/export/test_bisect.py",
-    r"accelerate launch .*": "needs several GPUs; tests/training/test_processes.py trains in two processes",
-    r"hf download .*": "needs the network",
-    r"polygraphy run .* --trt .*": "needs a GPU with TensorRT",
-    r"polygraphy debug reduce .*": "a test of its own runs it, on a network that it broke",
-    r"python -c .*from_single_file.*": "needs a model of gigabytes in one file",
-    r"python -m training\.recipe (STEP|branches --check 50)": "trains for minutes; tests/training/test_recipe.py",
-    r"python -m training\.paper_metrics": "needs weights of others; tests/training/test_paper_metrics.py",
-    r"python -m training\.evaluate": "is named without its flags; docs/results.md has them",
-}
-
-
-class Script(NamedTuple):
-    """Commands that depend on each other, in the order in which they are run, and the page that has them."""
-
-    page: str
-    commands: tuple[str, ...]
-
-
-def commands(block: str) -> list[str]:
-    """The commands of a fenced block, one a line, without comments."""
-    lines = [re.split(r"\s{2,}#", line)[0].strip() for line in block.replace("\\\n", " ").splitlines()]
-    return [" ".join(line.split()) for line in lines if line]
-
-
-def inline(page: str) -> list[str]:
-    """Pieces of code within the text of a page."""
-    return [" ".join(piece.split()) for piece in re.findall(r"`([^`]+)`", FENCED.sub("", PAGES[page]))]
-
-
-def inline_commands(page: str) -> list[str]:
-    """The pieces of code that are commands: a program and its arguments, with nothing left out."""
-    return [
-        piece for piece in inline(page) if piece.startswith(tuple(f"{name} " for name in SHELL)) and "…" not in piece
-    ]
-
-
-def why_not(command: str) -> str | None:
-    """The reason why no test runs a command, or None."""
-    return next((reason for pattern, reason in NOT_RUN.items() if re.fullmatch(pattern, command)), None)
-
-
-def scripts() -> Iterator[Script]:
-    """Every command that is run, once; blocks first, because pieces of code in the text build upon nothing."""
-    found = [Script(page, tuple(commands(text))) for page, kind, text in BLOCKS if kind == "sh"]
-    found += [Script(page, (command,)) for page in PAGES for command in inline_commands(page)]
-    known: set[str] = set()
-    for page, asked in found:
-        wanted = tuple(command for command in asked if why_not(command) is None)
-        if not known.issuperset(wanted):
-            known.update(wanted)
-            yield Script(page, wanted)
-
-
-SCRIPTS = list(scripts())
-PROGRAMS = [(page, text) for page, kind, text in BLOCKS if kind == "python"]
 
 
 @pytest.fixture(scope="module")
@@ -130,20 +72,36 @@ def folder(engine_dir: Path, checkpoint_dir: Path, photos: Any, tmp_path_factory
     return here
 
 
+@pytest.fixture(scope="module")
+def downloads(photos: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of somebody who begins with the README: two photographs, the face encoder's file, and a stand-in for
+    `hf` that copies small folders of the published names and shapes, with random numbers."""
+    here = tmp_path_factory.mktemp("downloads")
+    make_downloads(here)
+    for name, photo in (("alice", photos.astronaut), ("bob", photos.hopper)):
+        shutil.copy(photo, here / f"{name}.jpg")
+    return here
+
+
 def run(arguments: list[str], folder: Path) -> None:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    own = [str(folder / "bin"), str(Path(sys.executable).parent)]  # the first may hold a stand-in for `hf`
+    path = os.pathsep.join([*own, os.environ.get("PATH", os.defpath)])
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": path}
     done = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
 
 
-def provide_openpose(text: str, folder: Path) -> None:
-    """An engine with ControlNets, and a drawing for them, where commands name it."""
-    if "engines/openpose" in text and not (folder / "engines" / "openpose").exists():
-        shutil.copytree(
-            built_method("controlnet").engine, folder / "engines" / "openpose", copy_function=os.link, ignore=PASSING
-        )
-        Image.new("RGB", (128, 128), "navy").save(folder / "pose.png")
+def provide_engines(text: str, folder: Path) -> None:
+    """Engines of other tables, and drawings for them, where commands name them."""
+    for name, method in (("openpose", "controlnet"), ("idpatch", "idpatch")):
+        if f"engines/{name}" in text and not (folder / "engines" / name).exists():
+            shutil.copytree(
+                built_method(method).engine, folder / "engines" / name, copy_function=os.link, ignore=PASSING
+            )
+    Image.new("RGB", (128, 128), "navy").save(folder / "pose.png")
+    for name, shift in (("alice", 0), ("bob", 60)):
+        joints = [[10 + shift + 2 * joint, 8 + 6 * joint, 0.9] for joint in range(17)]
+        (folder / f"{name}.json").write_text(json.dumps(joints))
 
 
 def for_the_miniature(text: str) -> str:
@@ -151,7 +109,8 @@ def for_the_miniature(text: str) -> str:
 
     So the tests prove that commands are spelled right and run, not what the pages say of their results.
     """
-    text = re.sub(r"(?<=[@(,])\s?\d{3}(?=[,)])|(?<=,)\d{3}\b", lambda number: str(int(number[0]) // 8), text)
+    pattern = r"(?<=[@(,])\s?\d{3}(?=[,)])|(?<=,)\d{3}\b|(?<=at=)\d{3}(?=:)|(?<=\d:)\d{3}\b"
+    text = re.sub(pattern, lambda number: str(int(number[0]) // 8), text)
     shorter = {
         "--steps 30": "--steps 1",
         "--runs 3": "--runs 1 --warmup 0",
@@ -167,10 +126,17 @@ def for_the_miniature(text: str) -> str:
     return text
 
 
+def is_beginning(found: tuple[str, ...]) -> bool:
+    """Whether these are the README's commands from downloads to a picture."""
+    return any(command.startswith("hf download ByteDance/ID-Patch --revision") for command in found)
+
+
 def lane(page: str, *found: str) -> list[pytest.MarkDecorator]:
     """Scripts that build an engine are long. The README's are fast, but for trainings and benchmarks; a page's scripts
     share a lane, because later ones need what earlier ones made."""
     if "python -m export.build" in found or any("--preset mid" in command for command in found):
+        return [pytest.mark.long]
+    if is_beginning(found):
         return [pytest.mark.long]
     if page == "docs/controls.md":  # needs an engine of another table, as the tests of that lane do
         return [pytest.mark.slow("controlnet")]
@@ -182,7 +148,7 @@ def lane(page: str, *found: str) -> list[pytest.MarkDecorator]:
     "program", [pytest.param(text, marks=lane(page), id=f"{page}-{n}") for n, (page, text) in enumerate(PROGRAMS)]
 )
 def test_programs(program: str, folder: Path) -> None:
-    provide_openpose(program, folder)
+    provide_engines(program, folder)
     (folder / "out.png").unlink(missing_ok=True)
     run([sys.executable, "-c", for_the_miniature(program)], folder)
     assert (folder / "out.png").is_file() or "out.png" not in program
@@ -191,14 +157,51 @@ def test_programs(program: str, folder: Path) -> None:
 @pytest.mark.parametrize(
     "script", [pytest.param(s, marks=lane(s.page, *s.commands), id=f"{s.page}: {s.commands[0]}") for s in SCRIPTS]
 )
-def test_commands(script: Script, folder: Path) -> None:
+def test_commands(script: Script, request: pytest.FixtureRequest) -> None:
     """The commands of a block depend on each other: one after the other."""
-    provide_openpose(" ".join(script.commands), folder)
+    folder: Path = request.getfixturevalue("downloads" if is_beginning(script.commands) else "folder")
+    provide_engines(" ".join(script.commands), folder)
     for command in script.commands:
         program, *arguments = shlex.split(for_the_miniature(command))
         if program == "polygraphy" and shutil.which(program, path=str(Path(sys.executable).parent)) is None:
             pytest.skip("Polygraphy is not installed: pip install '.[debug]'")
         run([sys.executable if program == "python" else program, *arguments], folder)
+
+
+@pytest.mark.long
+def test_the_five_commands_make_photographs_of_two_persons(downloads: Path) -> None:
+    """After the README's commands: what was downloaded, adopted, built and drawn."""
+    [script] = (script for script in SCRIPTS if is_beginning(script.commands))
+    assert script.page == "README.md" and len(script.commands) == 5
+    if not (downloads / "out.png").exists():
+        for command in script.commands:
+            program, *arguments = shlex.split(for_the_miniature(command))
+            run([sys.executable if program == "python" else program, *arguments], downloads)
+    files = {path.relative_to(downloads / "SDXL").as_posix() for path in (downloads / "SDXL").rglob("*.safetensors")}
+    assert files == {
+        f"{folder}.fp16.safetensors"
+        for folder in ("unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model",
+                       "text_encoder_2/model")
+    }  # fmt: skip
+    values = json.loads((downloads / "engines" / "photographs" / "manifest.json").read_text())
+    encoder = values["model"]["face_encoder"]
+    assert (encoder["name"], encoder["colour"], encoder["norm"]) == ("ir_se50", "bgr", "unit")
+    licences = {line["part"]: line["licence"] for line in values["licences"]}
+    assert licences["controlnet_id_patch"] == "openrail++" and licences["base_model"]
+    with Image.open(downloads / "out.png") as picture:
+        assert picture.size == (128, 128) and min(high - low for low, high in picture.getextrema()) > 30
+
+
+def test_the_hub_and_its_stand_in_take_the_same_flags() -> None:
+    """The README's downloads, as the real `hf` of the installed huggingface_hub understands them."""
+    help_ = [sys.executable, "-c", "from huggingface_hub.cli.hf import main; main()", "download", "--help"]
+    done = subprocess.run(help_, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
+    assert done.returncode == 0, done.stderr
+    found = [command for command in commands(README) if command.startswith("hf download")]
+    assert [command.split()[2] for command in found] == [ID_PATCH, SDXL]
+    for flag in {flag for command in found for flag in re.findall(r"--[\w-]+", command)}:
+        assert re.search(rf"^\s*{flag}\b", done.stdout, re.MULTILINE), flag
+    assert README.count(FACE_ENCODER) == 2  # its address, and the file
 
 
 @pytest.mark.slow("docs/debug.md")
@@ -297,6 +300,15 @@ def test_every_error_and_code_is_there() -> None:
     assert codes == {
         code for cell in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for code in re.findall(r"`(\w+)`", cell)
     }
+
+
+def test_what_a_caller_must_know_of_id_patch_is_there() -> None:
+    """In the changelog, the keys that outputs got; in docs/debug.md, what shows a person without a box."""
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8").split("## ")[1].split("New:")[0]
+    for word in ("`mask_source`", '"aligned"', "`kind`", "`anchor`", "`keypoints`"):
+        assert word in changes, word
+    section = PAGES["docs/debug.md"].split("## A person stands in the wrong place")[1].split("\n## ")[0]
+    assert "`at`" in section and "`--save-conditions`" in section
 
 
 def slug(heading: str) -> str:

@@ -97,7 +97,7 @@ class PictureFolder:
         example: dict[str, Any] = {key: np.zeros(shape, dtype) for key, (shape, dtype) in self.shapes().items()}
         example |= {"rgb": rgb, "num_persons": len(faces), "caption": caption}
         for person, (face, box) in enumerate(zip(faces, boxes, strict=True)):
-            straight = Face(face.box, face.landmarks, face.num_found)
+            straight = Face(face.box, face.landmarks, face.keypoints, face.num_found)
             example["boxes"][person], example["landmarks"][person] = box, face.landmarks
             example["crops"][person] = finder.crop(photo, straight, self.crop_px, self.margin)[0]
         return example

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from export.checkpoint import Checkpoint
 from export.checkpoint.classes import module_class, quiet
-from realisid_trt.config import realisid_branches
+from realisid_trt.branches import realisid_branches
 from realisid_trt.errors import RequestError
 from realisid_trt.kernels.resample import resize_matrix
 from realisid_trt.persons.boxes import FaceBox

@@ -1,81 +1,59 @@
-"""Published ControlNets → a checkpoint that `python -m export.build` accepts.
+"""Published weights → a checkpoint that `python -m export.build` accepts.
 
     python -m export.adopt controlnet --net openpose=FOLDER --base SDXL --out CKPT
+    python -m export.adopt idpatch --weights ID-Patch --base SDXL --face-encoder FILE --out CKPT
 
-A published ControlNet becomes a row of the checkpoint's table of branches. Its sources are only read; its weights are
-linked, copied or converted, and the base model is referred to.
+A published ControlNet becomes a row of the checkpoint's table of branches. ID-Patch has projections and a face encoder
+besides (idpatch.py). Sources are only read; weights are linked, copied or converted, and the base model is referred to.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
-from realisid_trt.config import FACE_STYLES, Branch, RealisIDConfig
-from realisid_trt.errors import CheckpointError, DiskError, RequestError
+from realisid_trt.branches import FACE_STYLES, Branch
+from realisid_trt.config import RealisIDConfig
+from realisid_trt.errors import CheckpointError, RequestError
 
 from ..checkpoint import Checkpoint
-from ..checkpoint.checks import check_all
 from ..checkpoint.classes import full_config
 from ..checkpoint.files import BRANCH, PICKLES, read_json
 from ..checkpoint.licences import LicenceLine, read_licences
-from ..files import check_space, disk_errors, sync, whole_folder
-from ..forms import FLOAT32_NETWORKS
-from ..networks import networks
+from .idpatch import adopt_idpatch
 from .licences import licence_line, source_name
-from .nets import Net, NetRequest
+from .nets import Net, NetRequest, check_fit
 from .places import INDEX, MADE_BY, Base, free_target
+from .publishing import (
+    CONFIG,
+    DEFAULTS,
+    Adopted,
+    AdoptOptions,
+    Report,
+    adopted_at,
+    checked,
+    published,
+    write_json,
+    write_nets,
+)
 from .schedule import FILE, ddim_schedule
-from .weights import link_or_copy, needed_bytes, same_disk, write_net
+from .weights import link_or_copy, same_disk
 
-__all__ = ["AdoptOptions", "Adopted", "NetRequest", "add_controlnets", "adopt_controlnets", "adopt_mediapipe_face"]
+__all__ = [
+    "AdoptOptions",
+    "Adopted",
+    "NetRequest",
+    "add_controlnets",
+    "adopt_controlnets",
+    "adopt_idpatch",
+    "adopt_mediapipe_face",
+]
 
-CONFIG = "realisid_config.json"
 ZEROS = "force_zeros_for_empty_prompt"
-RESERVE_BYTES = 64 * 2**20  # for everything but weights
 SD15_FOLDER = "diffusion_sd15"  # of CrucibleAI/ControlNetMediaPipeFace, whose root is a net of SD 2.1
-Report = Callable[[str], None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdoptOptions:
-    """How a checkpoint is written. The command line takes its defaults from here.
-
-    half:    write the new ControlNets in float16, whatever the source has.
-    copy:    copy weights instead of linking them.
-    variant: of the weight files of nets, base and checkpoint, such as "fp16"; a folder without it uses its plain files.
-    """
-
-    half: bool = False
-    copy: bool = False
-    variant: str | None = None
-
-
-DEFAULTS = AdoptOptions()
-
-
-@dataclass(frozen=True)
-class Adopted:
-    """A published checkpoint.
-
-    branches: names of all rows. licences: of all parts.
-    engine_bytes: of an engine built with --fp16 --gpu-only. loop_bytes: of its networks that every step runs, which
-                  stay on the GPU.
-    """
-
-    path: Path
-    branches: tuple[str, ...]
-    licences: list[LicenceLine]
-    engine_bytes: int
-    loop_bytes: int
 
 
 def adopt_controlnets(
@@ -103,16 +81,19 @@ def adopt_controlnets(
     # SDXL says that zeros stand for an absent prompt; SD 1.5 says nothing, and means the empty text
     values = {"method": "controlnet", "branches": _rows(nets, pooled), ZEROS: bool(found.index.get(ZEROS, False))}
     config = RealisIDConfig.from_dict(values, "the new checkpoint")
-    _check_fit(nets, parts, config, found.texts, base)
+    check_fit(nets, parts, config, found.texts, base)
     lines = [_line(net) for net in nets]
     lines.append(licence_line("base_model", base if found.is_hub else source_name(found.folder), [found.folder]))
-    with _published(target, nets, options, 0, report) as partial:
+    with published(target, nets, options, 0) as partial:
+        write_nets(nets, partial, options, report)
         (partial / "scheduler").mkdir()
-        _write(partial / "scheduler" / FILE, schedule)
-        _write(partial / CONFIG, config.to_dict())
+        write_json(partial / "scheduler" / FILE, schedule)
+        write_json(partial / CONFIG, config.to_dict())
         index = {"base_model": found.reference(target), **_entries(nets), "scheduler": ["diffusers", "DDIMScheduler"]}
-        _write(partial / INDEX, {"_class_name": "RealisIDPipeline", "_made_by": MADE_BY, **index, "licences": lines})
-        adopted = _adopted(target, _checked(partial, found.folder, options.variant), lines)
+        write_json(
+            partial / INDEX, {"_class_name": "RealisIDPipeline", "_made_by": MADE_BY, **index, "licences": lines}
+        )
+        adopted = adopted_at(target, checked(partial, found.folder, options.variant), lines)
     return adopted
 
 
@@ -158,10 +139,10 @@ def add_controlnets(
     config = RealisIDConfig.from_dict(values, str(source / CONFIG))
     values["branches"] = [dataclasses.asdict(row) for row in config.table]
     parts = {name: full_config(component) for name, component in given.components.items()}
-    if config.id_input != "none":
+    if config.id_input == "face_crop":
         file = given.folders["feature_extractor"] / "preprocessor_config.json"
         parts["feature_extractor"] = read_json(file, "it says how photos are normalised")
-    _check_fit(nets, parts, config, given.text_encoder_names, str(checkpoint))
+    check_fit(nets, parts, config, given.text_encoder_names, str(checkpoint), given.face_encoder)
     lines = read_licences(source)
     if not lines:
         lines = [licence_line("checkpoint", source_name(source), [source])]
@@ -174,17 +155,18 @@ def add_controlnets(
             "checkpoint, or give the net another name."
         )
     copied = sum(file.stat().st_size for file in files.values() if options.copy or not same_disk(file, target.parent))
-    with _published(target, nets, options, copied, report) as partial:
+    with published(target, nets, options, copied) as partial:
+        write_nets(nets, partial, options, report)
         for name, file in files.items():
             (partial / name).parent.mkdir(parents=True, exist_ok=True)
             link_or_copy(file, partial / name, options.copy or file.suffix != ".safetensors")
-        _write(partial / CONFIG, values)
+        write_json(partial / CONFIG, values)
         index = read_json(source / INDEX, "it lists the checkpoint's parts")
         index.pop("_recipe", None)
         if reference := index.get("base_model"):
             index["base_model"] = _moved(str(reference), source, target)
-        _write(partial / INDEX, {**index, "_made_by": MADE_BY, **_entries(nets), "licences": lines})
-        adopted = _adopted(target, _checked(partial, given.base, options.variant), lines)
+        write_json(partial / INDEX, {**index, "_made_by": MADE_BY, **_entries(nets), "licences": lines})
+        adopted = adopted_at(target, checked(partial, given.base, options.variant), lines)
     return adopted
 
 
@@ -209,22 +191,6 @@ def _rows(nets: Sequence[Net], pooled: str) -> list[dict[str, Any]]:
         except CheckpointError as error:
             raise RequestError(str(error)) from error
     return rows
-
-
-def _check_fit(
-    nets: Sequence[Net], parts: Mapping[str, Any], config: RealisIDConfig, texts: tuple[str, ...], base: str
-) -> None:
-    """Raises CheckpointError unless the nets belong to the base model, as their configs say it."""
-    for net in nets:
-        net.check_family(parts["unet"], base)
-    configs = {**parts, **{net.component.name: net.config for net in nets}}
-    try:
-        check_all(configs, config, texts)
-    except (TypeError, KeyError, IndexError, ValueError, AttributeError, ArithmeticError) as error:
-        raise CheckpointError(
-            f"a config.json of {', '.join(str(net.request.folder) for net in nets)} or of {base} has a value of an "
-            f"impossible kind ({type(error).__name__}: {error}). Compare them with what was published."
-        ) from error
 
 
 def _line(net: Net) -> LicenceLine:
@@ -256,45 +222,3 @@ def _moved(reference: str, source: Path, target: Path) -> str:
     """`base_model` of a checkpoint at `source`, as a checkpoint at `target` says it."""
     folder = Path(os.path.normpath(source / os.path.expanduser(reference)))
     return os.path.relpath(os.path.realpath(folder), target) if folder.is_dir() else reference
-
-
-@contextmanager
-def _published(
-    target: Path, nets: Sequence[Net], options: AdoptOptions, more_bytes: int, report: Report
-) -> Iterator[Path]:
-    """The temporary folder of the checkpoint, with the nets in it. Published when the block succeeds."""
-    needed = sum(needed_bytes(net, target, options.half, options.copy) for net in nets) + more_bytes
-    check_space(target.parent, needed + RESERVE_BYTES, "the checkpoint")
-    try:
-        with whole_folder(target) as partial, disk_errors(target.parent):
-            for net in nets:
-                how = write_net(net, partial / net.component.name, options.half, options.copy)
-                report(f"{net.request.name}: {size_text(net.bytes)} of {net.request.folder} {how}")
-            yield partial
-            for path in (*partial.rglob("*"), partial):
-                sync(path)
-    except (OSError, SafetensorError) as error:  # errors that disk_errors does not convert; safetensors' have no errno
-        raise DiskError(f"{target} could not be written: {error}. Free some space, or choose another --out.") from error
-
-
-def _checked(partial: Path, base: Path | None, variant: str | None) -> Checkpoint:
-    checkpoint = Checkpoint.open(partial, base_model=base, variant=variant, local_files_only=True)
-    checkpoint.check_weights()
-    return checkpoint
-
-
-def _adopted(target: Path, checkpoint: Checkpoint, lines: list[LicenceLine]) -> Adopted:
-    found = networks(checkpoint)
-    sizes = {name: net.elements(checkpoint) * (4 if name in FLOAT32_NETWORKS else 2) for name, net in found.items()}
-    loop = {name for name in sizes if name.endswith("_branch") or name in ("unet_encoder", "unet_decoder")}
-    names = tuple(row.name for row in checkpoint.config.table)
-    return Adopted(target, names, lines, sum(sizes.values()), sum(sizes[name] for name in loop))
-
-
-def size_text(size: int) -> str:
-    """ "2.50 GB", "17.7 MB"."""
-    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
-
-
-def _write(path: Path, values: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")

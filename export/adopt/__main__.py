@@ -12,12 +12,22 @@ from typing import Any
 from realisid_trt.commands.command_line import Outcome, execute, reporter, run
 from realisid_trt.commands.flags import flags_of
 
-from . import Adopted, AdoptOptions, NetRequest, add_controlnets, adopt_controlnets, adopt_mediapipe_face, size_text
+from ..checkpoint.face_encoder import OPTIONS
+from . import (
+    Adopted,
+    AdoptOptions,
+    NetRequest,
+    add_controlnets,
+    adopt_controlnets,
+    adopt_idpatch,
+    adopt_mediapipe_face,
+)
 from .licences import shown
 from .nets import FORM, STYLES
+from .publishing import size_text
 
 WORDS = {
-    "half": "write the ControlNets' weights in float16",
+    "half": "write the new weights in float16, but for a face encoder's",
     "copy": "copy weights; default: hard links on the same disk",
     "variant": 'of the weight files, e.g. "fp16"',
 }
@@ -34,6 +44,7 @@ def _adopt(given: dict[str, Any], as_json: bool) -> Outcome:
     options = AdoptOptions(**{field.name: given.pop(field.name) for field in fields(AdoptOptions)})
     make: dict[str, Callable[..., Adopted]] = {
         "controlnet": adopt_controlnets, "add": add_controlnets, "mediapipe-face": adopt_mediapipe_face,
+        "idpatch": adopt_idpatch,
     }  # fmt: skip
     kind = given.pop("kind")
     if nets := given.pop("net", None):
@@ -57,18 +68,21 @@ def _adopt(given: dict[str, Any], as_json: bool) -> Outcome:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m export.adopt",
-        description="Make a checkpoint out of published ControlNets in diffusers' layout.",
+        description="Make a checkpoint out of published weights: ControlNets in diffusers' layout, or ID-Patch.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""examples:
   python -m export.adopt controlnet --net openpose=OPENPOSE,style=openpose-xinsir --net depth=DEPTH,end=0.6 \\
       --base stabilityai/stable-diffusion-xl-base-1.0 --out CKPT
   python -m export.adopt add --checkpoint CKPT --net canny=CANNY,scale=0.5 --out CKPT2
-  python -m export.adopt mediapipe-face --weights ControlNetMediaPipeFace --base SD15 --variant fp16 --out CKPT""",
+  python -m export.adopt mediapipe-face --weights ControlNetMediaPipeFace --base SD15 --variant fp16 --out CKPT
+  python -m export.adopt idpatch --weights ID-Patch --base SDXL --face-encoder recognition_arcface_ir_se50.pth \\
+      --out CKPT --check ann.jpg ann-too.jpg bob.jpg""",
     )
-    kinds = parser.add_subparsers(dest="kind", required=True, metavar="controlnet | add | mediapipe-face")
+    kinds = parser.add_subparsers(dest="kind", required=True, metavar="controlnet | add | mediapipe-face | idpatch")
     controlnet = kinds.add_parser("controlnet", help="a checkpoint of text and controls, without identities")
     add = kinds.add_parser("add", help="one more ControlNet in a checkpoint")
     face = kinds.add_parser("mediapipe-face", help="CrucibleAI/ControlNetMediaPipeFace, which draws faces")
+    patch = kinds.add_parser("idpatch", help="ByteDance/ID-Patch: given persons, each where its patch is")
     for kind in (controlnet, add):
         kind.add_argument(
             "--net", required=True, action="append", metavar="NAME=FOLDER",
@@ -76,9 +90,20 @@ def _parser() -> argparse.ArgumentParser:
         )  # fmt: skip
     add.add_argument("--checkpoint", required=True, metavar="CKPT", help="the checkpoint that gets it; it is only read")
     face.add_argument("--weights", required=True, metavar="DIR", help="its folder")
-    for kind in (controlnet, face):
+    patch.add_argument("--weights", required=True, metavar="DIR", help="folder with ControlNetModel/ and id-patch.bin")
+    patch.add_argument(
+        "--face-encoder", required=True, metavar="FILE", help="weights of ir_se50 (.pth), or your own encoder as ONNX"
+    )
+    for name, text in (("colour", "order of the colours it was trained on"), ("norm", "of its embeddings")):
+        text = f"{text}: {' or '.join(OPTIONS[name])}; needed for an ONNX file that is not known here"
+        patch.add_argument(f"--{name}", choices=OPTIONS[name], metavar=name.upper(), help=text)
+    patch.add_argument(
+        "--check", nargs=3, metavar=("SAME", "SAME2", "OTHER"),
+        help="three photos, two of one person and one of another: the face encoder must tell them apart",
+    )  # fmt: skip
+    for kind in (controlnet, face, patch):
         kind.add_argument("--base", required=True, metavar="MODEL", help="folder of the base model, or a hub id")
-    for kind in (controlnet, add, face):
+    for kind in (controlnet, add, face, patch):
         kind.add_argument("--out", required=True, metavar="DIR", help="folder to make")
         for flag, arguments in flags_of(AdoptOptions, WORDS):
             kind.add_argument(flag, **arguments)

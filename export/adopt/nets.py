@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,12 +13,14 @@ from typing import Any
 
 from torch import Tensor
 
+from realisid_trt.branches import BODY_STYLES, FACE_STYLES, RESERVED, is_branch_name
 from realisid_trt.checks import is_finite
-from realisid_trt.config import BODY_STYLES, FACE_STYLES, RESERVED, is_branch_name
+from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import CheckpointError, RequestError
 
-from ..checkpoint.checks import with_defaults
+from ..checkpoint.checks import check_all, with_defaults
 from ..checkpoint.classes import Component, check_headers, check_keys, compare, meta_module, module_class
+from ..checkpoint.face_encoder import FaceEncoder
 from ..checkpoint.files import BRANCH, find_weights, read_header, read_json, readable, stem_of
 from ..checkpoint.folders import HUB_ID
 from .pickles import DTYPES, find_pickle, read_pickle
@@ -156,6 +158,27 @@ class Net:
                 f"{self.request.folder} is a ControlNet of {_family(ours)}, and the base model {base} is a "
                 f"model of {_family(theirs)}. Take a ControlNet and a base model of one family."
             )
+
+
+def check_fit(
+    nets: Sequence[Net],
+    parts: Mapping[str, Any],
+    config: RealisIDConfig,
+    texts: tuple[str, ...],
+    base: str,
+    face_encoder: FaceEncoder | None = None,
+) -> None:
+    """Raises CheckpointError unless the nets belong to the base model, as their configs say it."""
+    for net in nets:
+        net.check_family(parts["unet"], base)
+    configs = {**parts, **{net.component.name: net.config for net in nets}}
+    try:
+        check_all(configs, config, texts, face_encoder)
+    except (TypeError, KeyError, IndexError, ValueError, AttributeError, ArithmeticError) as error:
+        raise CheckpointError(
+            f"a config.json of {', '.join(str(net.request.folder) for net in nets)} or of {base} has a value of an "
+            f"impossible kind ({type(error).__name__}: {error}). Compare them with what was published."
+        ) from error
 
 
 def _check_folder(folder: Path) -> None:

@@ -9,8 +9,9 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -53,10 +54,12 @@ def write_net(net: Net, folder: Path, half: bool, copy: bool) -> str:
     with _reader(net) as read:
         if is_converted(net, half):
             dtype = _dtype(net, half)
-            write_weights(folder, STEM, net.shapes, lambda key, shape: _narrowed(net, key, read(key), dtype), dtype)
+            write_weights(
+                folder, STEM, net.shapes, lambda key, shape: narrowed(net.request.folder, key, read(key), dtype), dtype
+            )
             return "converted"
         for key in net.shapes:
-            _check_finite(net, key, read(key))
+            _check_finite(net.request.folder, key, read(key))
     files, weight_map, linked = net.component.files, dict[str, str](), True
     for number, file in enumerate(files, start=1):
         shard = f"-{number:05d}-of-{len(files):05d}" if len(files) > 1 else ""
@@ -92,9 +95,7 @@ def same_disk(file: Path, folder: Path) -> bool:
 
 
 def _dtype(net: Net, half: bool) -> torch.dtype:
-    """The kind of numbers that a conversion writes: it loses nothing unless half precision is asked for."""
-    kinds = [dtype for dtype, name in DTYPES.items() if name in net.dtypes]
-    return torch.float16 if half else functools.reduce(torch.promote_types, kinds)
+    return common_dtype((dtype for dtype, name in DTYPES.items() if name in net.dtypes), half)
 
 
 @contextlib.contextmanager
@@ -127,21 +128,39 @@ def _understood(file: Path) -> Iterator[None]:
         raise CheckpointError(f"{file} cannot be read as safetensors: {error}. Copy it again.") from error
 
 
-def _narrowed(net: Net, key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    _check_finite(net, key, tensor)
+def write_tensors(
+    folder: Path, stem: str, config: Mapping[str, Any], tensors: Mapping[str, Tensor], half: bool, source: Path
+) -> None:
+    """config.json and the weight file of a part whose tensors are read already, in a new folder.
+
+    source: of the tensors, for the error. Raises CheckpointError as `write_net`.
+    """
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    dtype = common_dtype({tensor.dtype for tensor in tensors.values()}, half)
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    write_weights(folder, stem, shapes, lambda key, shape: narrowed(source, key, tensors[key], dtype), dtype)
+
+
+def common_dtype(kinds: Iterable[torch.dtype], half: bool) -> torch.dtype:
+    """The kind of numbers that a conversion writes: it loses nothing unless half precision is asked for."""
+    return torch.float16 if half else functools.reduce(torch.promote_types, kinds)
+
+
+def narrowed(source: Path, key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in another kind of numbers. Raises CheckpointError for numbers that are not finite there."""
+    _check_finite(source, key, tensor)
     converted = tensor.to(dtype)
     if not torch.isfinite(converted).all():
         largest = float(tensor.abs().max())
-        raise CheckpointError(
-            f"{net.request.folder}: {key} holds {largest:g}, and float16 ends at 65504. Leave --half out."
-        )
+        raise CheckpointError(f"{source}: {key} holds {largest:g}, and float16 ends at 65504. Leave --half out.")
     return converted
 
 
-def _check_finite(net: Net, key: str, tensor: Tensor) -> None:
+def _check_finite(source: Path, key: str, tensor: Tensor) -> None:
     if not torch.isfinite(tensor).all():
         bad = int((~torch.isfinite(tensor)).sum())
         raise CheckpointError(
-            f"{net.request.folder}: {key} holds {bad} NaN or infinite of {tensor.numel()} numbers. Copy the weights "
+            f"{source}: {key} holds {bad} NaN or infinite of {tensor.numel()} numbers. Copy the weights "
             "again; if the original has them too, its training has failed."
         )

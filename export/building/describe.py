@@ -17,6 +17,7 @@ from ..checkpoint.licences import read_licences
 from ..forms import FLOAT32_NETWORKS, Target
 from .staging import Artifact, content_key
 
+FOR_PEOPLE = ("file", "name", "licence")  # keys of a face encoder on which an embedding does not depend
 VAE_KEYS = ("block_out_channels", "layers_per_block", "mid_block_add_attention")  # its memory depends on them
 
 
@@ -79,6 +80,7 @@ def describe(
             "tokenizers": {name: made[tokenizer_of(name)].info for name in c.text_encoder_names},
             "num_id_tokens": c.num_id_tokens,
             **c.feature_extractor,
+            "face_encoder": None if c.face_encoder is None else c.face_encoder.to_dict(),
             "id_encoder_key": _id_encoder_key(c),
         },
         "vae": {key: vae[key] for key in VAE_KEYS},
@@ -101,6 +103,8 @@ def _id_encoder_key(c: Checkpoint) -> str | None:
     """What an identity depends on; None for an engine without identities."""
     if c.config.id_input == "none":
         return None
+    if c.face_encoder is not None:  # the identity holds the embedding: projections may change
+        return content_key({key: value for key, value in c.face_encoder.to_dict().items() if key not in FOR_PEOPLE})
     weights = [c.weights_key(name) for name in ("image_encoder", "id_projection")]
     return content_key(*weights, c.feature_extractor, c.config.face_margin)
 

@@ -27,7 +27,7 @@ from .workers import Job
 LEAST_SIDE = 2  # cells of the coarsest level
 # The files and folders of export/ that determine a graph, and a plan.
 ONNX_MAKERS = (
-    "networks.py", "to_onnx.py", "forms.py", "truth/exact.py", "truth/verify.py", "truth/widen.py",
+    "networks.py", "id_encoders.py", "to_onnx.py", "forms.py", "truth/exact.py", "truth/verify.py", "truth/widen.py",
     "building/workers.py", "checkpoint",
 )  # fmt: skip
 PLAN_MAKERS = ("to_plan.py", "truth/proof.py", "building/plans.py", "profiles.py", "building/planning.py")
@@ -37,7 +37,8 @@ def onnx_jobs(
     staging: Staging, checkpoint: Checkpoint, known: Mapping[str, Network], targets: Sequence[Target], options: Options
 ) -> tuple[dict[str, Artifact], list[Job]]:
     """The networks that are up to date, by artifact, and the jobs that export the others."""
-    limits = Limits.of_requests(options.batch, options.persons, _longest(checkpoint, options))
+    tokens = checkpoint.token_limits(options.persons)
+    limits = Limits.of_requests(options.batch, options.persons, _longest(checkpoint, options), tokens)
     makers = sources(*ONNX_MAKERS)
     # The folder that was found: a worker must not ask the hub again, since it may have another revision by then.
     source = checkpoint.path, checkpoint.base or options.base_model, options.variant
@@ -53,7 +54,8 @@ def onnx_jobs(
             ports = [port_entry(port, form, limits) for port in (*network.inputs, *network.outputs)]
             weights = {component: checkpoint.weights_key(component) for component in network.components}
             family = checkpoint.has_added_conditions  # it decides the layer of a text encoder that is read
-            key = content_key(name, form.name, ports, weights, family, makers, versions())
+            units = [port.name for port in network.inputs if port.unit]  # it decides the inputs of the comparison
+            key = content_key(name, form.name, ports, units, weights, family, makers, versions())
             if found := staging.find(artifact, key):
                 made[artifact] = found
             else:
@@ -129,14 +131,21 @@ def plan_jobs(
 def profiles_of(checkpoint: Checkpoint, known: Mapping[str, Network], options: Options) -> dict[str, Profile]:
     """The profile of every network for these options."""
     trained_side = checkpoint.sample_size >> (checkpoint.levels - 1)
+    tokens = checkpoint.token_limits(options.persons)
     return profiles(
         list(known),
         pictures=options.batch,
         persons=options.persons,
         side=(min(LEAST_SIDE, trained_side), trained_side, _longest(checkpoint, options)),
         steps=checkpoint.config.num_inference_steps,
-        table=checkpoint.config.table,
+        config=checkpoint.config,
+        tokens=None if tokens is None else _tokens(*tokens, checkpoint.num_id_tokens),
     )
+
+
+def _tokens(least: int, most: int, of_id: int) -> tuple[int, int, int]:
+    """Least, best and most tokens: best is one person, if there may be one."""
+    return least, min(least + of_id, most), most
 
 
 def _longest(checkpoint: Checkpoint, options: Options) -> int:

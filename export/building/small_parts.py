@@ -1,16 +1,18 @@
-"""The small parts of an engine: constants, tokenizers, face models, CUDA kernels."""
+"""The small parts of an engine: constants, tokenizers, face encoder, face models, CUDA kernels."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from safetensors.numpy import save
 
 from realisid_trt.errors import BuildError
 from realisid_trt.files import file_sha256
-from realisid_trt.manifest import CONSTANTS
+from realisid_trt.manifest import CONSTANTS, FACE_ENCODER
 
 from ..checkpoint import Checkpoint, tokenizer_of
+from ..checkpoint.face_encoder import FaceEncoder, check_graph
 from ..face_models import fetch_face_models
 from .describe import sources, versions
 from .staging import Artifact, Staging, content_key
@@ -19,10 +21,12 @@ from .staging import Artifact, Staging, content_key
 def small_parts(
     staging: Staging, checkpoint: Checkpoint, face_landmarker: Path | None, face_parser: Path | None
 ) -> dict[str, Artifact]:
-    """Constants, tokenizers and face models, by artifact name. Raises BuildError."""
+    """Constants, tokenizers, face encoder and face models, by artifact name. Raises BuildError or CheckpointError."""
     made = {"constants": _constants(staging, checkpoint)}
     for name in checkpoint.text_encoder_names:
         made[tokenizer_of(name)] = _tokenizer(staging, checkpoint, tokenizer_of(name))
+    if checkpoint.face_encoder is not None:
+        made[FACE_ENCODER] = _face_encoder(staging, checkpoint, checkpoint.face_encoder)
     made["faces"] = _faces(staging, face_landmarker, face_parser)
     return made
 
@@ -74,6 +78,20 @@ def _tokenizer(staging: Staging, checkpoint: Checkpoint, name: str) -> Artifact:
     (folder / file).write_text(tokenizer.backend_tokenizer.to_str(), encoding="utf-8")
     info = {"file": file.as_posix(), "max_length": checkpoint.max_length, "pad_id": tokenizer.pad_token_id}
     return staging.add(name, key, folder, info)
+
+
+def _face_encoder(staging: Staging, checkpoint: Checkpoint, encoder: FaceEncoder) -> Artifact:
+    """The checkpoint's face encoder as it is: float32 in every engine. Raises CheckpointError if it cannot run here."""
+    makers = sources("building/small_parts.py", "checkpoint/face_encoder.py")
+    key = content_key(FACE_ENCODER, encoder.sha256, encoder.norm, makers, versions()["onnx"])
+    if found := staging.find(FACE_ENCODER, key):
+        return found
+    file = checkpoint.folders[FACE_ENCODER] / encoder.file
+    check_graph(file, encoder.size, encoder.output_dim, encoder.norm)
+    folder = staging.workspace(FACE_ENCODER)
+    (folder / FACE_ENCODER).mkdir()
+    shutil.copyfile(file, folder / FACE_ENCODER / encoder.file)
+    return staging.add(FACE_ENCODER, key, folder)
 
 
 def _faces(staging: Staging, face_landmarker: Path | None, face_parser: Path | None) -> Artifact:

@@ -110,12 +110,13 @@ def export_network(job: Job, folder: Path) -> dict[str, Any]:
     explained = partial(explain, folder / file, partial(on_onnxruntime, form=job.form)) if job.bisect else None
     parity = verify(network, module, folder / file, job.form, job.limits, explained)
     cells = checkpoint.sample_size >> (checkpoint.levels - 1)
+    tokens = checkpoint.max_length + checkpoint.num_id_tokens
     return {
         "file": file.as_posix(),
         "inputs": [port_entry(port, job.form, job.limits) for port in network.inputs],
         "outputs": [port_entry(port, job.form, job.limits) for port in network.outputs],
         "parity": asdict(parity),
-        "flops_per_row": flops_per_row(network, module, {"height": cells, "width": cells}),
+        "flops_per_row": flops_per_row(network, module, {"height": cells, "width": cells, "tokens": tokens}),
         "seconds": round(time.perf_counter() - start, 1),
     }
 

@@ -21,6 +21,7 @@ from realisid_trt.errors import CheckpointError
 
 from .checks import check_all, check_steps, check_tokenizer
 from .classes import (
+    PROJECTIONS,
     Component,
     check_headers,
     check_keys,
@@ -33,6 +34,7 @@ from .classes import (
     module_class,
     quiet,
 )
+from .face_encoder import FaceEncoder, read_face_encoder
 from .files import BRANCH, component_key, read_header, read_json, read_weights, readable
 from .folders import Folders, tokenizer_of
 from .id_projection import build_projection
@@ -51,7 +53,8 @@ class Checkpoint:
     residuals:            (channels, level) of every skip in the encoder's order, then of the mid block.
     pooled_dim:           P, width of the pooled text; 0 without added conditions.
     cross_attention_dim:  D, width of text and ID tokens. emb_dim: E, width of the time embedding.
-    image_size, image_mean, image_std: of the image encoder's input, px and per colour.
+    image_size, image_mean, image_std: of the image encoder's input, px and per colour; 0 and empty without one.
+    face_encoder:         face_encoder/config.json, where `id_input` is "aligned_face".
     num_id_tokens:        T.
     scheduler_config:     of the DDIMScheduler, every key.
     base:                 folder of the base model, if something was taken from it; else None.
@@ -76,6 +79,7 @@ class Checkpoint:
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
     num_id_tokens: int
+    face_encoder: FaceEncoder | None = None
     base: Path | None = None
 
     @classmethod
@@ -108,20 +112,22 @@ class Checkpoint:
             components = {"unet": unet}
             for name in ("vae", *texts):
                 components[name] = component_of(name, folders.find(name), variant)
-            if realisid.id_input != "none":
+            if realisid.id_input == "face_crop":
                 components["image_encoder"] = component_of("image_encoder", folders.find("image_encoder"), variant)
             for branch in realisid.table:
                 name = f"{BRANCH}{branch.name}"
                 components[name] = component_of(name, folders.find(branch.folder, own=True), variant)
-            if realisid.id_input != "none":
-                folder = folders.find("id_projection", own=True)
-                components["id_projection"] = component_of("id_projection", folder, variant)
+            for name in _projections(realisid):
+                components[name] = component_of(name, folders.find(name, own=True), variant)
+            face_encoder = None
+            if realisid.id_input == "aligned_face":
+                face_encoder = read_face_encoder(folders.find("face_encoder", own=True))
             ddim = ddim_config(folders.find("scheduler"))
             configs = {name: full_config(component) for name, component in components.items()}
-            if realisid.id_input != "none":
+            if realisid.id_input == "face_crop":
                 extractor = folders.find("feature_extractor") / "preprocessor_config.json"
                 configs["feature_extractor"] = read_json(extractor, "it says how photos are normalised")
-            facts = check_all(configs, realisid, texts)
+            facts = check_all(configs, realisid, texts, face_encoder)
             check_steps(ddim, realisid)
             for name in texts:
                 check_tokenizer(folders.find(tokenizer_of(name)), configs[name])
@@ -132,6 +138,7 @@ class Checkpoint:
                 base=folders.base,
                 scheduler_config=ddim,
                 text_encoder_names=texts,
+                face_encoder=face_encoder,
                 **facts,
             )
             if realisid.null_id == "file" and realisid.id_input != "none":
@@ -162,6 +169,20 @@ class Checkpoint:
         """Tokens of a prompt, 77 for CLIP."""
         length: int = full_config(self.components[self.text_encoder_names[0]])["max_position_embeddings"]
         return length
+
+    @property
+    def has_patches(self) -> bool:
+        """Whether a branch is shown the patches of IDs, which `id_patch_projection/` makes."""
+        return "id_patch_projection" in self.components
+
+    def token_limits(self, persons: int) -> tuple[int, int] | None:
+        """Least and most tokens of a row that reads the text and the IDs of up to `persons` persons; None if none does.
+
+        They are max_length and max_length + T·persons: equal for an engine without persons.
+        """
+        if self.config.unet_tokens != "text_and_id":
+            return None
+        return self.max_length, self.max_length + self.num_id_tokens * persons
 
     def text_encoder_dims(self, name: str) -> tuple[int, int]:
         """Widths of a text encoder's hidden states and of its pooled output."""
@@ -202,8 +223,15 @@ class Checkpoint:
         return self._load(f"{BRANCH}{which}", dtype)
 
     def load_id_projection(self, dtype: torch.dtype = torch.float32) -> nn.Module:
-        """A LinearProjection or a Resampler: (B, N, hidden) → (B, T, D)."""
-        component = self.components["id_projection"]
+        """A LinearProjection or a Resampler: (B, N, hidden) → (B, T, D); of an embedding, N is 1."""
+        return self._load_projection("id_projection", dtype)
+
+    def load_patch_projection(self, dtype: torch.dtype = torch.float32) -> nn.Module:
+        """The Resampler of patches: an embedding (B, 1, hidden) → (B, 3, p²), one query a colour, row-major."""
+        return self._load_projection("id_patch_projection", dtype)
+
+    def _load_projection(self, name: str, dtype: torch.dtype) -> nn.Module:
+        component = self.components[name]
         with torch.device("meta"):
             module = build_projection(component.config)
         weights = read_weights(component.files)
@@ -243,7 +271,8 @@ class Checkpoint:
         """(T, D) float32: the ID tokens of a dropped ID, by the checkpoint's `null_id`.
 
         zero_image: projection of the image encoder's features of a zero *normalised* image, which is the mean colour,
-        not black (IP-Adapter's way). zero_tokens: zeros. file: null_id.safetensors.
+        not black (IP-Adapter's way). zero_embedding: projection of an embedding of zeros, which is not zero (biases,
+        queries). zero_tokens: zeros. file: null_id.safetensors.
         """
         if self.config.null_id == "file":
             file = self.path / "null_id.safetensors"
@@ -253,6 +282,9 @@ class Checkpoint:
             return tokens
         if self.config.null_id == "zero_tokens":
             return torch.zeros(self.num_id_tokens, self.cross_attention_dim)
+        if self.face_encoder is not None:
+            of_zero: Tensor = self.load_id_projection()(torch.zeros(1, 1, self.face_encoder.output_dim))[0]
+            return of_zero
         zero = torch.zeros(1, 3, self.image_size, self.image_size)
         features = self.load_image_encoder()(zero, output_hidden_states=True).hidden_states[-2]
         projected: Tensor = self.load_id_projection()(features)[0]
@@ -267,7 +299,8 @@ class Checkpoint:
         with readable(self.path):
             if component == "null_id":
                 file = [self.path / "null_id.safetensors"] if self.config.null_id == "file" else []
-                parts = {name: self.weights_key(name) for name in ("image_encoder", "id_projection")}
+                makers = [name for name in ("image_encoder", "id_projection") if name in self.components]
+                parts = {name: self.weights_key(name) for name in makers}
                 return component_key({"null_id": self.config.null_id, **(parts if not file else {})}, file)
             if component == "scheduler":
                 return component_key(self.scheduler_config, [])
@@ -315,6 +348,14 @@ class Checkpoint:
                 f"{file} holds {found}, expected the one key null_id_tokens of shape {shape} (ID tokens, width). "
                 "Save it like that."
             )
+
+
+def _projections(config: RealisIDConfig) -> tuple[str, ...]:
+    """The folders of the projections that a checkpoint needs."""
+    if config.id_input == "none":
+        return ()
+    shown = any(branch.condition == "id_patches" for branch in config.table)
+    return PROJECTIONS if shown else PROJECTIONS[:1]
 
 
 @contextmanager

@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from realisid_trt.branches import Branch
 from realisid_trt.checks import is_finite, is_whole
-from realisid_trt.config import Branch, RealisIDConfig
+from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import CheckpointError
 
-from .files import read_json
-from .id_projection import projection_dims
+from .face_encoder import FaceEncoder
+from .files import read_json, refuse
+from .id_checks import check_aligned_face, check_face_crop
 
 Config = Mapping[str, Any]
 # The exported networks leave out parts of diffusers' forward. Key → the values with which a model does not need them.
@@ -34,11 +36,6 @@ PREDICTIONS = ("epsilon", "v_prediction")
 SPACINGS = ("leading", "trailing", "linspace")  # of DDIM's timesteps
 # Keys of those schedulers of diffusers that have no schedule of betas: EDM, flow matching.
 FOREIGN_SCHEDULES = ("sigma_data", "sigma_schedule", "use_flow_sigmas", "shift", "base_shift", "max_shift")
-
-
-def refuse(where: str, key: str, value: object, expected: str, advice: str = "Correct the file.") -> CheckpointError:
-    """The error for one key of one config."""
-    return CheckpointError(f"{where}/config.json: {key} is {value!r}, expected {expected}. {advice}")
 
 
 def with_defaults(cls: type, config: Config) -> dict[str, Any]:
@@ -62,12 +59,16 @@ def residual_shapes(config: Config) -> tuple[tuple[int, int], ...]:
 
 
 def check_all(
-    configs: Mapping[str, Config], realisid: RealisIDConfig, text_encoders: tuple[str, ...]
+    configs: Mapping[str, Config],
+    realisid: RealisIDConfig,
+    text_encoders: tuple[str, ...],
+    face_encoder: FaceEncoder | None = None,
 ) -> dict[str, Any]:
     """The facts that follow from the configs, under the names of Checkpoint's fields. Raises CheckpointError.
 
     configs: "unet", "vae", "controlnet_local", … → config.json with its defaults filled in; "feature_extractor" →
              preprocessor_config.json.
+    face_encoder: of a checkpoint whose `id_input` is "aligned_face".
     """
     unet, vae = configs["unet"], configs["vae"]
     _check_unet(unet)
@@ -80,8 +81,10 @@ def check_all(
         _check_branch(row, realisid.table, configs[f"controlnet_{row.name}"], unet, factor)
     pooled_dim = _check_text([(name, configs[name]) for name in text_encoders], unet)
     tokens, image_size, mean, std = 0, 0, (), ()
-    if realisid.id_input != "none":
-        tokens, image_size = _check_image_side(configs, unet)
+    if face_encoder is not None:
+        tokens = check_aligned_face(configs, face_encoder, _width(unet, "unet"), realisid.patch_px)
+    elif realisid.id_input != "none":
+        tokens, image_size = check_face_crop(configs, _width(unet, "unet"))
         mean, std = (tuple(configs["feature_extractor"][key]) for key in ("image_mean", "image_std"))
     if realisid.box_snap not in (None, factor, 4 * factor):
         raise CheckpointError(
@@ -170,7 +173,12 @@ def _width(config: Config, name: str) -> int:
     return int(width)
 
 
-SHOWN = {"pose": "a drawing of the pose", "location": "the location mask", "image": "a picture"}
+SHOWN = {
+    "pose": "a drawing of the pose",
+    "location": "the location mask",
+    "image": "a picture",
+    "id_patches": "a drawing with the patches of IDs",
+}
 
 
 def _check_branch(row: Branch, table: Sequence[Branch], branch: Config, unet: Config, factor: int) -> None:
@@ -256,53 +264,6 @@ def _check_text(encoders: list[tuple[str, Config]], unet: Config) -> int:
             "Take the text encoders of the UNet's own base model.",
         )
     return int(pooled)
-
-
-def _check_image_side(configs: Mapping[str, Config], unet: Config) -> tuple[int, int]:
-    """(number of ID tokens, image size in px) of image encoder, feature extractor and projection."""
-    encoder, extractor = configs["image_encoder"], configs["feature_extractor"]
-    size, width = encoder["image_size"], encoder["hidden_size"]
-    crop = extractor.get("crop_size", size)
-    sides = set(crop.values()) if isinstance(crop, Mapping) else {crop}
-    if sides != {size}:
-        raise CheckpointError(
-            f"feature_extractor/preprocessor_config.json: crop_size is {crop}, expected {size} px, the image encoder's "
-            "image_size. Take the feature extractor that belongs to the encoder."
-        )
-    for key in ("image_mean", "image_std"):
-        values = extractor.get(key)
-        if not (isinstance(values, list) and len(values) == 3 and all(map(is_finite, values))):
-            raise CheckpointError(
-                f"feature_extractor/preprocessor_config.json: {key} is {values!r}, expected three numbers, one for "
-                "each colour. Take the feature extractor that belongs to the image encoder."
-            )
-    if min(extractor["image_std"]) <= 0:
-        raise CheckpointError(
-            f"feature_extractor/preprocessor_config.json: image_std is {extractor['image_std']}, expected numbers "
-            "above 0: colours are divided by them. Take the feature extractor that belongs to the image encoder."
-        )
-    features, output, tokens = projection_dims(configs["id_projection"], "id_projection/config.json")
-    if features != width:
-        key = "input_dim" if configs["id_projection"]["class"] == "linear" else "embedding_dim"
-        raise refuse(
-            "id_projection",
-            key,
-            features,
-            f"{width}, the image encoder's hidden_size",
-            "Take the image encoder that the projection was trained with.",
-        )
-    if output != _width(unet, "unet"):
-        expected = f"{_width(unet, 'unet')}, the branches' cross_attention_dim"
-        raise refuse("id_projection", "output_dim", output, expected)
-    image_tokens = (size // encoder["patch_size"]) ** 2 + 1
-    if configs["id_projection"]["class"] == "linear" and tokens not in (None, image_tokens):
-        raise refuse(
-            "id_projection",
-            "num_tokens",
-            tokens,
-            f"{image_tokens}: ({size} / {encoder['patch_size']})² + 1, one for each token of the image encoder",
-        )
-    return tokens or image_tokens, size
 
 
 def check_scheduler(ddim: Config, source: Config) -> None:

@@ -31,6 +31,7 @@ TRANSFORMERS_CLASSES = {
     "text_encoder_2": ("CLIPTextModelWithProjection",),
     "image_encoder": ("CLIPVisionModelWithProjection", "CLIPVisionModel"),
 }
+PROJECTIONS = ("id_projection", "id_patch_projection")  # classes of our own
 OLD_ATTENTION = r"attentions\.\d+\.(query|key|value|proj_attn)\."
 
 
@@ -39,7 +40,7 @@ class Component:
     """One folder of the checkpoint that holds weights.
 
     name:       of the folder in the layout; the folder itself may be the base model's.
-    class_name: of diffusers or transformers; the projection's class for id_projection.
+    class_name: of diffusers or transformers; "linear" or "resampler" for a projection.
     config:     config.json as it stands. files: its safetensors. variant: of these files, e.g. "fp16".
     """
 
@@ -66,7 +67,7 @@ def diffusers_kind(name: str) -> str | None:
 
 def class_name(name: str, config: Mapping[str, Any]) -> str:
     """The class that a config.json names, if this component may have it. Raises CheckpointError."""
-    if name == "id_projection":
+    if name in PROJECTIONS:
         return str(config.get("class"))
     if (kind := diffusers_kind(name)) is not None:
         known: tuple[str, ...] = (DIFFUSERS_CLASSES[kind],)
@@ -173,7 +174,7 @@ def check_numbers(component: Component, module: nn.Module) -> None:
 def meta_module(component: Component) -> nn.Module:
     """The component's module without memory for its weights. Raises CheckpointError."""
     with _understood(component), torch.device("meta"):
-        if component.name == "id_projection":
+        if component.name in PROJECTIONS:
             return build_projection(component.config)
         cls = module_class(component.class_name)
         if diffusers_kind(component.name) is not None:

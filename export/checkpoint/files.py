@@ -28,9 +28,11 @@ STEMS = {
     "text_encoder_2": "model",
     "image_encoder": "model",
     "id_projection": "model",
+    "id_patch_projection": "model",
 }
 BRANCH = "controlnet_"  # the part of a branch is named so, wherever its folder lies
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+ID_PATCH_PICKLE = "id-patch.bin"  # both projections of ID-Patch, as they were published
 
 
 def stem_of(name: str) -> str:
@@ -64,6 +66,11 @@ def read_json(path: Path, purpose: str) -> dict[str, Any]:
     return values
 
 
+def refuse(where: str, key: str, value: object, expected: str, advice: str = "Correct the file.") -> CheckpointError:
+    """The error for one key of one config."""
+    return CheckpointError(f"{where}/config.json: {key} is {value!r}, expected {expected}. {advice}")
+
+
 def find_weights(folder: Path, stem: str, variant: str | None) -> tuple[tuple[Path, ...], str | None]:
     """The weight files of a component, and their variant: the requested one, else None, as in diffusers.
 
@@ -82,7 +89,10 @@ def find_weights(folder: Path, stem: str, variant: str | None) -> tuple[tuple[Pa
             return (single,), wanted
         if index.is_file():
             return _shards(index), wanted
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+    pickles = sorted(
+        (file.name for file in folder.iterdir() if file.suffix in PICKLES),
+        key=lambda name: (name != ID_PATCH_PICKLE, name),
+    )
     others = sorted(file.name for file in folder.glob(f"{stem}.*safetensors*"))
     expected = f"expected {stem}.safetensors or {stem}.safetensors.index.json with its shards"
     if pickles:
@@ -102,6 +112,11 @@ def find_weights(folder: Path, stem: str, variant: str | None) -> tuple[tuple[Pa
 
 def conversion(folder: Path, pickle: str, stem: str) -> str:
     """The command that turns a pickle into safetensors without running code that is in it (weights_only)."""
+    if pickle == ID_PATCH_PICKLE:
+        return (
+            "python -m export.adopt idpatch --weights FOLDER --base SDXL --face-encoder FILE --out CKPT, where FOLDER "
+            f"holds {pickle}."
+        )
     return (
         f'cd {folder} && python -c "import torch, safetensors.torch as s; '
         f"w = torch.load('{pickle}', map_location='cpu', weights_only=True); "

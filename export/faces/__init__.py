@@ -1,1 +1,1 @@
-"""Converters of the face models: torch weights and TFLite graphs → ONNX. They need neither torch nor TensorFlow."""
+"""Converters of the face models: torch weights and TFLite graphs → ONNX. TensorFlow is not needed."""

@@ -27,9 +27,10 @@ from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import CheckpointError, DiskError, RequestError
 
 from ..checkpoint import tokenizer_of
-from ..checkpoint.classes import Component, class_name, diffusers_kind, meta_module, quiet
+from ..checkpoint.classes import PROJECTIONS, Component, class_name, diffusers_kind, meta_module, quiet
 from ..checkpoint.files import stem_of
 from ..files import check_space, disk_errors, sync, target_folder, whole_folder
+from .face_encoder import write_face_encoder
 from .presets import METHODS, Recipe, component_configs, method_config, preprocessor_config, scheduler_config
 from .tokenizer import END, vocabulary_and_merges, write_tokenizer
 from .weights import CARRY_KEYS, Weights, draw, write_weights
@@ -147,7 +148,7 @@ def _write_config(component: Component, module: Any) -> None:
 
 
 def _write_small_files(folder: Path, recipe: Recipe, modules: Modules) -> None:
-    """Tokenizers, scheduler, feature extractor, null ID, realisid_config.json and model_index.json."""
+    """Tokenizers, scheduler, feature extractor, face encoder, null ID, realisid_config.json and model_index.json."""
     import diffusers
 
     configs = {name: component.config for name, (component, _) in modules.items()}
@@ -162,6 +163,8 @@ def _write_small_files(folder: Path, recipe: Recipe, modules: Modules) -> None:
         (folder / "feature_extractor").mkdir()
         preprocessor = preprocessor_config(configs["image_encoder"]["image_size"])
         _write_config_file(folder / "feature_extractor" / "preprocessor_config.json", preprocessor)
+    if recipe.realisid.id_input == "aligned_face":
+        write_face_encoder(folder / "face_encoder", recipe.seed)
     if recipe.realisid.null_id == "file" and projection is not None:
         shapes = {
             "null_id_tokens": (projection.get("num_tokens") or projection["num_queries"], projection["output_dim"])
@@ -177,12 +180,14 @@ def _write_small_files(folder: Path, recipe: Recipe, modules: Modules) -> None:
         "_recipe": {key: value for key, value in dataclasses.asdict(recipe).items() if key != "realisid"},
     }
     for name, (component, _) in modules.items():
-        if name != "id_projection":
+        if name not in PROJECTIONS:
             index[name] = ["diffusers" if diffusers_kind(name) is not None else "transformers", component.class_name]
     index |= {tokenizer_of(name): ["transformers", "CLIPTokenizer"] for name in modules if "text" in name}
-    if projection is not None:
+    if "image_encoder" in configs:
         index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
-        index["id_projection"] = ["realisid", projection["class"]]
+    index |= {name: ["realisid", configs[name]["class"]] for name in PROJECTIONS if name in configs}
+    if recipe.realisid.id_input == "aligned_face":
+        index["face_encoder"] = ["realisid", "onnx"]
     index["scheduler"] = ["diffusers", "DDIMScheduler"]
     _write_config_file(folder / "model_index.json", index)
 

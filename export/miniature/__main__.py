@@ -8,8 +8,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from realisid_trt.branches import BRANCH_OPTIONS
 from realisid_trt.commands.command_line import Outcome, execute, ratio, run
-from realisid_trt.config import BRANCH_OPTIONS, OPTIONS
+from realisid_trt.config import OPTIONS
 
 from . import make_checkpoint
 from .presets import FAMILIES, METHODS, PREDICTIONS, PRESETS, Recipe

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from realisid_trt.branches import realisid_branches
 from realisid_trt.checks import is_whole
-from realisid_trt.config import RealisIDConfig, realisid_branches
+from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import RequestError
 
 CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
@@ -16,7 +17,7 @@ CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 PRESETS = ("miniature", "world", "mid", "sdxl")
 SMALL = ("miniature", "world")  # a VAE of factor 4 by default, whose norms have 8 groups
 FAMILIES = ("sdxl", "sd15")
-METHODS = ("realisid", "controlnet", "mixed")
+METHODS = ("realisid", "idpatch", "controlnet", "mixed")
 PREDICTIONS = ("epsilon", "v_prediction")
 
 
@@ -27,12 +28,14 @@ class Recipe:
     seed:       of all weights: the same seed gives the same bytes.
     preset:     "miniature" (UNet 2 M parameters), "world" (4 M; the shape that is trained on training.world), "mid"
                 (116 M) or "sdxl" (2567 M, half precision, sharded).
-    method:     "realisid"; "controlnet", two ControlNets that read text and no identities; "mixed", RealisID and a
-                ControlNet that reads text and ends after six tenths of the steps.
+    method:     "realisid"; "idpatch", ID-Patch with its projections and a face encoder; "controlnet", two ControlNets
+                that read text and no identities; "mixed", RealisID and a ControlNet that reads text and ends after six
+                tenths of the steps.
     family:     "sdxl" (3 levels, two text encoders, added conditions) or "sd15" (4 levels, one, none).
     vae_factor: 4 or 8; None takes the preset's: 4 for the two small ones, 8 for the others.
     prediction: "epsilon" or "v_prediction".
     projection: "linear" or "resampler"; None takes linear, unless `id_tokens` is another number than linear gives.
+                ID-Patch's are resamplers.
     id_tokens:  number of ID tokens; None takes the image encoder's for linear, 16 for the resampler.
     realisid:   the keys of realisid_config.json; box_snap None is written as the VAE's factor.
     """
@@ -67,6 +70,8 @@ class Recipe:
             raise RequestError(f"preset {self.preset} has SDXL's shape. Use --family sdxl, or --preset miniature.")
         if self.preset == "sdxl" and self.vae_factor == 4:
             raise RequestError("preset sdxl has SDXL's VAE, whose factor is 8. Leave --vae-factor out.")
+        if self.projection == "linear" and self.method == "idpatch":
+            raise RequestError("method idpatch has resamplers. Leave --projection out.")
         if self.projection == "linear" and self.id_tokens not in (None, self.image_tokens):
             raise RequestError(
                 f"id_tokens is {self.id_tokens}, but a linear projection gives one token per image token: "
@@ -159,6 +164,8 @@ TEXT_ENCODERS: dict[str, tuple[tuple[Any, ...], ...]] = {
     "mid": ((256, 1024, 4, 4, 256, "quick_gelu"), (256, 1024, 4, 4, 256, "gelu")),
     "sdxl": ((768, 3072, 12, 12, 768, "quick_gelu"), (1280, 5120, 32, 20, 1280, "gelu")),  # CLIP-L and OpenCLIP bigG
 }
+# Width and heads of ID-Patch's two resamplers; heads of 64 and 4 layers, as published.
+ID_PATCH_RESAMPLERS = {"miniature": (128, 2), "world": (128, 2), "mid": (256, 4), "sdxl": (1280, 20)}
 VAE_WIDTHS = {
     "miniature": (8, 16, 16, 32),
     "world": (16, 32, 32, 64),
@@ -177,6 +184,8 @@ def method_config(method: str, branch_pooled_text: str | None) -> dict[str, Any]
     """The keys of realisid_config.json that a method's checkpoint has besides those of a recipe."""
     text: dict[str, Any] = {"tokens": "text", "pooled": "per_row", "condition": "image"}
     openpose = {"name": "openpose", "style": "openpose-xinsir", **text}
+    if method == "idpatch":
+        return {"method": "idpatch"}
     if method == "controlnet":
         return {"method": "controlnet", "branches": [openpose, {"name": "depth", **text}]}
     if method == "mixed":
@@ -219,14 +228,26 @@ def component_configs(recipe: Recipe, vocabulary: int) -> dict[str, dict[str, An
             # As SDXL's files have it: 2 makes transformers take the highest id of a row, which is <|endoftext|>.
             "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1,
         }  # fmt: skip
-    has_ids = recipe.realisid.id_input != "none"
-    if has_ids:
+    if recipe.realisid.id_input == "face_crop":
         configs["image_encoder"] = dict(IMAGE_ENCODERS[recipe.preset])
     for row in recipe.realisid.table:
         configs[f"controlnet_{row.name}"] = {**branch, "conditioning_channels": row.channels}
-    if has_ids:
+    if recipe.realisid.id_input == "face_crop":
         configs["id_projection"] = _projection(recipe, unet["cross_attention_dim"])
+    if recipe.realisid.id_input == "aligned_face":
+        side = recipe.realisid.patch_px or 0
+        configs["id_projection"] = _of_embeddings(recipe, recipe.id_tokens or 16, unet["cross_attention_dim"])
+        configs["id_patch_projection"] = _of_embeddings(recipe, 3, side**2)
     return configs
+
+
+def _of_embeddings(recipe: Recipe, num_queries: int, output_dim: int) -> dict[str, Any]:
+    """A resampler of ID-Patch, which diffusers' loader of IP-Adapter-plus reads."""
+    dim, heads = ID_PATCH_RESAMPLERS[recipe.preset]
+    return {
+        "class": "resampler", "dim": dim, "depth": 4, "dim_head": 64, "heads": heads, "num_queries": num_queries,
+        "embedding_dim": 512, "output_dim": output_dim, "ff_mult": 4,
+    }  # fmt: skip
 
 
 def _projection(recipe: Recipe, output_dim: int) -> dict[str, Any]:
@@ -243,10 +264,10 @@ def _projection(recipe: Recipe, output_dim: int) -> dict[str, Any]:
 
 
 def scheduler_config(prediction: str, method: str = "realisid") -> dict[str, Any]:
-    """SDXL's noise schedule for DDIM, which is SD 1.5's as well. Of a ControlNet's checkpoint as `adopt` writes it."""
+    """SDXL's noise schedule for DDIM, which is SD 1.5's as well. Of methods that are adopted as `adopt` writes it."""
     return {
         "num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear",
-        "clip_sample": False, "set_alpha_to_one": method == "controlnet", "steps_offset": 1,
+        "clip_sample": False, "set_alpha_to_one": method in ("idpatch", "controlnet"), "steps_offset": 1,
         "timestep_spacing": "leading",
         "prediction_type": prediction,
     }  # fmt: skip

@@ -21,6 +21,7 @@ def half_reference(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[Refer
         *reference.controlnets.values(),
         reference.image_encoder,
         reference.id_projection,
+        reference.patch_projection,
         *reference.text_encoders,
     ):
         if module is not None:

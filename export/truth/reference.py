@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from realisid_trt.config import Branch
+from realisid_trt.branches import Branch
 
 from ..checkpoint import Checkpoint
 from ..checkpoint.vae import from_latents
@@ -23,14 +23,17 @@ from ..checkpoint.vae import from_latents
 
 @dataclass(frozen=True, eq=False)
 class ReferencePerson:
-    """One person. id_pixels (3, S, S) normalised, or id_tokens (T, D), or neither without identities; box x0, y0, x1,
-    y1 px; pose_image (3, S, S), or (3, H, W) where a branch sees the whole picture. drawings: (C, H, W) by a branch's
-    name, of the branches that draw a body, or a face without a pose_image."""
+    """One person. id_pixels (3, S, S) normalised, id_tokens (T, D) or embedding (E,), or none without identities; box
+    x0, y0, x1, y1 px, where a branch has rows of persons; pose_image (3, S, S), or (3, H, W) where a branch sees the
+    whole picture. drawings: (C, H, W) by a branch's name, of the branches that draw a body, or a face without a
+    pose_image. anchor: x, y px of the nose, where a branch is shown patches."""
 
-    pose_image: Tensor | None
-    box: tuple[float, float, float, float]
+    pose_image: Tensor | None = None
+    box: tuple[float, float, float, float] | None = None
     id_pixels: Tensor | None = None
     id_tokens: Tensor | None = None
+    embedding: Tensor | None = None
+    anchor: tuple[float, float] | None = None
     drawings: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -52,8 +55,9 @@ class Reference:
         self.unet = checkpoint.load_unet(dtype)
         self.controlnets = {branch.name: checkpoint.load_controlnet(branch.name, dtype) for branch in self.config.table}
         self.has_identities = self.config.id_input != "none"
-        self.image_encoder = checkpoint.load_image_encoder(dtype) if self.has_identities else None
+        self.image_encoder = checkpoint.load_image_encoder(dtype) if self.config.id_input == "face_crop" else None
         self.id_projection = checkpoint.load_id_projection(dtype) if self.has_identities else None
+        self.patch_projection = checkpoint.load_patch_projection(dtype) if checkpoint.has_patches else None
         self.vae = checkpoint.load_vae(dtype)
         self.text_encoders = [checkpoint.load_text_encoder(name, dtype) for name in checkpoint.text_encoder_names]
         self.tokenizers = [
@@ -102,13 +106,45 @@ class Reference:
     def _tokens_of(self, person: ReferencePerson) -> Tensor:
         if person.id_tokens is not None:
             return person.id_tokens.to(self.dtype)
+        if person.embedding is not None:
+            assert self.id_projection is not None
+            return self.id_projection(self._normed(person.embedding))[0]
         assert person.id_pixels is not None
         return self.encode_id(person.id_pixels[None])[0]
+
+    def _normed(self, embedding: Tensor) -> Tensor:
+        """(1, 1, E), as long as the projections expect."""
+        assert self.checkpoint.face_encoder is not None
+        embedding = embedding.to(self.dtype)[None, None]
+        return F.normalize(embedding, dim=-1) if self.checkpoint.face_encoder.norm == "unit" else embedding
+
+    def _read(self, kind: str, prompt_embeds: Tensor, id_tokens: Sequence[Tensor]) -> Tensor:
+        """(1, ·, D): the tokens "text", or "text_and_id": behind the text those of every person, (T, D) or (0, D)."""
+        if kind == "text":
+            return prompt_embeds
+        return torch.cat([prompt_embeds, *(tokens[None] for tokens in id_tokens)], dim=1)
+
+    def painted(self, drawing: Tensor, persons: Sequence[ReferencePerson]) -> Tensor:
+        """drawing (3, H, W) + the patches of the persons, each centred at its anchor and cut at the border."""
+        total = drawing.to(self.dtype)
+        for person in persons:
+            assert self.patch_projection is not None and person.embedding is not None and person.anchor is not None
+            patch = self.patch_projection(self._normed(person.embedding))[0]  # (3, p²)
+            side = math.isqrt(patch.shape[1])
+            left, top = (round(x - side / 2) for x in person.anchor)  # halves to even
+            right, bottom = drawing.shape[2] - left - side, drawing.shape[1] - top - side
+            total = total + F.pad(patch.reshape(3, side, side), (left, right, top, bottom))  # below zero it cuts
+        return total
 
     def null_id_tokens(self) -> Tensor:
         """(T, D): the tokens of a dropped ID."""
         if self.config.null_id == "file":
             return torch.as_tensor(self.checkpoint.null_id_tokens()).to(self.dtype)
+        if self.checkpoint.face_encoder is not None:
+            assert self.id_projection is not None
+            zero = torch.zeros(1, 1, self.checkpoint.face_encoder.output_dim, dtype=self.dtype)
+            tokens = self.id_projection(zero)[0]
+            return torch.zeros_like(tokens) if self.config.null_id == "zero_tokens" else tokens
         size = self.checkpoint.image_size
         tokens = self.encode_id(torch.zeros(1, 3, size, size))[0]
         return torch.zeros_like(tokens) if self.config.null_id == "zero_tokens" else tokens
@@ -174,8 +210,11 @@ class Reference:
             if branch.per == "picture":
                 if control.image is None:
                     continue
-                shown = control.image[None].to(self.dtype)
-                found = self._controlnet(branch, latents, timestep, prompt_embeds, shown, pooled)
+                shown = control.image.to(self.dtype)
+                if branch.condition == "id_patches":
+                    shown = self.painted(shown, persons)
+                read = self._read(branch.tokens, prompt_embeds, id_tokens)
+                found = self._controlnet(branch, latents, timestep, read, shown[None], pooled)
             elif persons:
                 found = self._of_persons(branch, latents, timestep, persons, boxes, id_tokens, prompt_embeds, pooled)
             else:
@@ -301,6 +340,7 @@ class Reference:
         config, f = self.config, self.checkpoint.vae_scale_factor
         lambda_t = config.guidance_scale if guidance_scale is None else guidance_scale
         lambda_i = config.id_guidance_scale if id_guidance_scale is None else id_guidance_scale
+        lambda_i = lambda_t if lambda_i is None else lambda_i
         height, width = latents.shape[-2] * f, latents.shape[-1] * f
         latents = latents.to(self.dtype)
 
@@ -308,21 +348,25 @@ class Reference:
         null_id, ids = torch.zeros(0), [torch.zeros(0)] * len(persons)
         if self.has_identities:
             null_id, ids = self.null_id_tokens(), [self._tokens_of(person) for person in persons]
-        boxes = [self.snap(person.box, height, width) for person in persons]
+        no_id = null_id[:0] if config.delayed_id == "absent" else null_id
+        boxes = [self.snap(person.box, height, width) for person in persons if person.box is not None]
         self._time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=self.dtype)
 
         self.scheduler.set_timesteps(num_inference_steps)
         for i, timestep in enumerate(self.scheduler.timesteps):
-            # FastComposer's delay: steps i <= (1 - α)·S have no ID.
-            delayed = (
-                subject_conditioning_ratio is not None and i <= (1 - subject_conditioning_ratio) * num_inference_steps
-            )
+            # The delay: steps i <= (1 - α)·S have no ID in FastComposer, those with i < S·(1 - α) in ID-Patch.
+            delayed = False
+            if (ratio := subject_conditioning_ratio) is not None and config.delay_rule == "inclusive":
+                delayed = i <= (1 - ratio) * num_inference_steps
+            elif ratio is not None:
+                delayed = i < num_inference_steps * (1 - ratio)
+            dropped = [no_id if delayed else null_id] * len(persons)
             step_lambda_i = 0.0 if delayed or not persons else lambda_i
             predictions = []
             for (prompt_embeds, pooled), tokens in (
-                (negative, [null_id] * len(persons)),
-                (text, [null_id] * len(persons)),
-                (text, [null_id] * len(persons) if delayed else ids),
+                (negative, dropped),
+                (text, dropped),
+                (text, dropped if delayed else ids),
             ):
                 added = None if pooled is None else {"text_embeds": pooled, "time_ids": self._time_ids}
                 share = i / num_inference_steps, (i + 1) / num_inference_steps
@@ -337,7 +381,7 @@ class Reference:
                     self.unet(
                         latents,
                         timestep,
-                        encoder_hidden_states=prompt_embeds,
+                        encoder_hidden_states=self._read(config.unet_tokens, prompt_embeds, tokens),
                         added_cond_kwargs=added,
                         return_dict=False,
                         **injected,

@@ -67,12 +67,14 @@ class Parity:
 
 
 def parity_shapes(limits: Limits) -> list[dict[str, int]]:
-    """Unit sizes to try: the smallest picture, and an oblong one with several rows; within the limits."""
+    """Unit sizes to try, within the limits: the smallest picture with the fewest tokens, and an oblong one with several
+    rows and the most tokens."""
     least, most = limits.side
     oblong = {"height": min(least + 1, most), "width": min(least + 3, most)}
+    few, many = ({} if limits.tokens is None else {"tokens": count} for count in limits.tokens or (0, 0))
     return [
-        {"rows": limits.rows[0], "timesteps": limits.timesteps[0], "height": least, "width": least},
-        {"rows": min(3, limits.rows[1]), "timesteps": min(5, limits.timesteps[1]), **oblong},
+        {"rows": limits.rows[0], "timesteps": limits.timesteps[0], "height": least, "width": least, **few},
+        {"rows": min(3, limits.rows[1]), "timesteps": min(5, limits.timesteps[1]), **oblong, **many},
     ]
 
 

@@ -33,6 +33,7 @@ from .verify_plans import verify_plans
 STEPS, RATIO = 4, 0.5  # steps without and with the ID
 PROMPT = "a photo of two people"
 BOXES = (0.1, 0.2, 0.5, 0.6), (0.5, 0.3, 0.9, 0.7)  # in shares of the picture
+NOSES = (0.3, 0.41), (0.96, 0.55)  # in shares of the picture; a patch at the second is cut by the border
 WORST_RATIO = 4.0  # times the error of the reference in the same precision
 PRECISIONS = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -104,11 +105,13 @@ class Outcomes:
 class Scene:
     """All that the branches of an engine are shown, at random, and the noise to start from.
 
-    Two persons where a branch has rows of persons; one, or nobody, if the engine was built for no more.
+    Two persons where a branch has rows of persons or the ID enters otherwise; one, or nobody, if the engine was built
+    for no more.
 
-    id_pixels: (N, 3, S, S) float32.
-    persons:   N persons without identities: each with its box, a drawing of its face or landmarks, and a body.
-    pictures:  for every branch that takes one, (C, H, W) float32 in [0, 1].
+    id_pixels: (N, 3, S, S) float32, of engines that encode a crop.
+    persons:   N persons: where a branch has rows of persons, each with its box, a drawing of its face or landmarks, and
+               a body; in engines that embed faces, with an embedding and its anchor.
+    pictures:  for every branch that takes one, (C, H, W) float32 in [0, 1]; patches are painted on it.
     noise:     (1, C, h, w) float32.
     """
 
@@ -123,7 +126,8 @@ class Scene:
         model, table, rng = manifest.model, manifest.config.table, np.random.default_rng(0)
         side, image = model.default_size, model.image_size
         of_persons = [branch for branch in table if branch.per == "person"]
-        boxes = BOXES[: manifest.values["built_for"]["persons"]] if of_persons else ()
+        needed = of_persons or manifest.config.unet_tokens != "text" or any(branch.reads_id for branch in table)
+        boxes = BOXES[: manifest.values["built_for"]["persons"]] if needed else ()
         id_pixels = rng.standard_normal((len(boxes), 3, image, image)).astype(np.float32)
         faces = rng.random((len(boxes), 3, side, side)).astype(np.float32).round()
         pictures = {
@@ -134,10 +138,18 @@ class Scene:
         # A face that is drawn into the whole picture is drawn by its landmarks, far enough apart for every style.
         by_landmarks = any(branch.draws_faces and branch.view == "picture" for branch in of_persons)
         persons = []
-        for box, face in zip(boxes, faces, strict=True):
-            landmarks = rng.uniform(-0.5, 1.5, (NUM_LANDMARKS, 2))
-            pose = {"landmarks": landmarks} if by_landmarks else {"pose_image": face}
-            persons.append(Person(box=[side * x for x in box], body=rng.uniform(0, side, (NUM_JOINTS, 2)), **pose))
+        for box, nose, face in zip(boxes, NOSES, faces, strict=False):
+            given: dict[str, Any] = {}
+            if of_persons:
+                landmarks = rng.uniform(-0.5, 1.5, (NUM_LANDMARKS, 2))
+                given = {"landmarks": landmarks} if by_landmarks else {"pose_image": face}
+                given |= {"box": [side * x for x in box], "body": rng.uniform(0, side, (NUM_JOINTS, 2))}
+            if model.face_encoder is not None:
+                embedding = rng.standard_normal(model.face_encoder["output_dim"])
+                if model.face_encoder["norm"] == "unit":
+                    embedding /= np.linalg.norm(embedding)
+                given |= {"embedding": embedding.astype(np.float32), "at": (side * nose[0], side * nose[1])}
+            persons.append(Person(**given))
         noise = initial_noise(0, (1, model.latent_channels, model.sample_size, model.sample_size))
         return cls(manifest.config, id_pixels, tuple(persons), pictures, noise)
 
@@ -154,7 +166,7 @@ class Scene:
 
     def by_engine(self, engine: Engine) -> Outcomes:
         backend, persons = engine.backend, list(self.persons)
-        if engine.config.id_input != "none":
+        if engine.config.id_input == "face_crop":
             for number, pixels in enumerate(self.id_pixels):
                 fed = {"id_pixels": backend.put(pixels[None], for_networks=True)}  # plans take one person at a time
                 [tokens] = backend.get(backend.run("id_encoder", fed)["id_tokens"])
@@ -166,7 +178,7 @@ class Scene:
     def drawings(self, engine: Engine) -> dict[str, list[NDArray[np.float32]]]:
         """What the engine shows to its branches: name → (C, H, W), one for each person or one for the picture."""
         persons, model = list(self.persons), engine.model
-        if engine.config.id_input != "none":
+        if engine.config.id_input == "face_crop":
             tokens = np.zeros((model.num_id_tokens, model.cross_attention_dim), np.float32)
             persons = [replace(person, id_tokens=tokens) for person in persons]
         return engine.conditions(PROMPT, persons, controls=self.settings(Control, self.pictures)[0]["controls"])
@@ -181,6 +193,8 @@ class Scene:
                 pose_image=None if person.pose_image is None else torch.from_numpy(person.pose_image),
                 box=person.box,  # type: ignore[arg-type] # four floats
                 id_pixels=torch.from_numpy(pixels),
+                embedding=None if person.embedding is None else torch.tensor(person.embedding),
+                anchor=person.at,
                 drawings={name: torch.from_numpy(drawings[name][number]) for name in of_persons},
             )
             for number, (person, pixels) in enumerate(zip(self.persons, self.id_pixels, strict=True))

@@ -68,7 +68,10 @@ def limits_of(network: Network) -> Limits:
             if isinstance(size, Axis):
                 bounds[size.name] = size.min // size.multiple, size.max // size.multiple
     return Limits(
-        rows=bounds.get("rows", (1, 1)), timesteps=bounds.get("timesteps", (1, 1)), side=bounds.get("height", (1, 1))
+        rows=bounds.get("rows", (1, 1)),
+        timesteps=bounds.get("timesteps", (1, 1)),
+        side=bounds.get("height", (1, 1)),
+        tokens=bounds.get("tokens"),
     )
 
 

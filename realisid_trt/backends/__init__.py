@@ -127,7 +127,7 @@ class Backend(Protocol):
         """The tensor as a new NumPy array, float32 or integers."""
 
     def take(self, tensor: Tensor, rows: NDArray[np.int32]) -> Tensor:
-        """tensor[rows]: rows along the first axis; an index may occur several times."""
+        """tensor[rows]: rows along the first axis; an index may occur several times. rows may have any shape."""
 
     def take_step(self, table: Tensor, step: Tensor, pictures: Tensor, columns: Tensor) -> Tensor:
         """table[step[pictures], columns]: of a (S, K, E) table, each row's entry at its picture's step."""

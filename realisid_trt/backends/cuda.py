@@ -138,12 +138,14 @@ class CudaBackend:
 
     def take(self, tensor: Array, rows: NDArray[np.int32]) -> Array:
         dtype = self.precision if tensor.dtype == "float32" else tensor.dtype
-        if tensor.dtype == dtype and len(rows) == tensor.shape[0] and (rows == np.arange(len(rows))).all():
+        same = rows.ndim == 1 and len(rows) == tensor.shape[0] and (rows == np.arange(len(rows))).all()
+        if tensor.dtype == dtype and same:
             return tensor
-        key = "take", tensor, rows.tobytes()
-        out = self._once(key, lambda: self._new((len(rows), *tensor.shape[1:]), dtype))
-        self._kernels.take(self._gpu.stream, tensor, self._rows(rows), out)
-        self._steps.note("take", tensor, self._rows(rows), out)
+        key, flat = ("take", tensor, rows.shape, rows.tobytes()), rows.reshape(-1)
+        out: Array = self._once(key, lambda: self._new((*rows.shape, *tensor.shape[1:]), dtype))
+        listed = Array(out.address, (len(flat), *tensor.shape[1:]), dtype)
+        self._kernels.take(self._gpu.stream, tensor, self._rows(flat), listed)
+        self._steps.note("take", tensor, self._rows(flat), listed)
         return out
 
     def take_step(self, table: Array, step: Array, pictures: Array, columns: Array) -> Array:

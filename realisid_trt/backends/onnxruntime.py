@@ -141,7 +141,8 @@ class OnnxRuntime:
         return np.array(tensor)
 
     def take(self, tensor: Tensor, rows: NDArray[np.int32]) -> Tensor:
-        return tensor if len(rows) == len(tensor) and (rows == np.arange(len(rows))).all() else tensor[rows]
+        same = rows.ndim == 1 and len(rows) == len(tensor) and (rows == np.arange(len(rows))).all()
+        return tensor if same else tensor[rows]
 
     def take_step(self, table: Tensor, step: Tensor, pictures: Tensor, columns: Tensor) -> Tensor:
         return table[step[pictures], columns]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..config import Branch
+from ..branches import Branch
 from ..manifest import Axis, Build, Manifest, Port
 from ..memory import gpu_builds, needs
 from .command_line import Outcome
@@ -31,6 +31,7 @@ def inspect_engine(
         f"pictures of {model.default_size} px by default, VAE factor {model.vae_scale_factor}, {model.levels} levels, "
         f"{len(model.residual_levels)} residuals, {model.num_id_tokens} ID tokens",
         *map(_branch_line, manifest.config.table),
+        *([] if model.face_encoder is None else [_face_encoder_line(model.face_encoder)]),
         "realisid_config: "
         + ", ".join(f"{key}={value}" for key, value in values["realisid_config"].items() if key != "branches"),
         f"scheduler: DDIM, {scheduler['prediction_type']}, {scheduler['timestep_spacing']} spacing",
@@ -59,12 +60,23 @@ def _branch_line(branch: Branch) -> str:
     shown = {
         "pose": f"the pose of each person{style}" if branch.per == "person" else f"the poses of all persons{style}",
         "location": "the place of each person",
+        "id_patches": f"the ID patches of all persons, on a given picture or drawn bodies{style}",
         "image": f"a given picture, or drawn bodies{style}" if branch.style else "a given picture",
     }[branch.condition]
     return (
         f"branch {branch.name}: is shown {shown}, "
         f"sees the {branch.view}, reads {branch.tokens} tokens, writes {branch.writes.replace('box', 'in the box')}, "
         f"scale {branch.scale:g}{window}{', optional' if branch.optional else ''}"
+    )
+
+
+def _face_encoder_line(encoder: Mapping[str, Any]) -> str:
+    """What embeds a face, how it is fed, and its terms."""
+    lengths = {"unit": "embeddings of length 1", "raw": "raw embeddings"}[encoder["norm"]]
+    points = {"mtcnn": "MTCNN's five points", "mtcnn-whole": "MTCNN's five points, cut to whole px"}[encoder["points"]]
+    return (
+        f"face encoder {encoder['name']}: colours {encoder['colour']}, {lengths}, aligned by {points}, licence: "
+        f"{encoder['licence'] or 'no licence was found: ask its publisher'}"
     )
 
 

@@ -11,6 +11,7 @@ from ..loop.picture import to_pil
 from ..manifest import Manifest
 from ..persons.conditions import pose_image
 from ..persons.faces import FaceFinder
+from ..persons.faces.alignment import Alignment
 from ..persons.photo import LoadedPhoto, load_photo
 from .command_line import Outcome
 from .drawing import side_by_side, with_boxes, with_points
@@ -24,16 +25,25 @@ def inspect_photo(path: str, engine: str, face: int | None = None) -> tuple[Outc
     manifest = Manifest.read(engine)
     manifest.check_files()
     finder = FaceFinder.load(manifest.path / "faces", files=manifest.files_in("faces"))
-    return found_in(photo, path, finder, face, manifest.config.face_margin, manifest.config.pose_style)
+    encoder, config = manifest.model.face_encoder, manifest.config
+    alignment = None if encoder is None else Alignment.of(encoder)
+    return found_in(photo, path, finder, face, config.face_margin, config.pose_style, alignment)
 
 
 def found_in(
-    photo: LoadedPhoto, path: str, finder: FaceFinder, face: int | None, face_margin: float, pose_style: str
+    photo: LoadedPhoto,
+    path: str,
+    finder: FaceFinder,
+    face: int | None,
+    face_margin: float,
+    pose_style: str,
+    alignment: Alignment | None = None,
 ) -> tuple[Outcome, Image.Image]:
     """Every face of a photo numbered from the left, and of the chosen one landmarks, crop and pose.
 
-    path: of the photo, for messages.
-    face: which one, counted from the left from 0; None takes the only or the clearly largest one.
+    path:      of the photo, for messages.
+    face:      which one, counted from the left from 0; None takes the only or the clearly largest one.
+    alignment: of an engine with a face encoder: the sheet has the five points, and the aligned face for the crop.
 
     Returns the outcome, boxes in photo px of the photo turned by `turns`, and the sheet. If there are faces but none
     can be taken, the sheet is the photo with their numbers, `why` holds the reason, and the status is 1, but 0 if only
@@ -51,13 +61,25 @@ def found_in(
             values | {"chosen": None, "why": str(error)}, [str(error)], status=int(error.code != "many_faces")
         )
         return outcome, side_by_side([numbered], SHEET_PX)
-    crop, mask_source = finder.crop(photo, found, SHEET_PX, face_margin)
-    marked = with_points(Image.fromarray(seen.photo.rgb), found.points_px / photo.scale)
+    points = found.points_px
+    if alignment is None:
+        crop, mask_source = finder.crop(photo, found, SHEET_PX, face_margin)
+        how = f"background removed by {mask_source}"
+    else:
+        crop, mask_source, points = alignment(photo, found), "aligned", found.keypoints
+        how = "aligned by its eyes, nose and mouth"
+    marked = with_points(Image.fromarray(seen.photo.rgb), points / photo.scale)
     marked = with_boxes(marked, seen.detections.boxes.tolist(), first=0)
     pose = pose_image(found.landmarks, SHEET_PX, pose_style).transpose(1, 2, 0)
     notes = [*found.notes, *finder.notes_on(mask_source)]
     values |= {
-        "chosen": {"box": found.box, "square": found.square, "turns": found.turns, "score": found.score},
+        "chosen": {
+            "box": found.box,
+            "square": found.square,
+            "keypoints": found.keypoints.tolist(),
+            "turns": found.turns,
+            "score": found.score,
+        },
         "mask_source": mask_source,
         "models": finder.model_id,
         "notes": notes,
@@ -65,7 +87,7 @@ def found_in(
     count = len(seen.detections)
     lines = [
         f"{Path(path).name}: {count} face{'s' * (count != 1)}; taken: the one at "
-        f"({', '.join(f'{v:.1f}' for v in found.box)}) px, background removed by {mask_source}",
+        f"({', '.join(f'{v:.1f}' for v in found.box)}) px, {how}",
         *(f"note: {note}" for note in notes),
     ]
     return Outcome(values, lines), side_by_side([marked, Image.fromarray(crop), to_pil(pose)], SHEET_PX)

@@ -10,15 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from ..branches import Branch
 from ..checks import own_array
-from ..config import Branch
 from ..errors import RequestError
 from ..persons.bodies import body_drawing
 from ..persons.boxes import Grid
 from ..persons.conditions import face_drawing, location_mask
+from ..persons.patches import paint_patches
 from ..persons.person import Person, gives_all, names_drawing
 from ..persons.photo import BLACK, Photo, load_photo
-from ..persons.prepared import DrawnPerson
+from ..persons.prepared import DrawnPerson, PreparedPerson
 from ..request import Control, Request
 
 
@@ -70,7 +71,7 @@ def _setting(branch: Branch, control: Control, request: Request, grid: Grid) -> 
                 f"{_advice(branch)}"
             )
         image, notes = control_image(control.image, branch, grid)
-    draws = _draws(branch, request.persons, scale) if image is None else (False,) * len(request.persons)
+    draws = _draws(branch, request.persons, scale, image is not None)
     setting = Setting(scale, start, end, image, draws, notes)
     expected = not branch.optional and scale != 0 and (request.persons or branch.condition == "image")
     if expected and not setting.given:
@@ -78,13 +79,15 @@ def _setting(branch: Branch, control: Control, request: Request, grid: Grid) -> 
     return setting
 
 
-def _draws(branch: Branch, persons: Sequence[Person], scale: float) -> tuple[bool, ...]:
-    """Of each person, whether a branch without an image draws it.
+def _draws(branch: Branch, persons: Sequence[Person], scale: float, has_image: bool) -> tuple[bool, ...]:
+    """Of each person, whether a branch draws it. ID patches are painted on the caller's image too.
 
     A branch that takes part asks every person for a pose and a box; an optional one asks those who name a drawing for
     it. `People` says what is missing. Nobody is asked for a body: bodies are drawn where they are given.
     """
-    if branch.condition == "image" and not branch.draws_bodies:
+    if branch.condition == "id_patches":
+        return (scale != 0,) * len(persons)
+    if has_image or (branch.condition == "image" and not branch.draws_bodies):
         return (False,) * len(persons)
     is_asked = not (branch.optional or branch.draws_bodies)
     asks = [scale != 0 and (is_asked or names_drawing(person, branch)) for person in persons]
@@ -101,6 +104,11 @@ def branches_of(table: Sequence[Branch], given: Sequence[Setting]) -> list[list[
         [branch for branch, is_drawn in zip(table, of_person, strict=True) if is_drawn]
         for of_person in zip(*(setting.draws for setting in given), strict=True)
     ]
+
+
+def with_images(table: Sequence[Branch], given: Sequence[Setting]) -> frozenset[str]:
+    """The names of the branches that are shown an image of the caller's in the place of a drawing."""
+    return frozenset(b.name for b, setting in zip(table, given, strict=True) if setting.image is not None)
 
 
 def _advice(branch: Branch) -> str:
@@ -178,6 +186,19 @@ def drawings(
         elif setting.given:
             shown[branch.name] = [_of_person(branch, number, person, grid) for number, person in numbered.items()]
     return shown
+
+
+def with_patches(
+    table: Sequence[Branch], shown: Mapping[str, list[NDArray[np.float32]]], people: Sequence[PreparedPerson]
+) -> dict[str, list[NDArray[np.float32]]]:
+    """What one request shows to every branch, with the persons' patches painted on the drawings of "id_patches"."""
+    painted = dict(shown)
+    for branch in table:
+        if branch.condition == "id_patches" and branch.name in shown and people:
+            pairs = [(p.id_patch, p.anchor) for p in people if p.id_patch is not None and p.anchor is not None]
+            patches, anchors = [patch for patch, _ in pairs], [anchor for _, anchor in pairs]
+            painted[branch.name] = [paint_patches(shown[branch.name][0], patches, anchors)]
+    return painted
 
 
 def _of_person(branch: Branch, number: int, person: DrawnPerson, grid: Grid) -> NDArray[np.float32]:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from realisid_trt.kernels import EVERYWHERE, INSIDE, RELOCATED
 
 from ..backends import Backend, MergeRows, Tensor
-from ..config import Branch
-from .rows import BranchRows, RowPlan, phases
+from ..branches import Branch, tokens_input
+from .rows import BranchRows, RowPlan, Tokens, phases
 
 
 def loop_networks(table: Sequence[Branch]) -> tuple[str, ...]:
@@ -51,9 +51,11 @@ class Batch:
     plans:            the row plan of each of the S steps; steps with the same plan hold the same object.
     coefficients:     (S, 2) float64, A and B of DDIM.
     prompt_embeds:    (K, T, D).
+    unet_tokens:      what the UNet reads: "text" or "text_and_id".
     unet_emb:         (S, K, E): time + added conditions of every step and text.
     table:            the branches. branches: what each reads; None for one that no step evaluates.
-    id_tokens:        (1 + P, T, D): the null ID's, then every person's. None for an engine without identities.
+    id_tokens:        (1 + P, T', D): the null ID's, then every person's. None for an engine without identities.
+    token_rows:       (K·T + (1 + P)·T', D): all of them one below the other; None if nothing reads "text_and_id".
     boxes:            (P, L, 4) int32, every person's face in cells of every level.
     """
 
@@ -62,10 +64,12 @@ class Batch:
     plans: Sequence[RowPlan]
     coefficients: Tensor
     prompt_embeds: Tensor
+    unet_tokens: str
     unet_emb: Tensor
     table: Sequence[Branch]
     branches: Sequence[BranchTables | None]
     id_tokens: Tensor
+    token_rows: Tensor
     boxes: NDArray[np.int32]
 
 
@@ -82,7 +86,8 @@ def denoise(backend: Backend, batch: Batch, progress: Callable[[int, int], objec
             stamps.append(backend.stamp())
             if progress is not None:
                 backend.wait_for(stamps[-2])  # at most one step ahead: the backend stays busy during the callback
-                progress(step + 1, len(batch.plans))
+                with backend.outside():
+                    progress(step + 1, len(batch.plans))
     return backend.elapsed_ms(stamps)
 
 
@@ -92,8 +97,9 @@ def _phase(backend: Backend, batch: Batch, plan: RowPlan) -> Callable[[], None]:
     encoder_picture = _rows(row.picture for row in plan.encoder)
     encoder_text, decoder_text = _rows(row.text for row in plan.encoder), _rows(row.text for row in plan.decoder)
     decoder_picture = _rows(row.picture for row in plan.decoder)
-    encoder_prompt = backend.take(batch.prompt_embeds, encoder_text)
-    decoder_prompt = backend.take(batch.prompt_embeds, decoder_text)
+    tokens_name = tokens_input(batch.unet_tokens)
+    encoder_tokens = _tokens(backend, batch, batch.unet_tokens, [row.tokens for row in plan.encoder])
+    decoder_tokens = _tokens(backend, batch, batch.unet_tokens, [row.tokens for row in plan.decoder])
     encoder_at = put(encoder_picture), put(encoder_text)
     decoder_at = put(decoder_picture), put(decoder_text)
     decoder_of, weights = put(plan.decoder_of), put(plan.weights)
@@ -106,7 +112,7 @@ def _phase(backend: Backend, batch: Batch, plan: RowPlan) -> Callable[[], None]:
             {
                 "latents": backend.take(batch.latents, encoder_picture),
                 "emb": take_step(batch.unet_emb, batch.step, *encoder_at),
-                "prompt_embeds": encoder_prompt,
+                tokens_name: encoder_tokens,
             },
         )
         merged = (
@@ -119,7 +125,7 @@ def _phase(backend: Backend, batch: Batch, plan: RowPlan) -> Callable[[], None]:
             {
                 **dict(zip(skips, merged, strict=True)),
                 "emb": take_step(batch.unet_emb, batch.step, *decoder_at),
-                "prompt_embeds": decoder_prompt,
+                tokens_name: decoder_tokens,
             },
         )["noise_pred"]
         backend.guide_step(batch.latents, batch.step, noise_pred, decoder_of, weights, batch.coefficients)
@@ -179,10 +185,7 @@ def _branch(
     put, take, rows = backend.put, backend.take, of.rows
     picture, subject = _rows(row.picture for row in rows), _rows(row.subject for row in rows)
     at = put(picture), put(_rows(row.pooled_text or 0 for row in rows))
-    if branch.tokens == "id":
-        tokens = take(batch.id_tokens, _rows(row.tokens.ids[0] for row in rows))
-    else:
-        tokens = take(batch.prompt_embeds, _rows(row.tokens.text or 0 for row in rows))
+    tokens = _tokens(backend, batch, branch.tokens, [row.tokens for row in rows])
     condition = take(tables.condition, tables.condition_of[subject])
     faces = (at[0], put(batch.boxes[subject, 0])) if branch.view == "face" else None
 
@@ -196,6 +199,22 @@ def _branch(
         return list(backend.run(f"{branch.name}_branch", inputs).values())
 
     return run
+
+
+def _tokens(backend: Backend, batch: Batch, read: str, rows: Sequence[Tokens]) -> Tensor:
+    """(R, T, D): the tokens of these rows. read: "id", "text" or "text_and_id", whose T is the same in all rows."""
+    if read == "id":
+        return backend.take(batch.id_tokens, _rows(tokens.ids[0] for tokens in rows))
+    if read == "text":
+        return backend.take(batch.prompt_embeds, _rows(tokens.text or 0 for tokens in rows))
+    texts, length, _ = batch.prompt_embeds.shape
+    id_length = batch.id_tokens.shape[1]
+    sequences = [
+        [(tokens.text or 0) * length + i for i in range(length)]
+        + [texts * length + id * id_length + i for id in tokens.ids for i in range(id_length)]
+        for tokens in rows
+    ]
+    return backend.take(batch.token_rows, np.array(sequences, np.int32))
 
 
 def _rows(values: Iterable[int]) -> NDArray[np.int32]:

@@ -3,83 +3,43 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import Backend, Tensor
+from ..branches import tokens_input
 from ..checks import own_array, whole
 from ..errors import ShapeError
 from ..manifest import Manifest
+from ..persons.anchors import check_anchors
 from ..persons.boxes import Grid, check_inside, snap_box
 from ..persons.prepared import PreparedPerson
 from ..request import OMITTED, Request
-from .controls import Setting, settings
+from .controls import branches_of, settings, with_images
 from .ddim import DDIM, initial_noise
-from .denoise import BranchTables
-from .prompt import Prompts, TextEmbedding, TextEncoders, TokenIds
-from .rows import PictureRows, RowPlan, guidance_weights, in_window, plan_rows, steps_without_id
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The distinct texts of a batch, None for zeros; and the numbers of each request's negative prompt and prompt."""
-
-    distinct: tuple[TokenIds | None, ...]
-    of: tuple[tuple[int, int], ...]
-
-    @classmethod
-    def distinct_of(cls, pairs: Iterable[tuple[TokenIds | None, TokenIds]]) -> Texts:
-        """pairs: the token ids of each request's negative prompt and prompt."""
-        index: dict[TokenIds | None, int] = {}
-        of = [
-            (index.setdefault(negative, len(index)), index.setdefault(prompt, len(index))) for negative, prompt in pairs
-        ]
-        return cls(tuple(index), tuple(of))
-
-
-@dataclass(frozen=True, eq=False)
-class Draft:
-    """A checked request.
-
-    request:   with plain Python numbers. seed: the request's, or a random one.
-    token_ids: of the negative prompt, None for zeros, and of the prompt.
-    latents:   (num_images, C, h, w) float32 to start from, or None for noise.
-    settings:  of every branch of the table.
-    """
-
-    request: Request
-    seed: int
-    token_ids: tuple[TokenIds | None, TokenIds]
-    latents: NDArray[np.float32] | None
-    settings: tuple[Setting, ...]
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Decisions about the images of its controls."""
-        return tuple(note for setting in self.settings for note in setting.notes)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """The distinct texts of a batch, and the row plan of every step; equal plans are one object."""
-
-    texts: Texts
-    rows: list[RowPlan]
-
-    @property
-    def evaluated(self) -> tuple[bool, ...]:
-        """Of every branch of the table, whether some step evaluates it."""
-        return tuple(any(rows.rows for rows in of) for of in zip(*(plan.branches for plan in self.rows), strict=True))
+from .denoise import Batch, BranchTables
+from .drafts import Draft, Plan, Texts
+from .prompt import Prompts, TextEmbedding, TextEncoders
+from .rows import (
+    BranchRow,
+    DecoderRow,
+    EncoderRow,
+    PictureRows,
+    RowPlan,
+    guidance_weights,
+    in_window,
+    plan_rows,
+    steps_without_id,
+)
 
 
 class Prologue:
     """The stages before the loop. Those without a network come first and refuse impossible requests."""
 
     def __init__(self, manifest: Manifest, backend: Backend, share_rows: bool) -> None:
-        self._backend, self._share_rows = backend, share_rows
+        self._manifest, self._backend, self._share_rows = manifest, backend, share_rows
         self._config, self._model, self.table = manifest.config, manifest.model, manifest.config.table
         self._ddim, self._constants = DDIM.of(manifest), manifest.constants
         self._prompts = Prompts(manifest.path, self._model.tokenizers)
@@ -107,13 +67,15 @@ class Prologue:
             )
         return side
 
-    def coefficients(self, num_inference_steps: int) -> NDArray[np.float64]:
-        """(S, 2): A and B of every step. Raises RequestError for an impossible number of steps."""
-        return self._ddim.coefficients(num_inference_steps)
+    def coefficients(self, num_inference_steps: int | None) -> NDArray[np.float64]:
+        """(S, 2): A and B of every step; None: as many as the config says. Raises RequestError for an impossible S."""
+        usual = self._config.num_inference_steps
+        return self._ddim.coefficients(usual if num_inference_steps is None else num_inference_steps)
 
     def draft(self, request: Request, num_inference_steps: int, grid: Grid) -> Draft:
         """The request, checked before a face is searched. Raises RequestError, BoxError, ShapeError."""
         request = request.check()
+        self._check_persons(len(request.persons))
         self._check_pictures(request.num_images, grid)
         for person in request.persons:
             if person.box is not None:
@@ -128,31 +90,61 @@ class Prologue:
             negative_prompt = ""
         negative = None if negative_prompt is None else self._prompts.encode(negative_prompt, "negative_prompt")
         token_ids = negative, self._prompts.encode(request.prompt)
-        draft = Draft(request, seed, token_ids, latents, settings(request, self.table, grid))
+        given = settings(request, self.table, grid)
+        check_anchors(request.persons, branches_of(self.table, given), with_images(self.table, given), grid)
+        draft = Draft(request, seed, token_ids, latents, given)
         self.plan([draft], num_inference_steps, grid)  # a request that is too large by itself fails alone
         return draft
+
+    def groups(self, drafts: Mapping[int, Draft], num_inference_steps: int) -> list[dict[int, Draft]]:
+        """Requests that may share the calls of a network, by their place, in the order of their first.
+
+        Where ID tokens follow the text, the pictures of one call must have one number of tokens in every step: padding
+        would change them. Elsewhere all requests are one group.
+        """
+        found: dict[Hashable, dict[int, Draft]] = {}
+        for place, draft in drafts.items():
+            key: Hashable = ()
+            if self._config.unet_tokens == "text_and_id":
+                switch = steps_without_id(num_inference_steps, self._ratio(draft.request), self._config.delay_rule)
+                absent = switch if draft.request.persons and self._config.delayed_id == "absent" else 0
+                key = len(draft.request.persons), absent
+            found.setdefault(key, {})[place] = draft
+        return list(found.values())
 
     def plan(self, drafts: Sequence[Draft], num_inference_steps: int, grid: Grid) -> Plan:
         """The rows of every step. Raises ShapeError for more pictures or rows than the engine was built for."""
         self._check_pictures(sum(draft.request.num_images for draft in drafts), grid)
         texts = Texts.distinct_of(draft.token_ids for draft in drafts)
-        switches = [steps_without_id(num_inference_steps, self._ratio(draft.request)) for draft in drafts]
+        switches = [
+            steps_without_id(num_inference_steps, self._ratio(draft.request), self._config.delay_rule)
+            for draft in drafts
+        ]
         known: dict[Hashable, RowPlan] = {}
         rows: list[RowPlan] = []
         for step in range(num_inference_steps):
             active = [self._active(draft, step, num_inference_steps) for draft in drafts]
-            with_id = [
-                step >= switch and self._carries_id(draft, evaluated)
+            ids = [
+                self._ids(draft, step < switch, evaluated)
                 for switch, draft, evaluated in zip(switches, drafts, active, strict=True)
             ]
-            key = tuple(active), tuple(with_id)
+            key = tuple(active), tuple(ids)
             if key not in known:
-                known[key] = self._rows(drafts, texts, active, with_id)
+                known[key] = self._rows(drafts, texts, active, ids)
                 self._check_rows(known[key], grid)
             rows.append(known[key])
         plan = Plan(texts, rows)
         self._check_conditions(drafts, plan, grid)
         return plan
+
+    def _check_persons(self, count: int) -> None:
+        """Raises ShapeError if the IDs of so many persons are more tokens than the engine's networks take."""
+        most = self._manifest.values["built_for"]["persons"]
+        if self._config.unet_tokens == "text_and_id" and count > most:
+            raise ShapeError(
+                f"{count} {'persons were' if count > 1 else 'person was'} asked for in one picture, and this engine "
+                f"was built for {most} (--persons). {self._manifest.rebuild()} --persons {count}"
+            )
 
     def _check_conditions(self, drafts: Sequence[Draft], plan: Plan, grid: Grid) -> None:
         side = self._model.default_size
@@ -177,39 +169,55 @@ class Prologue:
         ratio = request.subject_conditioning_ratio
         return self._config.subject_conditioning_ratio if ratio is OMITTED else ratio
 
-    def _carries_id(self, draft: Draft, active: Sequence[bool]) -> bool:
-        """Whether one of the active branches brings the ID into this request's pictures."""
+    def _ids(self, draft: Draft, delayed: bool, active: Sequence[bool]) -> tuple[bool, bool]:
+        """Whether the UNet or an active branch brings the ID into this request's pictures, and whether rows of
+        "text_and_id" lack ID tokens."""
+        if not draft.request.persons:
+            return False, False
+        if delayed:
+            return False, self._config.delayed_id == "absent"
         carried = [
-            branch.tokens == "id" and evaluated and setting.scale != 0
+            branch.tokens != "text" and evaluated and setting.scale != 0
             for branch, evaluated, setting in zip(self.table, active, draft.settings, strict=True)
         ]
-        return bool(draft.request.persons) and any(carried)
+        return self._config.unet_tokens != "text" or any(carried), False
 
     def _rows(
-        self, drafts: Sequence[Draft], texts: Texts, active: Sequence[tuple[bool, ...]], with_id: Sequence[bool]
+        self,
+        drafts: Sequence[Draft],
+        texts: Texts,
+        active: Sequence[tuple[bool, ...]],
+        ids: Sequence[tuple[bool, bool]],
     ) -> RowPlan:
+        """ids: of `_ids`, for each request."""
         config, pictures, first = self._config, list[PictureRows](), 0
-        for number, (draft, pair, evaluated, has_id) in enumerate(zip(drafts, texts.of, active, with_id, strict=True)):
+        for number, (draft, pair, evaluated, (with_id, absent)) in enumerate(
+            zip(drafts, texts.of, active, ids, strict=True)
+        ):
             request = draft.request
             weights = guidance_weights(
                 config.guidance_scale if request.guidance_scale is None else request.guidance_scale,
                 config.id_guidance_scale if request.id_guidance_scale is None else request.id_guidance_scale,
-                has_id,
+                with_id,
             )
             persons = tuple(range(first, first + len(request.persons)))
-            pictures += [PictureRows(pair, persons, weights, evaluated, number)] * request.num_images
+            pictures += [PictureRows(pair, persons, weights, evaluated, number, absent)] * request.num_images
             first += len(request.persons)
-        return plan_rows(pictures, self.table, self._share_rows)
+        return plan_rows(pictures, self.table, config.unet_tokens, self._share_rows)
 
     def _check_rows(self, plan: RowPlan, grid: Grid) -> None:
         check, model = self._backend.check, self._model
-        text = self._max_length, model.cross_attention_dim
+
+        def tokens(rows: Sequence[EncoderRow | DecoderRow | BranchRow]) -> tuple[int, int, int]:
+            read = rows[0].tokens
+            text = 0 if read.text is None else self._max_length
+            return len(rows), text + len(read.ids) * model.num_id_tokens, model.cross_attention_dim
+
         check("unet_encoder", {"latents": (len(plan.encoder), model.latent_channels, *grid.size(0))})
-        check("unet_decoder", {"prompt_embeds": (len(plan.decoder), *text)})
+        check("unet_decoder", {tokens_input(self._config.unet_tokens): tokens(plan.decoder)})
         for branch, rows in zip(self.table, plan.branches, strict=True):
             if rows.rows:
-                tokens = (model.num_id_tokens, model.cross_attention_dim) if branch.tokens == "id" else text
-                check(f"{branch.name}_branch", {branch.tokens_input: (len(rows.rows), *tokens)})
+                check(f"{branch.name}_branch", {branch.tokens_input: tokens(rows.rows)})
 
     def _check_pictures(self, count: int, grid: Grid) -> None:
         if count:
@@ -275,6 +283,37 @@ class Prologue:
             found.append(condition and BranchTables(emb, *condition, np.array(scales, np.float32)))
         return found
 
+    def batch(
+        self,
+        drafts: Sequence[Draft],
+        people: Sequence[PreparedPerson],
+        plan: Plan,
+        texts: Sequence[TextEmbedding],
+        unet_emb: Tensor,
+        branches: list[BranchTables | None],
+        coefficients: NDArray[np.float64],
+        grid: Grid,
+    ) -> Batch:
+        """All that the loop reads. people: of all requests. unet_emb, branches: of `time_tables`, `branch_tables`."""
+        noise = np.concatenate([self.noise(draft, grid) for draft in drafts])
+        put = self._backend.put
+        latents, step, of_steps = put(noise), put(np.zeros(len(noise), np.int32)), put(coefficients)
+        prompt_embeds, id_tokens, token_rows = self.tokens(texts, people)
+        return Batch(
+            latents=latents,
+            step=step,
+            plans=plan.rows,
+            coefficients=of_steps,
+            prompt_embeds=prompt_embeds,
+            unet_tokens=self._config.unet_tokens,
+            unet_emb=unet_emb,
+            table=self.table,
+            branches=branches,
+            id_tokens=id_tokens,
+            token_rows=token_rows,
+            boxes=self.face_cells(people),
+        )
+
     def _emb(self, name: str, plan: Plan, grid: Grid, texts: Sequence[TextEmbedding], per_row: bool) -> Tensor:
         """(S, K, E), or (S, 1, E) without pooled text: a network's time + added embedding, all steps at once."""
         timesteps = self._ddim.timesteps(len(plan.rows)).astype(np.float32)
@@ -288,12 +327,22 @@ class Prologue:
         emb = self._backend.get(self._backend.run(f"{name}_time", inputs)["emb"])
         return self._backend.put(emb.reshape(len(timesteps), len(rows), -1), for_networks=True)
 
-    def id_tokens(self, people: Sequence[PreparedPerson]) -> Tensor | None:
-        """(1 + P, T, D): the null ID's tokens, then every person's. None for an engine without identities."""
+    def tokens(
+        self, texts: Sequence[TextEmbedding], people: Sequence[PreparedPerson]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """`prompt_embeds`, `id_tokens` and `token_rows` of a Batch."""
+        put, prompt_embeds = self._backend.put, np.stack([text.prompt_embeds for text in texts])
+        text_tokens = put(prompt_embeds, for_networks=True)
         if self._config.id_input == "none":
-            return None
+            return text_tokens, None, None
         given = [person.id_tokens for person in people if person.id_tokens is not None]
-        return self._backend.put(np.stack([self._constants["null_id_tokens"], *given]), for_networks=True)
+        ids = np.stack([self._constants["null_id_tokens"], *given])
+        id_tokens = put(ids, for_networks=True)
+        if self._config.unet_tokens == "text":
+            return text_tokens, id_tokens, None
+        width = self._model.cross_attention_dim
+        rows = np.concatenate([prompt_embeds.reshape(-1, width), ids.reshape(-1, width)])
+        return text_tokens, id_tokens, put(rows, for_networks=True)
 
     def face_cells(self, people: Sequence[PreparedPerson]) -> NDArray[np.int32]:
         """(P, L, 4): every person's face in cells of every level; zeros where no branch needs it."""

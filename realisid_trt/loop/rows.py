@@ -14,30 +14,36 @@ from typing import Generic, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..config import Branch
+from ..branches import Branch
 
 T = TypeVar("T")
 NONE, TEXT, FULL = range(3)  # the rows of Eq. (8): nothing, text, text + ID
 
 
-def steps_without_id(num_inference_steps: int, subject_conditioning_ratio: float | None) -> int:
-    """How many steps, from the first, run without the ID: those with i <= (1 - α)·S. FastComposer's rule.
+def steps_without_id(
+    num_inference_steps: int, subject_conditioning_ratio: float | None, delay_rule: str = "inclusive"
+) -> int:
+    """How many steps, from the first, run without the ID.
 
     subject_conditioning_ratio: α in [0, 1], or None for no delay.
+    delay_rule: "inclusive": those with i <= (1 - α)·S, FastComposer's rule; "exclusive": i < (1 - α)·S, ID-Patch's.
     """
     if subject_conditioning_ratio is None:
         return 0
     last = (1 - subject_conditioning_ratio) * num_inference_steps  # double arithmetic: α = 0.8 gives 5.99…, 6 steps
-    return sum(i <= last for i in range(num_inference_steps))
+    return sum(i < last if delay_rule == "exclusive" else i <= last for i in range(num_inference_steps))
 
 
-def guidance_weights(guidance_scale: float, id_guidance_scale: float, with_id: bool) -> tuple[float, float, float]:
+def guidance_weights(
+    guidance_scale: float, id_guidance_scale: float | None, with_id: bool
+) -> tuple[float, float, float]:
     """The coefficients of the three rows in Eq. (8); they sum to 1.
 
     guidance_scale    λt      c_none = 1 - λt
-    id_guidance_scale λi      c_text = λt - λi',  c_full = λi',  with λi' = 0 before the switch and without persons
+    id_guidance_scale λi      c_text = λt - λi',  c_full = λi',  with λi' = 0 before the switch and without persons;
+                              None: λi = λt, so that there is no text row with the ID and no full row without
     """
-    id_scale = id_guidance_scale if with_id else 0.0
+    id_scale = (guidance_scale if id_guidance_scale is None else id_guidance_scale) if with_id else 0.0
     return 1.0 - guidance_scale, guidance_scale - id_scale, id_scale
 
 
@@ -48,7 +54,10 @@ def in_window(step: int, num_inference_steps: int, start: float, end: float) -> 
 
 @dataclass(frozen=True)
 class Tokens:
-    """The tokens that a row reads, by number: a text of the batch, and IDs; 0 is the null ID, p + 1 person p's."""
+    """The tokens that a row reads, by number: a text of the batch, and IDs; 0 is the null ID, p + 1 person p's.
+
+    Attention does not see the order of tokens, but how often they stand there: N persons are dropped by N null IDs.
+    """
 
     text: int | None
     ids: tuple[int, ...] = ()
@@ -63,6 +72,7 @@ class PictureRows:
     weights: coefficients of the none, text and full row, from `guidance_weights`.
     active:  whether each branch of the table is evaluated; one outside its window or of scale 0 need not be.
     request: index of the picture's request in the batch.
+    absent:  whether rows of tokens "text_and_id" have no ID tokens in this step: `delayed_id` "absent".
     """
 
     texts: tuple[int, int]
@@ -70,6 +80,7 @@ class PictureRows:
     weights: tuple[float, float, float]
     active: tuple[bool, ...]
     request: int = 0
+    absent: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +95,7 @@ class DecoderRow:
 
 @dataclass(frozen=True)
 class EncoderRow:
-    """One row of the UNet encoder. Where the UNet reads text alone, the ID does not reach it."""
+    """One row of the UNet encoder. Where the UNet reads text alone, text and full prediction share it."""
 
     picture: int
     tokens: Tokens
@@ -135,11 +146,14 @@ class RowPlan:
     weights: NDArray[np.float64]
 
 
-def plan_rows(pictures: Sequence[PictureRows], table: Sequence[Branch], share: bool = True) -> RowPlan:
+def plan_rows(
+    pictures: Sequence[PictureRows], table: Sequence[Branch], unet_tokens: str = "text", share: bool = True
+) -> RowPlan:
     """The fewest rows that give every picture its prediction. Rows that read the same are one row.
 
-    table: the branches.
-    share: False evaluates three full rows for every picture, as a naive pipeline does. For measurements.
+    table:       the branches.
+    unet_tokens: "text" or "text_and_id".
+    share:       False evaluates three full rows for every picture, as a naive pipeline does. For measurements.
     """
     decoder: list[DecoderRow] = []
     encoder = _Distinct[EncoderRow](share)
@@ -152,7 +166,7 @@ def plan_rows(pictures: Sequence[PictureRows], table: Sequence[Branch], share: b
             if share and picture.weights[kind] == 0:
                 continue
             text = picture.texts[0 if kind == NONE else 1]
-            tokens = Tokens(text)
+            tokens = Tokens(text, _ids(picture, kind) if unet_tokens == "text_and_id" else ())
             decoder_of[b, kind] = len(decoder)
             decoder.append(DecoderRow(b, kind, tokens, text))
             encoder_of.append(encoder.add(EncoderRow(b, tokens, text)))
@@ -177,12 +191,20 @@ def _rows_of(branch: Branch, picture: PictureRows, number: int, kind: int, text:
     """The rows of an active branch that a decoder row of this kind and text receives."""
     pooled_text = text if branch.pooled == "per_row" else None
     if branch.per == "picture":
-        return [BranchRow(number, picture.request, Tokens(text), pooled_text)]
+        ids = _ids(picture, kind) if branch.tokens == "text_and_id" else ()
+        return [BranchRow(number, picture.request, Tokens(text, ids), pooled_text)]
 
     def tokens(person: int) -> Tokens:
         return Tokens(None, (person + 1 if kind == FULL else 0,)) if branch.tokens == "id" else Tokens(text)
 
     return [BranchRow(number, person, tokens(person), pooled_text) for person in picture.persons]
+
+
+def _ids(picture: PictureRows, kind: int) -> tuple[int, ...]:
+    """The IDs that follow the text in a row of this kind."""
+    if picture.absent:
+        return ()
+    return tuple(person + 1 if kind == FULL else 0 for person in picture.persons)
 
 
 def _padded(rows: Sequence[Sequence[int]], length: int) -> NDArray[np.int32]:

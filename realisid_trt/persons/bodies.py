@@ -17,12 +17,18 @@ from numpy.typing import ArrayLike, NDArray
 from ..checks import own_array
 from ..errors import RequestError
 from .conditions import Color, as_planes, within_reach
+from .mesh import FIVE, LEFT_EAR, LEFT_IRIS, NOSE_TIP, NUM_LANDMARKS, RIGHT_EAR, RIGHT_IRIS
 
 Canvas = NDArray[np.uint8]
 Joints = NDArray[np.float64]  # (18, 3) x, y, score: OpenPose's joints of one body
 
 NUM_JOINTS = 17
-LEFT_SHOULDER, RIGHT_SHOULDER, NECK = 5, 6, 17  # COCO has no neck: it is put after its joints
+NOSE, LEFT_SHOULDER, RIGHT_SHOULDER, NECK = 0, 5, 6, 17  # COCO has no neck: it is put after its joints
+# COCO's nose, eyes and ears → landmarks of the face mesh, or keypoints of a face. Left is the person's own.
+HEADS = {
+    NUM_LANDMARKS: {NOSE: NOSE_TIP, 1: LEFT_IRIS[0], 2: RIGHT_IRIS[0], 3: LEFT_EAR, 4: RIGHT_EAR},
+    len(FIVE): {NOSE: 2, 1: 1, 2: 0},
+}
 LEAST_SCORE = 0.3  # a joint is seen if its score is greater
 
 # fmt: off
@@ -85,6 +91,31 @@ def body_drawing(bodies: Iterable[ArrayLike], height: int, width: int, style: st
     canvas = np.zeros((height, width, 3), np.uint8)
     preset.paint(canvas, joints, radius)
     return as_planes(canvas)
+
+
+def head_body(points_px: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A body of which only the head is known: nose, eyes and ears, out of a face's points.
+
+    points_px: x, y in px of the picture: the (478, 2) landmarks, or (5, 2) keypoints, which have no ears.
+
+    Returns (17, 3): x, y and score of COCO's joints; the score is 1 for the head's and 0 for all others. It stands in
+    for a body that nobody gave, and is ours: no published model is known to be trained with it.
+    """
+    body = np.zeros((NUM_JOINTS, 3))
+    for joint, point in HEADS[len(points_px)].items():
+        body[joint] = (*points_px[point], 1)
+    return body
+
+
+def is_seen(body: NDArray[np.float64]) -> bool:
+    """Whether any joint of a body is seen. body: (17, 2 or 3), as `checked_body` returns it."""
+    return body.shape[1] == 2 or bool((body[:, 2] > LEAST_SCORE).any())
+
+
+def nose_of(body: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """(2,) the nose of a body, px; None if its score says that it is missing."""
+    seen = body.shape[1] == 2 or body[NOSE, 2] > LEAST_SCORE
+    return body[NOSE, :2].copy() if seen else None
 
 
 def _openpose(body: NDArray[np.float64], height: int, width: int) -> Joints:

@@ -6,6 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from ..errors import BoxError
 
 Cells = tuple[int, int, int, int]  # x0, y0, x1, y1 in cells of one level, half-open
@@ -52,6 +55,11 @@ class FaceBox:
         """x0, y0, x1, y1 of the snapped square in output pixels, half-open."""
         f = self.grid.vae_scale_factor
         return self.x * f, self.y * f, (self.x + self.side) * f, (self.y + self.side) * f
+
+    def inside(self, points: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Points (n, 2) in units of the square → px of the output."""
+        x0, y0, x1, y1 = self.px
+        return points * (x1 - x0, y1 - y0) + (x0, y0)
 
     def cells(self, level: int) -> Cells:
         """The square's cells at `level`, at least one; its centre stays where it was.

@@ -30,6 +30,10 @@ NOSE_RIDGE, NOSE_BASE = (168, 6, 197, 195, 5, 4), (98, 97, 2, 326, 327)
 OUTER_LIPS = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
 INNER_LIPS = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191)
 RIGHT_IRIS, LEFT_IRIS = (468, 469, 470, 471, 472), (473, 474, 475, 476, 477)  # centre, then four points of the rim
+NOSE_TIP = NOSE_RIDGE[-1]
+RIGHT_EAR, LEFT_EAR = 234, 454  # where the outline of the face meets them; the mesh has no ears
+# Landmarks that stand for MTCNN's five points, in its order: eyes, nose, corners of the mouth. Not the same points.
+FIVE = (RIGHT_IRIS[0], LEFT_IRIS[0], NOSE_TIP, OUTER_LIPS[0], OUTER_LIPS[10])
 # Landmarks that stand for the 68 points of dlib's predictor, in its order. Picked by eye: approximate.
 DLIB_68 = (
     127, 234, 132, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 361, 454, 356,  # jaw, from the person's right
@@ -50,7 +54,15 @@ def checked_landmarks(landmarks: Any, what: str) -> NDArray[np.float64]:
 
     Raises RequestError for another shape, for NaN, and for numbers far from [0, 1]: pixels would draw a black pose.
     """
-    points = own_array(landmarks, (NUM_LANDMARKS, 2), what, np.float64)
+    return _in_the_square(own_array(landmarks, (NUM_LANDMARKS, 2), what, np.float64), what)
+
+
+def checked_keypoints(keypoints: Any, what: str) -> NDArray[np.float64]:
+    """Five points in units of the squared face box, as a (5, 2) float64 copy. Raises RequestError as above."""
+    return _in_the_square(own_array(keypoints, (len(FIVE), 2), what, np.float64), what)
+
+
+def _in_the_square(points: NDArray[np.float64], what: str) -> NDArray[np.float64]:
     if points.min() < LEAST or points.max() > MOST:
         raise RequestError(
             f"{what} run from {points.min():.4g} to {points.max():.4g}, expected about 0 to 1 across the squared face "

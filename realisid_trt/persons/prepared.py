@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .boxes import FaceBox
+from .person import PlacedPerson
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -16,26 +17,33 @@ class DrawnPerson:
     """What the branches are shown of one person of one picture.
 
     pose_images: style → (3, S, S) float32 in [0, 1], S the side of the canvas in px: of the branches that see the face.
-    landmarks:   (478, 2) float64 in [0, 1] of the face box; None if no branch draws them or a drawing was given.
+    landmarks:   (478, 2) float64 in [0, 1] of the face box; None if no branch needs them or a drawing was given.
     body:        (17, 2) or (17, 3) keypoints in px of the picture, or None.
+    anchor:      (2,) float64 x, y of the nose in px of the picture, where the ID patch goes; None without patches.
     face_box:    where the face goes; None if no branch needs it and none was given.
-    mask_source: mask that removed the background: "bisenet", "hull+person", "hull" or "own"; None without a photo.
+    mask_source: as of an Identity; None without a photo.
     notes:       decisions about the photos, in sentences that name no photo.
     """
 
     pose_images: Mapping[str, NDArray[np.float32]]
     landmarks: NDArray[np.float64] | None
     body: NDArray[np.float64] | None
+    anchor: NDArray[np.float64] | None
     face_box: FaceBox | None
     mask_source: str | None
     notes: tuple[str, ...]
 
     @property
+    def placed(self) -> PlacedPerson:
+        """What a result says of the person."""
+        anchor = None if self.anchor is None else (float(self.anchor[0]), float(self.anchor[1]))
+        return PlacedPerson(self.face_box.px if self.face_box else None, self.mask_source, self.notes, anchor)
+
+    @property
     def landmarks_px(self) -> NDArray[np.float64]:
         """(478, 2): the landmarks in px of the picture."""
         assert self.landmarks is not None and self.face_box is not None
-        x0, y0, x1, y1 = self.face_box.px
-        return self.landmarks * (x1 - x0, y1 - y0) + (x0, y0)
+        return self.face_box.inside(self.landmarks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,21 +65,43 @@ class FaceCrop:
     notes: tuple[str, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class FaceEmbedding:
+    """The ID encoder's input for a face embedding. values: (E,) float32. name: of the person, for messages."""
+
+    values: NDArray[np.float32]
+    name: str
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SeenPerson(DrawnPerson):
     """One person before the ID encoder: everything that needs no network of the engine.
 
-    source: of the ID tokens: a face that is not encoded yet, or the tokens themselves, (T, D); None without identities.
+    source: of the ID tokens: a face or an embedding that is not encoded yet, or the tokens themselves, (T, D); None
+            without identities.
     """
 
-    source: FaceCrop | NDArray[np.float32] | None
+    source: FaceCrop | FaceEmbedding | NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """A request before any network runs: its persons, and what every branch is shown, by the branch's name."""
+
+    people: Sequence[SeenPerson]
+    drawings: dict[str, list[NDArray[np.float32]]]
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PreparedPerson(DrawnPerson):
-    """One person of one picture, as the networks' input. id_tokens: (T, D) float32; None without identities."""
+    """One person of one picture, as the networks' input.
+
+    id_tokens: (T, D) float32; None without identities.
+    id_patch:  (3, s, s) float32, about the anchor, values beyond [0, 1] too; None where no branch shows it.
+    """
 
     id_tokens: NDArray[np.float32] | None
+    id_patch: NDArray[np.float32] | None
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,8 @@ from benchmarks.contenders import backends_of, loop_parts, open_engines
 from benchmarks.diffusers_pipeline import can_run
 from benchmarks.options import Options
 from realisid_trt import Engine
-from realisid_trt.config import Branch, RealisIDConfig
+from realisid_trt.branches import Branch
+from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import BackendError, RequestError
 from realisid_trt.manifest import Manifest
 

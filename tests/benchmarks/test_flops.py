@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.flops import baseline_parts, count_networks, flops_per_row, shapes_only, total_flops
+from benchmarks.flops import baseline_parts, count_networks, flops_per_row, shapes_only, tokens_of, total_flops
 from export.checkpoint import Checkpoint
 from export.checkpoint.checks import check_all
 from export.checkpoint.classes import full_config, meta_module
+from export.checkpoint.face_encoder import FaceEncoder
 from export.miniature import modules_of, recipe_of
 from export.miniature.presets import preprocessor_config
 from export.networks import networks
 from export.truth.flops import flops_per_row as count
-from realisid_trt.config import Branch, RealisIDConfig
+from realisid_trt.branches import Branch
+from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import RequestError
-from realisid_trt.loop.rows import PictureRows, guidance_weights, plan_rows
+from realisid_trt.loop.rows import PictureRows, guidance_weights, plan_rows, steps_without_id
 from realisid_trt.manifest import Manifest
 from tests.benchmarks.support import STEPS
 
@@ -102,18 +105,25 @@ def test_another_picture_size_is_counted_anew(engine_dir: Path, checkpoint_dir: 
         flops_per_row(manifest, 128, 192, None)
 
 
+def full_size(face_encoder: FaceEncoder | None = None, **options: Any) -> Checkpoint:
+    """A checkpoint of SDXL's configs: no weights."""
+    recipe = recipe_of(preset="sdxl", **options)
+    components = {name: component for name, (component, _) in modules_of(recipe, Path("sdxl")).items()}
+    texts = ("text_encoder", "text_encoder_2")
+    configs = {name: full_config(component) for name, component in components.items()}
+    if face_encoder is None:
+        configs["feature_extractor"] = preprocessor_config(224)
+    facts = check_all(configs, recipe.realisid, texts, face_encoder)
+    given: Any = {"path": Path("sdxl"), "folders": {}, "scheduler_config": {}, "text_encoder_names": texts, **facts}
+    return Checkpoint(components=components, face_encoder=face_encoder, **given)
+
+
 @pytest.fixture(scope="module")
 def sdxl() -> dict[str, float]:
     """Network → TFLOP of a row at 1024², counted from SDXL's configs: no weights. `small`: a ControlNet of the kind
     that is published as "-small", which has no attention."""
-    recipe = recipe_of(preset="sdxl", method="mixed", branch_pooled_text="zeros")
-    components = {name: component for name, (component, _) in modules_of(recipe, Path("sdxl")).items()}
-    texts = ("text_encoder", "text_encoder_2")
-    configs = {name: full_config(component) for name, component in components.items()}
-    configs["feature_extractor"] = preprocessor_config(224)
-    facts = check_all(configs, recipe.realisid, texts)
-    given: Any = {"path": Path("sdxl"), "folders": {}, "scheduler_config": {}, "text_encoder_names": texts, **facts}
-    checkpoint = Checkpoint(components=components, **given)
+    checkpoint = full_size(method="mixed", branch_pooled_text="zeros")
+    components = checkpoint.components
     wanted = ("unet_encoder", "unet_decoder", "local_branch", "global_branch", "openpose_branch", "openpose_condition")
 
     def counted(of: Checkpoint, names: tuple[str, ...]) -> dict[str, float]:
@@ -168,6 +178,52 @@ def test_rows_and_operations_of_a_step(
     per_row["depth_branch"] = sdxl["openpose_branch"]
     names = ("unet_encoder", "unet_decoder", *(f"{branch.name}_branch" for branch in table))
     assert f"{sum(count * per_row[name] for name, count in zip(names, rows, strict=True)):.1f}" == tflop
+
+
+@pytest.fixture(scope="module")
+def id_patch() -> dict[int, dict[str, float]]:
+    """Persons → network → TFLOP of a row of ID-Patch at 1024² with their ID tokens; 0: with the text alone."""
+    encoder = FaceEncoder(sha256="0" * 64, colour="bgr", norm="unit", points="mtcnn-whole", name="x", licence=None)
+    checkpoint = full_size(encoder, method="idpatch")
+    tokenizers = {"tokenizer": SimpleNamespace(max_length=77)}
+    model = SimpleNamespace(num_id_tokens=checkpoint.num_id_tokens, tokenizers=tokenizers)
+    manifest: Any = SimpleNamespace(model=model, config=checkpoint.config)
+    found = {}
+    for persons in (0, 1, 2, 3, 4, 6, 8):
+        tokens = tokens_of(manifest, persons, with_id=True)
+        assert (tokens, tokens_of(manifest, persons, with_id=False)) == (77 + 16 * persons, 77)
+        counts = count_networks(checkpoint, 1024, 1024, tokens)
+        found[persons] = {name: count / 1e12 for name, count in counts.items()}
+    return found
+
+
+@pytest.mark.slow("rows of sdxl")
+def test_a_step_of_id_patch(id_patch: dict[int, dict[str, float]]) -> None:
+    """19.45 TFLOP before the switch, for any number of persons; afterwards a little more for each of them."""
+    table = RealisIDConfig.from_dict({"method": "idpatch"}).table
+    step = dict[tuple[int, bool], float]()
+    for persons in (1, 2, 3, 4, 6, 8):
+        for with_id in (False, True):
+            weights = guidance_weights(5.5, None, with_id)
+            picture = PictureRows((0, 1), tuple(range(persons)), weights, (True,), absent=not with_id)
+            plan = plan_rows([picture], table, "text_and_id")
+            rows = {
+                "unet_encoder": len(plan.encoder), "unet_decoder": len(plan.decoder),
+                "id_patch_branch": len(plan.branches[0].rows),
+            }  # fmt: skip
+            assert set(rows.values()) == {2}
+            per_row = id_patch[persons if with_id else 0]
+            step[persons, with_id] = sum(count * per_row[name] for name, count in rows.items())
+    assert {f"{step[persons, False]:.2f}" for persons in (1, 2, 3, 4, 6, 8)} == {"19.45"}
+    assert [f"{step[persons, True]:.2f}" for persons in (1, 2, 3, 4, 6, 8)] == [
+        "19.50", "19.55", "19.60", "19.65", "19.76", "19.86",
+    ]  # fmt: skip
+    # The published pipeline embeds the condition in every step.
+    published = step[1, False] + 2 * id_patch[0]["id_patch_condition"]
+    assert f"{published:.2f}" == "19.56"
+    for steps, delayed, tflop in ((50, 10, 976), (30, 6, 586)):
+        assert steps_without_id(steps, 0.8, "exclusive") == delayed
+        assert round(delayed * step[2, False] + (steps - delayed) * step[2, True]) == tflop
 
 
 def test_the_parts_of_the_baselines_are_the_table() -> None:

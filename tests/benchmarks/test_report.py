@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,25 @@ def test_every_engine_beside_every_baseline() -> None:
         return [Run(one, {"denoise": one / 2}, [one], {"unet": 1}, [{"unet": 1}], latents, {}) for one in ms]
 
     taken = {"engine:a": runs(10, 10), "engine:b": runs(20, 20), "naive": runs(40, 60)}
-    case = summarise(1, taken, {("engine:a", "naive"): 1e-3, ("engine:b", "naive"): 2e-3}, 0, {"unet": 10**12})
+    per_row = dict.fromkeys(("without_id", "with_id"), {"unet": 10**12})
+    case = summarise(1, taken, {("engine:a", "naive"): 1e-3, ("engine:b", "naive"): 2e-3}, 0, per_row)
     assert {key: ratio["total"]["median"] for key, ratio in case["ratios"].items()} == {
         "naive / engine:a": 5.0,
         "naive / engine:b": 2.5,
     }
     assert all((r["engine"], r["baseline"]) == tuple(key.split(" / ")[::-1]) for key, r in case["ratios"].items())
+
+
+def test_operations_before_and_after_the_switch() -> None:
+    """Three steps, the first without the ID: its rows have fewer tokens. What runs once counts once."""
+    latents, rows = np.zeros((1, 4, 2, 2), np.float32), {"unet": 6, "vae": 1, "guidance": 3}
+    run = Run(40, {"denoise": 30, "denoise.unet": 20, "vae": 4}, [10] * 3, rows, [{"unet": 2}] * 3, latents, {})
+    per_row = {"without_id": {"unet": 10**9, "vae": 10**8}, "with_id": {"unet": 3 * 10**9, "vae": 10**8}}
+    found = summarise(1, {"naive": [run]}, {}, 1, per_row)["contenders"]["naive"]
+    assert found["tflop"] == pytest.approx((2 * 1 + 4 * 3 + 0.1) / 1e3)
+    assert found["step_tflop"] == pytest.approx({"without_id": 2e-3, "with_id": 6e-3})
+    assert found["stage_gflop_per_s"] == pytest.approx({"denoise.unet": 14 / 20e-3, "vae": 0.1 / 4e-3})
+    alone = summarise(0, {"naive": [run]}, {}, 1, per_row)["contenders"]["naive"]
+    assert alone["tflop"] == pytest.approx((6 + 0.1) / 1e3) and alone["step_tflop"]["with_id"] is None
+    with pytest.raises(KeyError, match="refiner"):
+        summarise(1, {"naive": [dataclasses.replace(run, rows={**rows, "refiner": 1})]}, {}, 1, per_row)

@@ -128,8 +128,10 @@ def test_half_precision_opset_23(checkpoint: Checkpoint, tmp_path: Path) -> None
 
 
 def test_shapes_tried_differ_in_every_dynamic_dimension() -> None:
-    small, large = parity_shapes(Limits.of_requests(2, 2, 8))
+    small, large = parity_shapes(Limits.of_requests(2, 2, 8, (77, 109)))
     assert all(small[unit] != large[unit] for unit in small) and large["height"] != large["width"]
+    assert (small["tokens"], large["tokens"]) == (77, 109)
+    assert not any("tokens" in units for units in parity_shapes(Limits.of_requests(2, 2, 8)))
 
 
 @pytest.mark.slow

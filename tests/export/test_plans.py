@@ -96,8 +96,8 @@ def test_profiles_hold_what_the_runtime_asks_for() -> None:
     names = ["unet_encoder", "unet_decoder", "local_branch", "global_branch", "local_condition", "unet_time", "x"]
     rng = np.random.default_rng(0)
     for per_row in (False, True):
-        table = RealisIDConfig(branch_pooled_text="per_row" if per_row else "zeros").table
-        found = profiles(names, pictures=3, persons=4, side=(2, 4, 8), steps=30, table=table)
+        config = RealisIDConfig(branch_pooled_text="per_row" if per_row else "zeros")
+        found = profiles(names, pictures=3, persons=4, side=(2, 4, 8), steps=30, config=config)
         assert found["unet_encoder"].most["rows"] == 6 and found["unet_decoder"].most["rows"] == 9
         assert found["local_branch"].most["rows"] == 12 * (3 if per_row else 2)
         assert found["unet_decoder"].best["rows"] == 3 and found["unet_encoder"].best["rows"] == 2
@@ -111,7 +111,7 @@ def test_profiles_hold_what_the_runtime_asks_for() -> None:
                 texts = int(rng.integers(6)), int(rng.integers(6))
                 pictures.append(PictureRows(texts, tuple(range(first, first + count)), weights, (True, True)))
                 first += count
-            plan = plan_rows(pictures, table)
+            plan = plan_rows(pictures, config.table)
             assert len(plan.encoder) <= found["unet_encoder"].most["rows"]
             assert len(plan.decoder) <= found["unet_decoder"].most["rows"]
             assert len(plan.branches[0].rows) <= found["local_branch"].most["rows"]
@@ -119,9 +119,9 @@ def test_profiles_hold_what_the_runtime_asks_for() -> None:
 
 def test_plans_without_identities_have_no_full_row() -> None:
     row = {"name": "openpose", "condition": "image", "tokens": "text", "pooled": "per_row"}
-    table = RealisIDConfig.from_dict({"method": "controlnet", "branches": [row]}).table
+    config = RealisIDConfig.from_dict({"method": "controlnet", "branches": [row]})
     names = ["unet_encoder", "unet_decoder", "openpose_branch", "openpose_condition"]
-    found = profiles(names, pictures=3, persons=4, side=(2, 4, 8), steps=30, table=table)
+    found = profiles(names, pictures=3, persons=4, side=(2, 4, 8), steps=30, config=config)
     assert [found[name].best["rows"] for name in names] == [2, 2, 2, 1]
     assert [found[name].most["rows"] for name in names] == [6, 6, 6, 3]
 
@@ -150,6 +150,22 @@ def test_an_input_that_nothing_reads(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert b"prompt_embeds" in (tmp_path / "plan").read_bytes()
 
 
+def test_plans_of_two_way_guidance_are_tuned_for_two_rows() -> None:
+    """A request may give a scale of its own for the ID, so the most rows are three of each picture."""
+    names = ["unet_encoder", "unet_decoder", "id_patch_branch", "id_patch_condition", "id_encoder"]
+    tuned: dict[str, Any] = {"pictures": 3, "persons": 4, "side": (2, 4, 8), "steps": 50, "tokens": (77, 93, 141)}
+    config = RealisIDConfig.from_dict({"method": "idpatch"})
+    found = profiles(names, config=config, **tuned)
+    assert [found[name].best["rows"] for name in names] == [2, 2, 2, 1, 1]
+    assert [found[name].most["rows"] for name in names] == [9, 9, 9, 3, 1]
+    for profile in found.values():
+        assert [sizes["tokens"] for sizes in (profile.least, profile.best, profile.most)] == [77, 93, 141]
+        assert profile.limits.tokens == (77, 141)
+    three_way = RealisIDConfig.from_dict({"method": "idpatch", "id_guidance_scale": 3.0})
+    assert profiles(names, config=three_way, **tuned)["unet_decoder"].best["rows"] == 3
+    assert "tokens" not in profiles(names, config=config, **{**tuned, "tokens": None})["unet_encoder"].most
+
+
 @pytest.mark.slow("controlnet")
 def test_attentions_to_the_text_are_fused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In a branch whose heads have SDXL's width, 64: those of the miniature are too narrow for fused kernels."""
@@ -169,8 +185,7 @@ def test_attentions_to_the_text_are_fused(tmp_path: Path, monkeypatch: pytest.Mo
 
 def profile_of(checkpoint: Checkpoint, name: str) -> Profile:
     """Of one network, for batches of up to four pictures."""
-    table = checkpoint.config.table
-    return profiles([name], pictures=4, persons=0, side=(2, 8, 16), steps=30, table=table)[name]
+    return profiles([name], pictures=4, persons=0, side=(2, 8, 16), steps=30, config=checkpoint.config)[name]
 
 
 def test_a_graph_that_is_secretly_float32(tmp_path: Path, doubled: Path) -> None:

@@ -25,7 +25,8 @@ from export.truth.verify_plans import limits_of, through_backend, verify_plans
 from export.truth.widen import widened
 from realisid_trt import Control, Engine, Request
 from realisid_trt.backends import open_backend
-from realisid_trt.config import BODY_STYLES, FACE_STYLES, RealisIDConfig
+from realisid_trt.branches import BODY_STYLES, FACE_STYLES
+from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import CheckpointError, ParityError
 from realisid_trt.loop.controls import branches_of, drawings, settings
 from realisid_trt.loop.ddim import DDIM

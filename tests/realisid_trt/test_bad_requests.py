@@ -93,11 +93,13 @@ def test_a_callback_that_uses_its_own_engine(engine: Engine) -> None:
 
 def test_persons_that_contradict_themselves() -> None:
     tokens = np.zeros((65, 64))
-    with pytest.raises(RequestError, match="exactly one of photo, identity and id_tokens; got none of them"):
+    with pytest.raises(RequestError, match="exactly one of photo, identity, id_tokens and embedding; got none of them"):
         Person()
     with pytest.raises(RequestError, match="got photo and id_tokens"):
         Person("alice.jpg", id_tokens=tokens)
-    with pytest.raises(RequestError, match="at most one of pose, landmarks and pose_image; got pose and landmarks"):
+    with pytest.raises(
+        RequestError, match="at most one of pose, landmarks, pose_image and keypoints; got pose and landmarks"
+    ):
         Person("alice.jpg", pose="bob.jpg", landmarks=np.zeros((478, 2)))
     with pytest.raises(RequestError, match="has no photo: give box= and one of pose="):
         Person(id_tokens=tokens)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from realisid_trt import Control, Engine, Person, Request
-from realisid_trt.config import BODY_STYLES, FACE_STYLES, Branch, RealisIDConfig, realisid_branches
+from realisid_trt.branches import BODY_STYLES, FACE_STYLES, IDPATCH_BRANCHES, Branch, realisid_branches
+from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import CheckpointError, RequestError
 from realisid_trt.loop.controls import control_image, settings
 from realisid_trt.persons.bodies import BODY_STYLES as BODIES
@@ -73,12 +74,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "an empty table": ({"branches": []}, "branches is [], expected a list of objects, one for each ControlNet"),
     "both": (
         {"branches": [OPENPOSE], "branch_pooled_text": "zeros"},
-        "branches and branch_pooled_text are both given. With branches each row says its own",
+        'branches and branch_pooled_text are both given. Each row of a table says its own "pooled": remove',
     ),
-    "a method": ({"method": "photomaker"}, "method is 'photomaker', expected one of realisid, controlnet"),
+    "a method": ({"method": "photomaker"}, "method is 'photomaker', expected one of realisid, idpatch, controlnet"),
     "ids without identities": (
         {"method": "controlnet", "branches": list(realisid_branches("zeros"))},
         'the branch local reads ID tokens, and id_input is "none"',
+    ),
+    "tokens behind the text without a face encoder": (
+        {"unet_tokens": "text_and_id", "branches": [{**OPENPOSE, "tokens": "text_and_id"}]},
+        'unet_tokens is "text_and_id", and id_input "face_crop". No published model is so: write unet_tokens "text", '
+        'or id_input "aligned_face" with a face encoder.',
     ),
     "a name twice": ({"branches": [OPENPOSE, OPENPOSE]}, "two branches have the name 'openpose'"),
     "a folder twice": (
@@ -113,7 +119,7 @@ def test_a_table_that_cannot_be_is_refused(values: dict[str, Any], said: str) ->
         ({"view": "face", "writes": "box"}, "view is 'face', expected \"picture\": a view of the face takes the pose"),
         ({"writes": "box"}, "writes is 'box', expected \"everywhere\": only rows of a person have a box"),
         ({"tokens": "id"}, "tokens is 'id', expected \"text\": ID tokens are those of one person"),
-        ({"per": "person"}, "per is 'person', expected \"picture\": a given image is that of the whole picture"),
+        ({"per": "person"}, "per is 'person', expected \"picture\": its condition shows the whole picture"),
         ({"merge": "mean"}, "merge is 'mean', expected \"sum\": a picture has one row"),
         ({"scale": float("nan")}, "scale is nan, expected a finite number"),
         ({"start": 0.5, "end": 0.5}, "start is 0.5, expected a number from 0 to 1, less than end"),
@@ -125,6 +131,14 @@ def test_a_row_that_cannot_be_is_refused(change: dict[str, Any], said: str) -> N
     with pytest.raises(CheckpointError) as error:
         table({**OPENPOSE, **change})
     assert said in str(error.value)
+
+
+def test_a_row_of_patches_is_never_optional() -> None:
+    """Every person of a request has a patch: nothing could leave the branch out."""
+    [row] = IDPATCH_BRANCHES
+    assert not Branch.from_dict({**row, "optional": False}, "realisid-v1", "branch 1").optional
+    with pytest.raises(CheckpointError, match="optional is True, expected false: it shows every person of a request"):
+        Branch.from_dict({**row, "optional": True}, "realisid-v1", "branch 1")
 
 
 # -- what a request says -----------------------------------------------------------------------------------------------
@@ -273,9 +287,12 @@ def test_what_the_branches_are_shown(engine_dir: Path, tmp_path: Path) -> None:
 
 
 def test_a_person_of_an_engine_with_identities_needs_one(engine_dir: Path) -> None:
-    with Engine.load(engine_dir) as engine, pytest.raises(RequestError, match="got none of them"):
+    who = "person 1 needs exactly one of photo, identity and id_tokens; got none of them"
+    with Engine.load(engine_dir) as engine, pytest.raises(RequestError, match=who):
         engine.generate("x", [Person(landmarks=np.zeros((478, 2)), box=(8, 8, 72, 72))])
-    with pytest.raises(RequestError, match="needs exactly one of photo, identity and id_tokens; got none of them"):
+    with pytest.raises(
+        RequestError, match="needs exactly one of photo, identity, id_tokens and embedding; got none of them"
+    ):
         Person()
 
 
@@ -286,7 +303,7 @@ def test_a_manifest_of_an_older_format_names_the_command(engine_dir: Path, with_
 
     folder = with_config(engine_dir)
     manifest = json.loads((folder / "manifest.json").read_text())
-    for older in (1, 2, 3):
+    for older in (1, 2, 3, 4):
         (folder / "manifest.json").write_text(json.dumps(manifest | {"format": older}))
-        with pytest.raises(EngineMismatch, match=f"engine format {older}; this realisid_trt reads format 4. Build it"):
+        with pytest.raises(EngineMismatch, match=f"engine format {older}; this realisid_trt reads format 5. Build it"):
             Engine.load(folder)

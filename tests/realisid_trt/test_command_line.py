@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from realisid_trt.__main__ import main, parse_person
+from realisid_trt.__main__ import main
 from realisid_trt.backends.onnxruntime import can_use_gpu
+from realisid_trt.commands.arguments import parse_person
 from realisid_trt.commands.command_line import Outcome, run
 from realisid_trt.errors import RealisIDWarning, RequestError
 from realisid_trt.manifest import MANIFEST, seal
@@ -175,6 +176,19 @@ def test_persons_on_the_command_line(text: str, expected: tuple[Any, ...]) -> No
     assert (person.photo, person.box, person.pose, person.face) == expected
 
 
+def test_the_anchor_of_a_person_on_the_command_line() -> None:
+    for text, at, box in (
+        ("a.jpg@at=312:240.5", (312, 240.5), None),
+        ("me@home.jpg@1,2,3,4,at=-3:2e2,face=1", (-3, 200), (1, 2, 3, 4)),
+    ):
+        person = parse_person(text)
+        assert (person.at, person.box) == (at, box) and str(person.photo).endswith(".jpg")
+    with pytest.raises(RequestError, match="at=1 is not x:y: two numbers in pixels"):
+        parse_person("a.jpg@at=1,2")
+    with pytest.raises(RequestError, match="at=x:y is not x:y: two numbers in pixels"):
+        parse_person("a.jpg@at=x:y")
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -185,6 +199,10 @@ def test_persons_on_the_command_line(text: str, expected: tuple[Any, ...]) -> No
         "a.jpg@face=left",
         "a.jpg@face=²",
         "a.jpg@pose=",
+        "a.jpg@at=",
+        "a.jpg@at=3",
+        "a.jpg@at=1:2:3",
+        "a.jpg@at=1:b",
     ],
 )
 def test_persons_that_are_not_understood(text: str) -> None:

@@ -117,6 +117,8 @@ def test_a_pose_and_a_body_that_no_branch_draws_are_told(finder: FaceFinder) -> 
     assert seen.notes == tuple(f"{key} was not used: no branch of this request draws it." for key in ("pose", "body"))
     [seen], _ = Asked(finder, FACE, OPENPOSE)(Person(landmarks=LANDMARKS, body=BODY, box=BOX))
     assert not [note for note in seen.notes if "not used" in note]
+    [seen], _ = Asked(finder, FACE, OPENPOSE)(Person(landmarks=LANDMARKS, box=BOX, at=(900, 9)))
+    assert seen.notes == ("at was not used: no branch of this request shows ID patches.",)
 
 
 def test_a_place_is_needed_where_the_table_says_so(finder: FaceFinder, photos: Any) -> None:

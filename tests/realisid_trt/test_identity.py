@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import pickle
 import threading
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,17 @@ def make(**changes: Any) -> Identity:
     return Identity(**values | changes)
 
 
+def embedded(**changes: Any) -> Identity:
+    """One that holds an embedding."""
+    rng = np.random.default_rng(1)
+    values = {
+        "id_tokens": None,
+        "embedding": rng.standard_normal(512).astype(np.float32),
+        "keypoints": rng.random((5, 2)),
+    }
+    return make(**values | {"mask_source": "aligned"} | changes)
+
+
 def same(one: Identity, other: Identity) -> bool:
     pairs = [(getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(Identity)]
     return all(np.array_equal(a, b) and type(a) is type(b) for a, b in pairs)
@@ -57,8 +69,8 @@ def test_two_threads_may_write_the_same_file(tmp_path: Path) -> None:
     assert not failed and [path.name for path in tmp_path.iterdir()] == ["alice.safetensors"]
 
 
-def test_stored_and_loaded_is_the_same(tmp_path: Path) -> None:
-    identity = make()
+@pytest.mark.parametrize("identity", [make(), embedded()], ids=["id_tokens", "embedding"])
+def test_stored_and_loaded_is_the_same(tmp_path: Path, identity: Identity) -> None:
     identity.save(tmp_path / "alice.safetensors")
     assert same(Identity.load(tmp_path / "alice.safetensors"), identity)
     assert [path.name for path in tmp_path.iterdir()] == ["alice.safetensors"]
@@ -85,16 +97,47 @@ def test_arrays_belong_to_the_identity_and_cannot_be_written(tmp_path: Path) -> 
     tokens[:] = 7
     assert (identity.id_tokens == 1).all() and identity.id_tokens.dtype == np.float32
     identity.save(tmp_path / "alice.safetensors")
-    for found in (identity, Identity.load(tmp_path / "alice.safetensors")):
-        for array in (found.id_tokens, found.landmarks):
+    other = embedded()
+    other.save(tmp_path / "bob.safetensors")
+    loaded = Identity.load(tmp_path / "alice.safetensors"), Identity.load(tmp_path / "bob.safetensors")
+    for found in (identity, other, *loaded):
+        arrays = (found.id_tokens, found.embedding, found.keypoints, found.landmarks)
+        for array in (array for array in arrays if array is not None):
             with pytest.raises(ValueError, match="read-only"):
                 array[0] = 0
+
+
+def test_copies_for_other_processes_hold_the_same() -> None:
+    for identity in (make(), embedded()):
+        copied = pickle.loads(pickle.dumps(identity))
+        assert same(copied, identity) and not copied.landmarks.flags.writeable
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"id_tokens": np.zeros(8)}, r"id_tokens of an identity are \(8,\), expected \(T, D\)"),
+        ({"embedding": np.ones(512)}, "an identity has both id_tokens and embedding, expected exactly one of them"),
+        ({"id_tokens": None}, "an identity has neither id_tokens and embedding, expected exactly one of them"),
+        ({"keypoints": np.ones((5, 2))}, "keypoints of an identity belong to an embedding: give both or neither"),
+    ],
+)
+def test_tokens_or_an_embedding(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        make(**changes)
+    with pytest.raises(RequestError, match="keypoints of an identity belong to an embedding: give both or neither"):
+        embedded(keypoints=None)
+    with pytest.raises(RequestError, match=r"embedding of an identity has shape \(1, 512\), expected \(E,\)"):
+        embedded(embedding=np.ones((1, 512)))
+    with pytest.raises(RequestError, match="embedding of an identity holds NaN or infinity"):
+        embedded(embedding=np.full(512, np.nan))
+    with pytest.raises(RequestError, match=r"keypoints of an identity has shape \(4, 2\), expected \(5, 2\)"):
+        embedded(keypoints=np.ones((4, 2)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"id_tokens": np.zeros(8)}, r"id_tokens of an identity has shape \(8,\), expected \(T, D\)"),
         ({"id_tokens": [["a"]]}, "not an array of numbers"),
         ({"id_tokens": np.full((5, 8), np.nan)}, "NaN or infinity"),
         ({"landmarks": np.zeros((468, 2))}, r"\(468, 2\), expected \(478, 2\)"),
@@ -152,6 +195,66 @@ def test_full_disk_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.Mon
 def stored(tmp_path: Path) -> Path:
     make().save(tmp_path / "alice.safetensors")
     return tmp_path / "alice.safetensors"
+
+
+def file_of(header: dict[str, Any], content: bytes) -> bytes:
+    """A safetensors file, as its format says: length, header, tensors."""
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + content
+
+
+NOTED = {
+    "box": "[10.5, 20.0, 110.5, 120.0]", "photo_size": "[600, 512]", "id_encoder_key": "kkkk", "mask_source": "hull",
+    "notes": '["a note"]',
+}  # fmt: skip
+LANDMARKS = np.linspace(0, 1, 956).reshape(478, 2)
+
+
+def test_files_of_both_formats_are_read_for_ever(tmp_path: Path) -> None:
+    """The bytes of an identity of version 0.4, and of one with an embedding; words in it are for later versions."""
+    tokens, embedding = np.arange(40, dtype="<f4").reshape(5, 8), np.arange(512, dtype="<f4")
+    keypoints, words = np.arange(10, dtype="<f8").reshape(5, 2), np.ones((2, 8), "<f4")
+    first = file_of(
+        {
+            "__metadata__": {"format": "realisid-identity-1", **NOTED},
+            "landmarks": {"dtype": "F64", "shape": [478, 2], "data_offsets": [0, 7648]},
+            "id_tokens": {"dtype": "F32", "shape": [5, 8], "data_offsets": [7648, 7808]},
+        },
+        LANDMARKS.tobytes() + tokens.tobytes(),
+    )
+    second = file_of(
+        {
+            "__metadata__": {"format": "realisid-identity-2", **NOTED, "words.text_encoder_key": "tttt"},
+            "landmarks": {"dtype": "F64", "shape": [478, 2], "data_offsets": [0, 7648]},
+            "keypoints": {"dtype": "F64", "shape": [5, 2], "data_offsets": [7648, 7728]},
+            "embedding": {"dtype": "F32", "shape": [512], "data_offsets": [7728, 9776]},
+            "words.text_encoder": {"dtype": "F32", "shape": [2, 8], "data_offsets": [9776, 9840]},
+        },
+        LANDMARKS.tobytes() + keypoints.tobytes() + embedding.tobytes() + words.tobytes(),
+    )
+    common = ((10.5, 20.0, 110.5, 120.0), (600, 512), "kkkk", "hull", ("a note",))
+    expected = Identity(tokens, LANDMARKS, *common), Identity(None, LANDMARKS, *common, embedding, keypoints)
+    for content, identity, kind in zip((first, second), expected, ("id_tokens", "embedding"), strict=True):
+        (tmp_path / "alice.safetensors").write_bytes(content)
+        found = Identity.load(tmp_path / "alice.safetensors")
+        assert same(found, identity) and found.kind == kind
+        found.save(tmp_path / "again.safetensors")
+        with safe_open(tmp_path / "again.safetensors", framework="numpy") as file:
+            written = file.metadata()
+        with safe_open(tmp_path / "alice.safetensors", framework="numpy") as file:
+            kept = {name: value for name, value in file.metadata().items() if not name.startswith("words.")}
+        assert written == kept
+
+
+def test_other_formats_are_refused(tmp_path: Path) -> None:
+    header = {
+        "__metadata__": {"format": "realisid-identity-3", **NOTED},
+        "x": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]},
+    }
+    (tmp_path / "alice.safetensors").write_bytes(file_of(header, bytes(4)))
+    message = "format 'realisid-identity-3', expected 'realisid-identity-1' or 'realisid-identity-2'.* embed --engine"
+    with pytest.raises(PhotoError, match=message):
+        Identity.load(tmp_path / "alice.safetensors")
 
 
 def rewrite(path: Path, tensors: dict[str, Any], metadata: dict[str, Any]) -> None:
@@ -220,6 +323,17 @@ def test_another_encoders_identity_is_refused() -> None:
     make().check("k" * 64, "alice")
     with pytest.raises(EngineMismatch, match="alice was made by another ID encoder .*Embed the photo again"):
         make().check("0" * 64, "alice")
+
+
+def test_the_other_kind_names_the_command_that_makes_it() -> None:
+    embedded().check("k" * 64, "alice", "embedding")
+    command = "embed the photo with this engine, python -m realisid_trt embed --engine … photo.jpg --out"
+    with pytest.raises(EngineMismatch, match=f"alice holds an embedding, and this engine needs ID tokens.*{command}"):
+        embedded().check("k" * 64, "alice")
+    with pytest.raises(EngineMismatch, match=f"alice holds ID tokens, and this engine needs an embedding.*{command}"):
+        make().check("k" * 64, "alice", "embedding")
+    with pytest.raises(EngineMismatch, match="alice was made by another ID encoder"):
+        embedded().check("0" * 64, "alice", "embedding")
 
 
 def test_notes_are_json(stored: Path) -> None:

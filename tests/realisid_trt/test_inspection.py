@@ -11,10 +11,13 @@ import pytest
 from PIL import Image
 
 from realisid_trt.commands.command_line import Outcome
-from realisid_trt.commands.drawing import COLORS
+from realisid_trt.commands.drawing import COLORS, with_persons
+from realisid_trt.commands.inspect_engine import _face_encoder_line
 from realisid_trt.commands.inspect_photo import found_in, inspect_photo
 from realisid_trt.errors import PhotoError
 from realisid_trt.persons.faces import FaceFinder
+from realisid_trt.persons.faces.alignment import Alignment
+from realisid_trt.persons.person import PlacedPerson
 from realisid_trt.persons.photo import LoadedPhoto, load_photo
 from tests.realisid_trt.faces.photographs import beside, enlarged, on_grey
 
@@ -42,11 +45,26 @@ def test_one_face(hopper: LoadedPhoto, finder: FaceFinder) -> None:
     outcome, sheet = look(hopper, finder)
     found = finder.find(hopper)
     assert outcome.status == 0 and outcome.values["faces"] == [list(found.box)]
-    assert outcome.values["chosen"] == {"box": found.box, "square": found.square, "turns": 0, "score": found.score}
+    expected = {"box": found.box, "square": found.square, "keypoints": found.keypoints.tolist()}
+    assert outcome.values["chosen"] == {**expected, "turns": 0, "score": found.score}
     assert outcome.values["mask_source"] == "hull+person" and sheet.width > 3 * 400  # photo, crop, drawing
     assert "group.jpg: 1 face; taken: the one at" in outcome.lines[0]
     assert [line for line in outcome.lines if line.startswith("note: background removed by mesh hull and person")]
     assert numbered(sheet, hopper, outcome.values["faces"])
+
+
+def test_one_face_for_a_face_encoder(hopper: LoadedPhoto, finder: FaceFinder) -> None:
+    """The aligned face stands where the crop would, background and all, and the five points are marked."""
+    alignment = Alignment("arcface-112", 112, whole=True)
+    outcome, sheet = found_in(hopper, "hopper.jpg", finder, None, 1.0, "realisid-v1", alignment)
+    face = finder.find(hopper)
+    assert outcome.values["mask_source"] == "aligned" and "notes" in outcome.values
+    assert "aligned by its eyes, nose and mouth" in outcome.lines[0]
+    np.testing.assert_allclose(outcome.values["chosen"]["keypoints"], face.keypoints)
+    aligned = Image.fromarray(alignment(hopper, face)).resize((512, 512), Image.Resampling.LANCZOS)
+    left = sheet.width - 2 * 512 - 8
+    assert np.array_equal(np.asarray(sheet.crop((left, 0, left + 512, 512))), np.asarray(aligned))
+    assert np.asarray(aligned)[:40, :40].mean() > 10  # no black background
 
 
 @pytest.mark.parametrize("turned", [0, 1])
@@ -91,3 +109,33 @@ def test_without_faces_there_is_nothing_to_show(finder: FaceFinder) -> None:
 def test_a_mistyped_photo_is_said_before_the_engine(tmp_path: Path) -> None:
     with pytest.raises(PhotoError, match="typo.jpg: no such file"):
         inspect_photo(str(tmp_path / "typo.jpg"), str(tmp_path / "no engine"))
+
+
+def test_persons_keep_their_numbers_in_a_drawing() -> None:
+    """A box, an anchor and neither: the number and the colour are the person's own, whoever has no box."""
+    picture = Image.new("RGB", (320, 160))
+    boxed, dotted = PlacedPerson((20, 20, 80, 80), None, ()), PlacedPerson(None, None, (), (200.0, 90.0))
+    drawn = with_persons(picture, [dotted, PlacedPerson(None, None, ()), boxed])
+    assert drawn.getpixel((200, 90)) == COLORS[0] and drawn.getpixel((20, 50)) == COLORS[2]
+    assert {color for _, color in drawn.getcolors(100_000) or ()}.isdisjoint([COLORS[1]])
+    alone = np.asarray(with_persons(picture, [PlacedPerson(None, None, ()), PlacedPerson(None, None, ()), boxed]))
+    assert np.array_equal(np.asarray(drawn)[:, :100], alone[:, :100])  # numbered 3 in both
+    first = np.asarray(with_persons(picture, [boxed]))
+    assert ((first != 0).any(axis=2) != (alone != 0).any(axis=2)).any()  # another figure than 1
+    assert not np.asarray(picture).any()
+
+
+@pytest.mark.parametrize(
+    ("norm", "points", "licence", "said"),
+    [
+        ("raw", "mtcnn", "MIT", "raw embeddings, aligned by MTCNN's five points, licence: MIT"),
+        (
+            "unit", "mtcnn-whole", None,
+            "embeddings of length 1, aligned by MTCNN's five points, cut to whole px, licence: no licence was found: "
+            "ask its publisher",
+        ),
+    ],
+)  # fmt: skip
+def test_the_face_encoder_of_an_engine(norm: str, points: str, licence: str | None, said: str) -> None:
+    encoder = {"name": "ir_se50", "colour": "bgr", "norm": norm, "points": points, "licence": licence}
+    assert _face_encoder_line(encoder) == f"face encoder ir_se50: colours bgr, {said}"

@@ -16,7 +16,10 @@ import realisid_trt.files
 from realisid_trt import Engine
 from realisid_trt.errors import BackendError, EngineDamaged, EngineMismatch, EngineMissing, RequestError, ShapeError
 from realisid_trt.files import VerifiedFiles, file_sha256
-from realisid_trt.manifest import CONSTANTS, MANIFEST, Axis, Manifest, Port, seal
+from realisid_trt.manifest import CONSTANTS, FORMAT, MANIFEST, Axis, Manifest, Port, seal
+from tests.conftest import ROOT
+
+KEPT = sorted((ROOT / "tests" / "data").glob("format_*.json"))  # manifests of earlier formats
 
 
 def edit(folder: Path, change: Any, reseal: bool = False) -> None:
@@ -93,8 +96,23 @@ def test_an_edited_manifest_is_named(engine_copy: Path, change: Any, named: str)
 
 def test_another_format_is_a_mismatch(engine_copy: Path) -> None:
     edit(engine_copy, lambda m: m.update(format=99), reseal=True)
-    with pytest.raises(EngineMismatch, match="has engine format 99; this realisid_trt reads format 4. Build it again"):
+    with pytest.raises(EngineMismatch, match="has engine format 99; this realisid_trt reads format 5. Build it again"):
         Engine.load(engine_copy)
+
+
+@pytest.mark.parametrize("kept", KEPT, ids=lambda path: path.stem)
+def test_manifests_of_earlier_formats_get_their_sentence(kept: Path, tmp_path: Path) -> None:
+    """They were written by the versions of then."""
+    number = int(kept.stem.removeprefix("format_"))
+    (tmp_path / MANIFEST).write_bytes(kept.read_bytes())
+    sentence = f"{tmp_path} has engine format {number}; this realisid_trt reads format {FORMAT}. Build it again: python"
+    with pytest.raises(EngineMismatch) as caught:
+        Engine.load(tmp_path)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_a_manifest_is_kept_of_the_format_before_this() -> None:
+    assert f"format_{FORMAT - 1}" in [path.stem for path in KEPT]
 
 
 def test_a_manifest_that_is_no_json(engine_copy: Path) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from realisid_trt.config import Branch, RealisIDConfig
+from realisid_trt.branches import Branch
+from realisid_trt.config import RealisIDConfig
 from realisid_trt.loop.rows import (
     FULL,
     NONE,
@@ -23,6 +24,7 @@ from realisid_trt.loop.rows import (
 
 ZEROS = RealisIDConfig(branch_pooled_text="zeros").table
 PER_ROW = RealisIDConfig(branch_pooled_text="per_row").table
+IDPATCH = RealisIDConfig.from_dict({"method": "idpatch"}).table
 
 
 def branch(name: str = "openpose", **values: Any) -> Branch:
@@ -37,6 +39,8 @@ TABLES = {
     "openpose, depth": (branch(), branch("depth")),
     "realisid, openpose": (*ZEROS, branch()),
     "mediapipe": (branch("face", condition="pose", style="mediapipe-face"),),
+    "idpatch": IDPATCH,
+    "idpatch, openpose": (*IDPATCH, branch()),
     "boxed text of each person": (
         branch("body", condition="pose", per="person", writes="box"),
         branch("place", condition="location", pooled="zeros"),
@@ -49,6 +53,19 @@ TABLES = {
 )
 def test_steps_without_id_of_thirty(ratio: float | None, steps: int) -> None:
     assert steps_without_id(30, ratio) == steps
+
+
+def test_the_rules_of_a_delay_for_all_steps_and_hundredths() -> None:
+    """FastComposer: `i <= (1 - α) * S` is without ID. ID-Patch: `i < S * (1 - α)` is. They differ in 407 pairs."""
+    pairs = list(itertools.product(range(1, 101), (share / 100 for share in range(101))))
+    for steps, ratio in pairs:
+        inclusive = [i for i in range(steps) if i <= (1 - ratio) * steps]
+        exclusive = [i for i in range(steps) if i < steps * (1 - ratio)]
+        assert steps_without_id(steps, ratio) == len(inclusive)
+        assert steps_without_id(steps, ratio, "exclusive") == len(exclusive)
+    differing = [pair for pair in pairs if steps_without_id(*pair) != steps_without_id(*pair, "exclusive")]
+    assert len(differing) == 407 and not any(ratio == 0.8 and 20 <= steps <= 50 for steps, ratio in differing)
+    assert steps_without_id(30, None, "exclusive") == 0
 
 
 def test_weights_sum_to_one_and_are_equation_8() -> None:
@@ -143,6 +160,26 @@ def test_equal_texts_share_an_encoder_row() -> None:
     assert len(plan.encoder) == 1 and list(plan.encoder_of) == [0, 0, 0]
 
 
+@pytest.mark.parametrize("persons", [1, 2, 3, 4, 6, 8])
+def test_row_counts_of_id_patch(persons: int) -> None:
+    """Two rows of everything for any number of persons, before and after the switch; three with λi ≠ λt."""
+    subjects = tuple(range(persons))
+
+    def plan(lambda_i: float | None, with_id: bool, absent: bool = False) -> RowPlan:
+        weights = guidance_weights(5.5, lambda_i, with_id)
+        return plan_rows([PictureRows((0, 1), subjects, weights, (True,), absent=absent)], IDPATCH, "text_and_id")
+
+    before, after = plan(None, False, absent=True), plan(None, True)
+    assert counts(before) == counts(after) == (2, 2, 2)
+    assert counts(plan(3.0, True)) == (3, 3, 3)
+    nobody, everybody = (0,) * persons, tuple(range(1, persons + 1))
+    assert [row.tokens for row in before.decoder] == [Tokens(0), Tokens(1)]
+    assert [row.tokens for row in after.decoder] == [Tokens(0, nobody), Tokens(1, everybody)]
+    assert [row.tokens for row in plan(3.0, True).decoder][1] == Tokens(1, nobody)
+    assert [row.tokens for row in after.branches[0].rows] == [row.tokens for row in after.encoder]
+    assert [row.pooled_text for row in after.branches[0].rows] == [0, 1]
+
+
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 def test_every_decoder_row_reads_its_own(table: tuple[Branch, ...]) -> None:
     """Over random batches: rows of the right picture, subject and tokens; no row twice; none unused."""
@@ -155,18 +192,31 @@ def test_every_decoder_row_reads_its_own(table: tuple[Branch, ...]) -> None:
             texts = (int(rng.integers(3)), int(rng.integers(3)))
             active = tuple(bool(rng.integers(3)) for _ in table)
             persons = tuple(range(first, first + count))
-            pictures += [PictureRows(texts, persons, weights, active, request)] * int(rng.integers(1, 3))
+            absent = bool(rng.integers(2)) and not weights[FULL]
+            pictures += [PictureRows(texts, persons, weights, active, request, absent)] * int(rng.integers(1, 3))
             first += count
+        unet_tokens = "text_and_id" if any(branch.tokens == "text_and_id" for branch in table) else "text"
         for share in (True, False):
-            check_rows(plan_rows(pictures, table, share), pictures, table, share)
+            check_rows(plan_rows(pictures, table, unet_tokens, share), pictures, table, unet_tokens, share)
 
 
-def check_rows(plan: RowPlan, pictures: list[PictureRows], table: tuple[Branch, ...], share: bool) -> None:
+def ids_after_text(source: PictureRows, kind: int) -> tuple[int, ...]:
+    """The IDs of a row that reads "text_and_id"."""
+    if source.absent:
+        return ()
+    return tuple(person + 1 for person in source.persons) if kind == FULL else (0,) * len(source.persons)
+
+
+def check_rows(
+    plan: RowPlan, pictures: list[PictureRows], table: tuple[Branch, ...], unet_tokens: str, share: bool
+) -> None:
     for r, row in enumerate(plan.decoder):
         source = pictures[row.picture]
         assert plan.decoder_of[row.picture, row.kind] == r
         assert source.weights[row.kind] != 0 or not share
-        assert row.text == source.texts[row.kind != NONE] and row.tokens == Tokens(row.text)
+        ids = ids_after_text(source, row.kind)
+        assert row.text == source.texts[row.kind != NONE]
+        assert row.tokens == Tokens(row.text, ids if unet_tokens == "text_and_id" else ())
         encoder = plan.encoder[plan.encoder_of[r]]
         assert (encoder.picture, encoder.tokens, encoder.text) == (row.picture, row.tokens, row.text)
         for each, rows, active in zip(table, plan.branches, source.active, strict=True):
@@ -176,7 +226,14 @@ def check_rows(plan: RowPlan, pictures: list[PictureRows], table: tuple[Branch, 
             for one in received:
                 ids = (one.subject + 1 if row.kind == FULL else 0,)
                 assert one.picture == row.picture
-                assert one.tokens == (Tokens(None, ids) if each.tokens == "id" else Tokens(row.text))
+                assert (
+                    one.tokens
+                    == {
+                        "id": Tokens(None, ids),
+                        "text": Tokens(row.text),
+                        "text_and_id": Tokens(row.text, ids_after_text(source, row.kind)),
+                    }[each.tokens]
+                )
                 assert one.pooled_text == (row.text if each.pooled == "per_row" else None)
     assert set(plan.encoder_of) == set(range(len(plan.encoder)))
     assert len(set(plan.encoder)) == len(plan.encoder) or not share

@@ -1,6 +1,7 @@
 """RGB → face: its box, its landmarks, its crop with the background zeroed. This file accepts or refuses faces.
 
 photo ─► mtcnn.py: boxes ─► choice.py: one of them ─► landmarks.py: 478 points ─► Face ─► mask.py ─► crop
+                                                                                    └──► alignment.py ─► face_encoder.py
 
 Everything a caller gives or gets is in **photo px**, pixels of the upright original. The nets work on an array of at
 most 2048 px (photo.py); only this file and choice.py use both units.
@@ -19,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from ...errors import EngineDamaged, RequestError
 from ...files import sha256
-from ..mesh import checked_landmarks
+from ..mesh import FIVE, checked_landmarks
 from ..photo import LoadedPhoto
 from .choice import CHOOSE_WITH, Seen, checked_box, choose, usable
 from .cv_net import rebuild
@@ -27,7 +28,7 @@ from .landmarks import AttentionMesh, LandmarkModel, MeshV2, roi_from_box, roi_f
 from .mask import FaceParser, PersonMask, hull_mask
 from .mediapipe_tasks import TasksLandmarks
 from .mtcnn import Detections, Mtcnn
-from .squares import Box, Points, apply, as_box, crop_square, grown, squared
+from .squares import Box, Points, apply, as_box, crop_square, from_square, grown, squared
 
 __all__ = ["Face", "FaceFinder", "Seen"]
 
@@ -52,6 +53,8 @@ class Face:
 
     box:       x0, y0, x1, y1 float, photo px, as detected or given; may leave the photo.
     landmarks: (478, 2) float64 in units of `square`: 0..1 across it; may leave it. Read-only.
+    keypoints: (5, 2) float64, photo px: the eye on the picture's left, the other eye, the tip of the nose, the corners
+               of the mouth in the order of the eyes. MTCNN's, or the landmarks' where the box was given. Read-only.
     num_found: faces found in the photo; 0 when the box was given: nothing was detected.
     score:     the landmark net's confidence that this is a face, in [0, 1]; None for given landmarks, or a net without
                a score.
@@ -62,6 +65,7 @@ class Face:
 
     box: Box
     landmarks: Points
+    keypoints: Points
     num_found: int
     turns: int = 0
     notes: tuple[str, ...] = ()
@@ -75,8 +79,7 @@ class Face:
     @property
     def points_px(self) -> Points:
         """The landmarks, (478, 2) photo px."""
-        x0, y0, x1, _ = self.square
-        return np.asarray(self.landmarks * (x1 - x0) + (x0, y0), np.float64)
+        return from_square(self.landmarks, self.box)
 
 
 class FaceFinder:
@@ -185,7 +188,7 @@ class FaceFinder:
         given = None if landmarks is None else checked_landmarks(landmarks, f"landmarks of {name}")
         if box is not None and face is not None:
             raise RequestError(f"{name}: give face= or box=, not both: a box already says which face is meant.")
-        turns, num_found, notes = 0, 0, list[str]()
+        turns, num_found, notes, keypoints = 0, 0, list[str](), None
         if box is not None:
             chosen = checked_box(box, photo, name)
             roi, num_passes = roi_from_box(np.array(chosen) / photo.scale), PASSES_FROM_BOX
@@ -194,21 +197,25 @@ class FaceFinder:
             index, notes = choose(seen, face, name, choose_with)
             photo, turns, num_found = seen.photo, seen.turns, len(seen.detections)
             chosen = as_box(seen.boxes[index])
+            keypoints = seen.detections.points[index] * photo.scale
             roi = roi_from_points(seen.detections.boxes[index], seen.detections.points[index])
             num_passes = PASSES_WITH_EYES
         score = None
         if given is None:
             with self._lock:
-                points, score = self.landmark_model.scored(photo.rgb, roi, num_passes)
+                found, score = self.landmark_model.scored(photo.rgb, roi, num_passes)
             if score is not None and score < LEAST_BELIEVED:
                 notes.append(
                     f"the landmark net finds no face in this {'box' if box is not None else 'detection'} (score "
                     f"{score:.2f}). That is normal for a drawn face; for a photograph, check the box."
                 )
             x0, y0, x1, _ = squared(chosen) / photo.scale
-            given = np.asarray((points - (x0, y0)) / (x1 - x0), np.float64)
-        given.setflags(write=False)
-        return Face(chosen, given, num_found, turns, tuple(notes), score)
+            given = np.asarray((found - (x0, y0)) / (x1 - x0), np.float64)
+        if keypoints is None:
+            keypoints = from_square(given[list(FIVE)], chosen)
+        for points in (given, keypoints):
+            points.setflags(write=False)
+        return Face(chosen, given, keypoints, num_found, turns, tuple(notes), score)
 
     def crop(self, photo: LoadedPhoto, face: Face, size: int, margin: float = 1.0) -> tuple[NDArray[np.uint8], str]:
         """The face alone, for the ID encoder.

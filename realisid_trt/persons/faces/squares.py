@@ -28,6 +28,12 @@ def squared(boxes: ArrayLike) -> NDArray[np.float64]:
     return np.concatenate([corner, corner + longer], axis=-1)
 
 
+def from_square(points: ArrayLike, box: ArrayLike) -> Points:
+    """Points (n, 2) in units of a squared box → the units of the box."""
+    x0, y0, x1, _ = squared(box)
+    return np.asarray(np.asarray(points, np.float64) * (x1 - x0) + (x0, y0), np.float64)
+
+
 def grown(square: Sequence[float], scale: float) -> Box:
     """The square with `scale` times its side, about its centre."""
     x0, y0, x1, y1 = square

@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from tests.export.adopt.published import make_bases, make_published
+from tests.export.adopt.published_idpatch import make_idpatch
 
 
 @pytest.fixture(scope="session")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """openpose, canny, small, face; SDXL, SD15, CKPT."""
+    """openpose, canny, small, face; ID-Patch, arcface.onnx; SDXL, SD15, CKPT."""
     folder = tmp_path_factory.mktemp("published")
     make_published(folder)
+    make_idpatch(folder)
     make_bases(folder)
     return folder
 

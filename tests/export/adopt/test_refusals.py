@@ -12,10 +12,11 @@ import pytest
 
 from export.adopt.__main__ import main
 from tests.export.adopt.bad_commands import BASES, COMMANDS
+from tests.export.adopt.bad_idpatch import IDPATCH
 from tests.export.adopt.bad_sources import SOURCES, prepare
 from tests.export.checkpoint.test_refusals import without_privileges
 
-BAD = COMMANDS | SOURCES | BASES
+BAD = COMMANDS | SOURCES | BASES | IDPATCH
 
 
 def names(folder: Path) -> list[str]:

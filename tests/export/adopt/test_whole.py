@@ -20,6 +20,7 @@ from export.checkpoint import Checkpoint
 from tests.conftest import ROOT
 from tests.export.adopt.test_adopt import adopt, digests
 
+ENCODER = " --face-encoder arcface.onnx --colour bgr --norm unit"
 # Forks again and again. Each fork kills itself at a later access to something in or beside OUT.
 KILLER = """import json, os, signal, sys
 from pathlib import Path
@@ -61,9 +62,10 @@ def killed(out: Path, stride: int, command: str) -> list[tuple[int, list[str]]]:
 
 
 @pytest.mark.slow("adopt killed")
-def test_killed_at_any_moment(here: Path) -> None:
+@pytest.mark.parametrize("kind", ["controlnet --net canny=canny", f"idpatch --weights ID-Patch{ENCODER}"])
+def test_killed_at_any_moment(kind: str, here: Path) -> None:
     out = here / "made" / "KILLED"
-    states = killed(out, 4, "controlnet --net canny=canny --base SDXL --half --out made/KILLED")
+    states = killed(out, 4, f"{kind} --base SDXL --half --out made/KILLED")
     assert len(states) >= 5 and states[-1][0] == 0 and all(status == 9 for status, _ in states[:-1])
     whole = states[-1][1]
     assert all(files in ([], whole) for _, files in states) and states[0][1] == []

@@ -12,11 +12,12 @@ import pytest
 
 from export.miniature import make_checkpoint
 
-# SDXL's shape, SD 1.5's, and one with a resampler and a null ID of its own.
+# SDXL's shape, SD 1.5's, one with a resampler and a null ID of its own, and ID-Patch's.
 VARIETIES: dict[str, dict[str, Any]] = {
     "sdxl": {},
     "sd15": {"family": "sd15", "vae_factor": 8},
     "file": {"null_id": "file", "id_tokens": 7},
+    "idpatch": {"method": "idpatch"},
 }
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
-from .errors import BackendError, RealisIDError
-from .request import Result
+from ..errors import BackendError, RealisIDError
+from ..request import Progress, Result
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -64,6 +64,12 @@ class Stopwatch:
         yield
         self.ms[stage] = self.ms.get(stage, 0.0) + (time.perf_counter() - start) * 1e3
 
+    def copy(self) -> Stopwatch:
+        """Another one that goes on from here."""
+        other = Stopwatch()
+        other.ms = dict(self.ms)
+        return other
+
     def with_parts(self, stage: str, names: Iterable[str], parts: Mapping[str, float]) -> dict[str, float]:
         """Milliseconds of every stage; after this one, those of its parts with these names, as STAGE.NAME."""
         timings: dict[str, float] = {}
@@ -81,3 +87,8 @@ def _without_frames(error: RealisIDError) -> RealisIDError:
         link.__traceback__ = None
         link = link.__cause__ or link.__context__
     return error
+
+
+def part_of(progress: Progress, number: int, parts: int) -> Progress:
+    """The callback of one pass of a batch, which counts the steps of all. number: of the pass, from 0."""
+    return lambda done, total: progress(number * total + done, parts * total)
