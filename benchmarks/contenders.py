@@ -119,8 +119,8 @@ def open_baselines(
     precision: str,
     threads: int,
     stack: contextlib.ExitStack,
-) -> tuple[dict[str, Contender], str]:
-    """The baselines, on one set of weights and in the engine's precision; and their memory format.
+) -> tuple[dict[str, Contender], Baseline]:
+    """The baselines, on one set of weights and in the engine's precision; and the pipeline that they are.
 
     For an engine without identities they are diffusers' own pipeline, for one whose UNet reads the text and the IDs
     ID-Patch's, else the one in naive.py.
@@ -145,7 +145,7 @@ def open_baselines(
     for name in names:
         own = compiled(pipeline, options.compiler) if name in COMPILED else pipeline
         contenders[name] = Contender(partial(own.generate, **BASELINES[name]), own, parts)
-    return contenders, pipeline.memory_format
+    return contenders, pipeline
 
 
 def baseline_of(checkpoint: Checkpoint) -> type[Baseline]:

@@ -17,7 +17,8 @@ spread is {"p50", "p95", "min", "max", "count"}; TFLOP are 1e12 operations, a mu
   engines       {"engine", or "engine:BACKEND" if several were asked for: {backend, precision}}
   left_out      {backend: the reason why --backend all does not measure it}
   settings      height, width, steps, steps_without_id, runs, warmup, seed, prompt, compiler (of
-                naive-compiled), controls (branches that are shown a picture), memory_format (of the baselines)
+                naive-compiled), controls (branches that are shown a picture), memory_format (of the baselines),
+                baseline (the class of their pipeline)
   cases         one per number of persons:
     persons
     contenders  {an engine | a baseline: {
@@ -112,7 +113,7 @@ def _times(
     if options.baselines:
         check_same_arithmetic(device, precision)
     machine = hardware(threads, device)
-    checkpoint, memory_format = None, None
+    checkpoint, pipeline = None, None
     if options.checkpoint is not None or options.baselines:
         checkpoint = open_original(manifest, options.checkpoint, options.base_model, options.variant)
     operations = Operations(manifest, scene.height, scene.width, checkpoint)
@@ -126,7 +127,7 @@ def _times(
     with contextlib.ExitStack() as stack:
         if checkpoint is not None and options.baselines:
             report("loading the baseline's weights")
-            opened, memory_format = open_baselines(
+            opened, pipeline = open_baselines(
                 options, options.baselines, checkpoint, scene, device, precision, threads, stack
             )
             contenders |= opened
@@ -136,6 +137,8 @@ def _times(
         ]
     asked = {name: getattr(options, name) for name in ("runs", "warmup", "seed", "prompt", "compiler")}
     asked["controls"] = list(scene.controls)
+    asked["memory_format"] = pipeline and pipeline.memory_format
+    asked["baseline"] = pipeline and type(pipeline).__name__
     size = {"height": scene.height, "width": scene.width, "steps": scene.steps, "steps_without_id": scene.switch}
     return {
         "hardware": machine,
@@ -146,7 +149,7 @@ def _times(
         },
         "engines": {name: _backend(engine) for name, engine in engines.items()},
         "left_out": left_out,
-        "settings": {**size, **asked, "memory_format": memory_format},
+        "settings": {**size, **asked},
         "cases": cases,
         "photo": photo,
     }

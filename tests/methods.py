@@ -28,7 +28,7 @@ CHECKPOINTS: dict[str, dict[str, Any]] = {
     "idpatch": {"seed": 5, "method": "idpatch"},
 }
 WITHOUT_ATTENTION = {"controlnet": "depth"}  # a net as the published `-small` ones: no token reaches it
-HALF_TOO = ("controlnet", "mixed")  # built in float16 as well, for GPUs
+HALF_TOO = ("controlnet", "mixed", "idpatch")  # built in float16 as well, for GPUs
 
 
 @lru_cache

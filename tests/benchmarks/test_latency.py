@@ -29,7 +29,9 @@ def test_the_promised_keys(measured: dict[str, Any]) -> None:
         measured["hardware"]["threads"] == 1 and measured["hardware"]["ram_bytes"] > 0 and measured["hardware"]["cpu"]
     )
     assert {"python", "torch", "realisid_trt"} <= set(measured["versions"])
-    assert measured["settings"]["steps_without_id"] == 1 and measured["settings"]["memory_format"] != "auto"
+    settings = measured["settings"]
+    assert settings["steps_without_id"] == 1 and settings["memory_format"] != "auto"
+    assert settings["baseline"] == "NaivePipeline"
     assert [case["persons"] for case in measured["cases"]] == [1, 2]
     for case in measured["cases"]:
         assert list(case["contenders"]) == ["engine", *BASELINES]

@@ -120,6 +120,29 @@ def device_bytes() -> Callable[[], int]:
     return used
 
 
+@pytest.fixture
+def pieces(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[int]]:
+    """pieces(arena): what it has handed out since it was last reset, piece by piece. None: of the latest arena."""
+    from realisid_trt.backends.cuda_memory import ALIGNMENT, Arena
+
+    taken: dict[Arena, list[int]] = {}
+    latest: list[Arena] = []
+    take, reset = Arena.take, Arena.reset
+
+    def taking(arena: Arena, nbytes: int) -> int:
+        taken.setdefault(arena, []).append(-(-max(nbytes, 1) // ALIGNMENT) * ALIGNMENT)
+        latest[:] = [arena]
+        return take(arena, nbytes)
+
+    def resetting(arena: Arena) -> None:
+        taken[arena] = []
+        reset(arena)
+
+    monkeypatch.setattr(Arena, "take", taking)
+    monkeypatch.setattr(Arena, "reset", resetting)
+    return lambda arena: taken[arena or latest[0]]
+
+
 @pytest.fixture(scope="session")
 def cpu_engine(engine_dir: Path) -> Any:
     from realisid_trt import Engine

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from realisid_trt import Engine, Request
-from realisid_trt.backends.cuda_memory import ALIGNMENT, Arena
 from realisid_trt.backends.gpu_facts import gpu_bytes
 from realisid_trt.commands.memory_table import present_card
 from realisid_trt.loop.stages import networks_of_stages
@@ -21,27 +20,6 @@ from tests.gpu.support import person
 from tests.gpu.test_engine import latents
 
 STEPS = 3
-
-
-@pytest.fixture
-def pieces(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[int]]:
-    """pieces(arena): what it has handed out since it was last reset, piece by piece. None: of the latest arena."""
-    taken: dict[Arena, list[int]] = {}
-    latest: list[Arena] = []
-    take, reset = Arena.take, Arena.reset
-
-    def taking(arena: Arena, nbytes: int) -> int:
-        taken.setdefault(arena, []).append(-(-max(nbytes, 1) // ALIGNMENT) * ALIGNMENT)
-        latest[:] = [arena]
-        return take(arena, nbytes)
-
-    def resetting(arena: Arena) -> None:
-        taken[arena] = []
-        reset(arena)
-
-    monkeypatch.setattr(Arena, "take", taking)
-    monkeypatch.setattr(Arena, "reset", resetting)
-    return lambda arena: taken[arena or latest[0]]
 
 
 def counted(manifest: Manifest) -> Manifest:
