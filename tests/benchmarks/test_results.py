@@ -14,6 +14,9 @@ RESULT: dict[str, Any] = json.loads((ROOT / "benchmarks/results/latency-mid-cpu.
 OPENPOSE: dict[str, Any] = json.loads(
     (ROOT / "benchmarks/results/latency-mid-openpose-cpu.json").read_text(encoding="utf-8")
 )
+ID_PATCH: dict[str, Any] = json.loads(
+    (ROOT / "benchmarks/results/latency-mid-idpatch-cpu.json").read_text(encoding="utf-8")
+)
 README, PAGE, CHANGELOG = (
     (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/benchmark.md", "CHANGELOG.md")
 )
@@ -51,6 +54,23 @@ def test_the_table_with_a_controlnet(case: dict[str, Any]) -> None:
         assert OPENPOSE["hardware"][key] == RESULT["hardware"][key]
     ours, first = (result["versions"]["realisid_trt"] for result in (OPENPOSE, RESULT))
     assert f"version {ours} of this package (the first table: {first})" in flat(PAGE)
+
+
+@pytest.mark.parametrize("case", ID_PATCH["cases"], ids=lambda case: f"{case['persons']}")
+def test_the_table_of_id_patch(case: dict[str, Any]) -> None:
+    persons = "1 person" if case["persons"] == 1 else f"{case['persons']} persons"
+    seconds = [f"{contender['total_ms']['p50'] / 1e3:.1f}" for contender in case["contenders"].values()]
+    ratio = case["ratios"]["naive"]["total"]
+    faster = f"{ratio['median']:.2f}× ({ratio['min']:.2f}–{ratio['max']:.2f})"
+    fewer = f"{case['ratios']['naive']['flop']:.2f}× fewer"
+    assert f"| {' | '.join([persons, *seconds, faster, fewer])} |" in PAGE
+    assert case["ratios"]["naive"]["latents_relative_rms"] < 1e-4  # the same picture was made
+    assert ID_PATCH["command"] in flat(PAGE) and ID_PATCH["settings"]["baseline"] == "IdPatchPipeline"
+    for key in ("onnxruntime", "torch"):
+        assert ID_PATCH["versions"][key] == RESULT["versions"][key]
+    for key in ("cpu", "threads"):
+        assert ID_PATCH["hardware"][key] == RESULT["hardware"][key]
+    assert f"by version {ID_PATCH['versions']['realisid_trt']} of this package. *Naive*" in flat(PAGE)
 
 
 @pytest.mark.parametrize("page", [README, PAGE], ids=["README", "benchmark"])

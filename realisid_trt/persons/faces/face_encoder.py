@@ -18,13 +18,12 @@ from numpy.typing import NDArray
 
 from ...checks import check_finite, own_array
 from ...errors import EngineDamaged, NumericsError, RequestError
-from ...manifest import Manifest
+from ...manifest import FACE_ENCODER, Manifest
 from ..photo import LoadedPhoto
 from . import Face
 from .alignment import Alignment
 from .cv_net import CvNet, Floats, rebuild
 
-FOLDER = "face_encoder"
 ROUNDING = 1e-6  # of a float32's length: an embedding this close to length 1 has it
 LOOKS_NORMALISED = 1e-3  # raw embeddings of ArcFaces have lengths of about 20
 
@@ -52,7 +51,7 @@ class FaceEncoder:
     def of(cls, manifest: Manifest) -> FaceEncoder | None:
         """The face encoder of an engine, None if it has none. Raises EngineDamaged."""
         config = manifest.model.face_encoder
-        return None if config is None else cls(manifest.path / FOLDER, config)
+        return None if config is None else cls(manifest.path / FACE_ENCODER, config)
 
     def embed(self, aligned: NDArray[np.uint8], name: str = "photo") -> Floats:
         """(output_dim,) float32: the embedding of an aligned face, in the norm that the projections were trained with.
