@@ -16,6 +16,7 @@ from export.truth.reference import ReferenceControl, ReferencePerson
 from realisid_trt import Control, Engine, Person, Request
 from realisid_trt.kernels.launch import Kernels
 from realisid_trt.loop.ddim import initial_noise
+from realisid_trt.loop.denoise import loop_networks
 from realisid_trt.memory import Size, arena_bytes
 from tests.gpu.conftest import REHEARSAL
 from tests.gpu.support import captures
@@ -24,8 +25,8 @@ from tests.realisid_trt.truth import NEGATIVE, PROMPT, latent_errors
 
 pytestmark = pytest.mark.slow("controlnet")  # builds engines of other tables
 
-STEPS = 10
-RATIO = 0.8  # ID-Patch's rule: the first two steps of ten read the text alone
+STEPS = 15
+RATIO = 0.8  # ID-Patch's rule: the first three steps of fifteen read the text alone
 WORST_RATIO = 2.0  # of the error of plain torch in float16
 COUNTS = pytest.mark.parametrize("count", [1, 2, 4, 0])
 
@@ -77,6 +78,11 @@ def made(engine: Engine, count: int, seed: int = 0, **options: Any) -> Any:
     )  # fmt: skip
 
 
+def rows_of_steps(result: Any) -> list[int | None]:
+    """Without those of encoders, whose outputs are kept from request to request."""
+    return [result.rows.get(name) for name in loop_networks(opened().config.table)]
+
+
 @COUNTS
 def test_it_errs_at_most_twice_as_much_as_torch(count: int) -> None:
     """Final latents against the reference in float64; torch's networks in float16, its sums in float32."""
@@ -111,12 +117,12 @@ def test_the_switch_to_the_id_is_captured_anew(count: int, monkeypatch: pytest.M
     capture."""
     from tests.kernels.stand_in import Counters
 
-    phases = (2, 8) if count else (10,)
+    phases = (3, 12) if count else (15,)
     plain, engine = opened(), opened(cuda_graph=True)
     expected, found = made(plain, count), captures(engine, monkeypatch)
     before = Counters().graph_launches
     ours = made(engine, count)
-    assert np.array_equal(ours.latents, expected.latents) and ours.rows == expected.rows
+    assert np.array_equal(ours.latents, expected.latents) and rows_of_steps(ours) == rows_of_steps(expected)
     assert len(found) == len(phases)
     assert Counters().graph_launches - before == sum(steps - 2 for steps in phases)
     made(engine, count)  # its prompts come from the cache, so its memory lies elsewhere
@@ -137,7 +143,8 @@ def test_pictures_of_a_batch_are_those_of_single_runs() -> None:
     batch = opened().generate_batch(requests, num_inference_steps=4, output="latents")
     for request, together in zip(requests, batch, strict=True):
         [alone] = opened().generate_batch([request], num_inference_steps=4, output="latents")
-        assert np.array_equal(together.latents, alone.latents) and together.rows == alone.rows
+        assert np.array_equal(together.latents, alone.latents)
+        assert rows_of_steps(together) == rows_of_steps(alone)
 
 
 @COUNTS
