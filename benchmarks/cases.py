@@ -13,13 +13,18 @@ FACES, FRACTIONS = (1, 2, 4, 8), (2, 4, 7)
 
 @dataclass(frozen=True)
 class Case:
-    """One shape. rows: 1, a plain row; 3, the none, text and full row of guidance (two encoder rows)."""
+    """One shape. rows: 1, a plain row; 3, the none, text and full row of guidance (two encoder rows).
+
+    histories, noise: of the sampler; only guide_step reads them.
+    """
 
     height: int
     width: int
     faces: int
     fraction: int
     rows: int
+    histories: int = 0
+    noise: bool = False
 
     @property
     def encoder_of(self) -> list[int]:
@@ -34,6 +39,14 @@ class Case:
     @property
     def branch_rows(self) -> int:
         return self.faces * (2 if self.rows == 3 else 1)
+
+    @property
+    def matrix(self) -> list[list[float]]:
+        """(4, 5), what guide_step computes in its steps: of few, the latents stay small."""
+        none = [0.0] * 5
+        latents = [0.9, 0.1, -0.05 if self.histories else 0.0, 0.03 if self.histories > 1 else 0.0, 0.02 * self.noise]
+        clean, ahead = [1.2, -0.4, 0.0, 0.0, 0.0], [0.8, 0.1, 0.05, -0.02, 0.0]
+        return [latents, *([], [clean], [ahead, clean])[self.histories], *[none] * (3 - self.histories)]
 
     def cells(self, level: int) -> tuple[int, int]:
         """Height and width of the picture at a level."""
@@ -54,3 +67,11 @@ def cases() -> Iterator[Case]:
             for fraction in FRACTIONS:
                 for rows in (1, 3):
                     yield Case(height, width, faces, fraction, rows)
+
+
+def sampler_cases() -> Iterator[Case]:
+    """Of guide_step, beside DDIM's step, which keeps nothing: one history and noise, as DPM++ 2M SDE has them, and two
+    histories, as UniPC has them."""
+    for height, width in PICTURES:
+        for histories, noise in ((1, True), (2, False)):
+            yield Case(height, width, FACES[0], FRACTIONS[0], 3, histories, noise)

@@ -62,7 +62,8 @@ class Contender:
 
 
 def of_engine(engine: Engine, scene: Scene) -> Contender:
-    generate = partial(engine.generate, height=scene.height, width=scene.width, output="np")
+    options = {"height": scene.height, "width": scene.width, "sampler": scene.sampler, "output": "np"}
+    generate = partial(engine.generate, **options)
     return Contender(generate, engine.backend, loop_parts(engine.config.table))
 
 

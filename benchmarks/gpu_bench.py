@@ -16,7 +16,6 @@ from realisid_trt.kernels import compile as nvrtc
 
 from .cases import CANVAS, CHANNELS, SDXL, Case
 from .torch_operations import (
-    FIRST_STEP,
     OPERATIONS,
     ROUNDS,
     WARM,
@@ -129,16 +128,24 @@ class GpuBench:
     def _guide_step(self, inputs: GuideStep) -> Work:
         place, count = self._machine.place, len(inputs.noise_pred)
         rows = [*range(count), *[-1] * (3 - count)]
-        # The first step is compared; later steps are only timed.
-        steps = [list(FIRST_STEP), *[[1.0, 0.0]] * (WARM + ROUNDS + 1)]
-        coefficients = place(torch.tensor(steps, dtype=torch.float64))
+        matrix = place(torch.tensor([inputs.matrix] * (WARM + ROUNDS + 2), dtype=torch.float64))  # for every call
         weights = place(torch.tensor([inputs.factors], dtype=torch.float64))
-        counters = self._ints([0]), self._ints([0])
-        given = inputs.latents, *counters, inputs.noise_pred, self._ints([rows]), weights, coefficients
+        tensors = (
+            inputs.latents,
+            inputs.histories,
+            self._ints([0]),  # step
+            self._ints([0]),  # tickets
+            inputs.noise_pred,
+            self._ints([rows]),
+            weights,
+            matrix,
+            inputs.noise,
+        )
+        given = [None if tensor is None else _array(tensor) for tensor in tensors]
 
         def work() -> list[Tensor]:
-            self._launcher.guide_step(self._stream, *map(_array, given))
-            return [inputs.latents]
+            self._launcher.guide_step(self._stream, *given, preview=None)
+            return inputs.written()
 
         return work
 

@@ -1,8 +1,9 @@
 """python -m benchmarks.kernels: the bytes that the fused kernels move, and their times beside plain torch operations.
 
 Shapes are SDXL's, half precision: 1, 2, 4 and 8 faces of 1/2, 1/4 and 1/7 of the picture's shorter edge, 1024² and
-832×1216 px, one row per picture and the three rows of guidance. Floor: the bytes that must move, at the card's measured
-copy bandwidth. Without a GPU it is a dry run: bytes, launches, and floors at --bandwidth.
+832×1216 px, one row per picture and the three rows of guidance. guide_step is also timed with one history and noise of
+a sampler, and with two histories. Floor: the bytes that must move, at the card's measured copy bandwidth. Without a GPU
+it is a dry run: bytes, launches, and floors at --bandwidth.
 
 Beside each kernel stand the torch operations that do the same (F.interpolate, slice-add, mean, add), run eagerly and
 captured in a CUDA graph, in the same run on the same memory.
@@ -10,8 +11,8 @@ captured in a CUDA graph, in the same run on the same memory.
 --json prints one object as the last line of stdout, and --out FILE stores the same: {"schema", "date", "command",
 "device" (null in a dry run), "fused_left_out" (the reason why only torch was timed, or null), "versions",
 "bandwidth_gb_per_s", "shapes" {"canvas", "channels", "skips"}, "cases": [{"kernel", "picture", "faces", "box", "rows",
-"bytes", "floor_us", "launches", "torch_launches", and, timed: "torch_us", "torch_graph_us", and of the fused kernel
-"us", "of_floor"}]}.
+"histories", "noise", "bytes", "floor_us", "launches", "torch_launches", and, timed: "torch_us", "torch_graph_us", and
+of the fused kernel "us", "of_floor"}]}.
 
 The torch operations (torch_operations.py) need nothing but torch. They are timed even if the fused kernels do not run
 because cuda-core, or code for the GPU, is missing.
@@ -35,7 +36,7 @@ from realisid_trt.commands.command_line import Outcome, execute, run
 from realisid_trt.errors import RequestError
 from realisid_trt.files import whole_or_not
 
-from .cases import CANVAS, CHANNELS, FRACTIONS, SDXL, Case, cases
+from .cases import CANVAS, CHANNELS, FRACTIONS, SDXL, Case, cases, sampler_cases
 from .measure import now, versions
 
 HALF_BYTES, SECTOR_BYTES = 2, 32
@@ -67,9 +68,16 @@ def merge_bytes(case: Case) -> int:
 
 
 def guide_bytes(case: Case) -> int:
-    """The bytes of the latents, read and written in float32, and of the predictions, read in half precision."""
+    """The bytes of latents and histories, read and written in float32, of noise, read in float32, and of the
+    predictions, read in half precision."""
     height, width = case.cells(0)
-    return CHANNELS * height * width * (2 * 4 + HALF_BYTES * case.rows)
+    return CHANNELS * height * width * (2 * 4 * (1 + case.histories) + 4 * case.noise + HALF_BYTES * case.rows)
+
+
+def guide_launches(case: Case) -> int:
+    """A product and a sum for each term but the first, which has no sum, in each line of torch_operations.GuideStep."""
+    lines = [case.rows, *(sum(value != 0 for value in line) for line in case.matrix[: 1 + case.histories])]
+    return sum(2 * terms - 1 for terms in lines)
 
 
 def _touched(size_in: int, size_out: int, per_group: int) -> int:
@@ -87,7 +95,7 @@ KERNELS = {
         # per level: mean, add and stack; per face and distinct set of branch rows: interpolate and add into a slice
         lambda case: len(SDXL) * (len(set(map(tuple, case.branches_of))) * (1 + 2 * case.faces) + case.rows + 1),
     ),
-    "guide_step": (guide_bytes, lambda case: 4 if case.rows == 1 else 8),
+    "guide_step": (guide_bytes, guide_launches),
 }
 
 
@@ -101,27 +109,34 @@ def measure(bandwidth: float, command: Sequence[str] = ()) -> dict[str, Any]:
     bench = _gpu_bench()
     if bench is not None:
         bandwidth = bench.copy_bandwidth()
+    # Two kernels are launch-bound: one shape is enough.
+    timed = [
+        (kernel, case)
+        for case in cases()
+        for kernel in KERNELS
+        if kernel == "relocate_merge" or (case.rows, case.fraction) == (3, FRACTIONS[0])
+    ]
     rows = []
-    for case in cases():
-        for kernel, (nbytes, torch_launches) in KERNELS.items():
-            if kernel != "relocate_merge" and (case.rows, case.fraction) != (3, FRACTIONS[0]):
-                continue  # launch-bound: one shape is enough
-            figures: dict[str, Any] = {
-                "kernel": kernel,
-                "picture": f"{case.width}×{case.height}",
-                "faces": case.faces,
-                "box": f"1/{case.fraction}",
-                "rows": case.rows,
-                "bytes": nbytes(case),
-                "floor_us": nbytes(case) / bandwidth / 1e3,
-                "launches": 1,
-                "torch_launches": torch_launches(case),
-            }
-            if bench is not None:
-                figures |= bench.time(kernel, case)
-                if "us" in figures:
-                    figures["of_floor"] = figures["floor_us"] / figures["us"]
-            rows.append(figures)
+    for kernel, case in [*timed, *(("guide_step", case) for case in sampler_cases())]:
+        nbytes, torch_launches = KERNELS[kernel]
+        figures: dict[str, Any] = {
+            "kernel": kernel,
+            "picture": f"{case.width}×{case.height}",
+            "faces": case.faces,
+            "box": f"1/{case.fraction}",
+            "rows": case.rows,
+            "histories": case.histories,
+            "noise": case.noise,
+            "bytes": nbytes(case),
+            "floor_us": nbytes(case) / bandwidth / 1e3,
+            "launches": 1,
+            "torch_launches": torch_launches(case),
+        }
+        if bench is not None:
+            figures |= bench.time(kernel, case)
+            if "us" in figures:
+                figures["of_floor"] = figures["floor_us"] / figures["us"]
+        rows.append(figures)
     return {
         "schema": 1,
         "date": now(),
@@ -154,11 +169,12 @@ def table(result: dict[str, Any]) -> list[str]:
     where = result["device"] or "dry run, no GPU: nothing was timed"
     lines = [f"{where}; floors at {result['bandwidth_gb_per_s']:.0f} GB/s; {result['date']}", ""]
     timed = result["device"] is not None
-    head = f"{'kernel':<16}{'picture':>11}{'faces':>6}{'box':>5}{'rows':>5}{'MB':>9}{'floor µs':>10}{'launches':>9}"
-    head += f"{'torch':>7}"
+    head = f"{'kernel':<16}{'picture':>11}{'faces':>6}{'box':>5}{'rows':>5}{'state':>8}{'MB':>9}{'floor µs':>10}"
+    head += f"{'launches':>9}{'torch':>7}"
     lines.append(head + (f"{'µs':>9}{'of floor':>9}{'torch µs':>10}{'in graph':>10}" if timed else ""))
     for row in result["cases"]:
         line = f"{row['kernel']:<16}{row['picture']:>11}{row['faces']:>6}{row['box']:>5}{row['rows']:>5}"
+        line += f"{row['histories'] or '—'}{'+noise' * row['noise']}".rjust(8)
         line += f"{row['bytes'] / 1e6:>9.2f}{row['floor_us']:>10.2f}{row['launches']:>9}{row['torch_launches']:>7}"
         if timed:
             fused = f"{row['us']:>9.1f}{row['of_floor']:>9.0%}" if "us" in row else f"{'—':>9}{'—':>9}"

@@ -16,7 +16,7 @@ spread is {"p50", "p95", "min", "max", "count"}; TFLOP are 1e12 operations, a mu
   engine        name, seal (digest of all that its manifest lists); backend and precision of the first engine
   engines       {"engine", or "engine:BACKEND" if several were asked for: {backend, precision}}
   left_out      {backend: the reason why --backend all does not measure it}
-  settings      height, width, steps, steps_without_id, runs, warmup, seed, prompt, compiler (of
+  settings      height, width, steps, steps_without_id, sampler, runs, warmup, seed, prompt, compiler (of
                 naive-compiled), controls (branches that are shown a picture), memory_format (of the baselines),
                 baseline (the class of their pipeline)
   cases         one per number of persons:
@@ -135,7 +135,7 @@ def _times(
             summarise(persons, taken, differences, scene.switch, per_row.get(persons, {}))
             for persons, taken, differences in interleaved(options, scene, list(engines), contenders, precision)
         ]
-    asked = {name: getattr(options, name) for name in ("runs", "warmup", "seed", "prompt", "compiler")}
+    asked = {name: getattr(options, name) for name in ("sampler", "runs", "warmup", "seed", "prompt", "compiler")}
     asked["controls"] = list(scene.controls)
     asked["memory_format"] = pipeline and pipeline.memory_format
     asked["baseline"] = pipeline and type(pipeline).__name__

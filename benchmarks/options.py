@@ -11,6 +11,7 @@ from realisid_trt.branches import Branch
 from realisid_trt.commands.flags import flags_of
 from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import RequestError
+from realisid_trt.loop.samplers import Sampler
 from realisid_trt.request import MAX_PERSONS
 
 # Baseline → its arguments of NaivePipeline.generate. Those without any measure diffusers' own pipeline too.
@@ -36,6 +37,7 @@ class Options:
     persons:       numbers of persons, each a case of its own; None: 1 and 2, or 0 where no branch is shown a person.
     controls:      names of the branches that are shown a picture; ("all",): every one that takes one; or ("none",).
                    One that is shown ID patches is shown a drawing in any case.
+    sampler:       of the engine, by name; baselines sample with DDIM.
     steps:         None takes the engine's default; height, width: px, None takes the model's size.
     runs, warmup:  numbers of measured rounds, and of short rounds before them.
     threads:       of the engine and of the baselines; None takes every core that this process may use.
@@ -53,6 +55,7 @@ class Options:
     baseline: tuple[str, ...] = ("naive",)
     persons: tuple[int, ...] | None = None
     controls: tuple[str, ...] = ("all",)
+    sampler: str = "ddim"
     steps: int | None = None
     height: int | None = None
     width: int | None = None
@@ -86,6 +89,9 @@ class Options:
         for count in self.persons or ():
             if not 0 <= count <= MAX_PERSONS:
                 raise RequestError(f"--persons {count}: an engine takes 0 to {MAX_PERSONS}.")
+        Sampler.of(self.sampler)
+        if self.sampler != "ddim" and self.baselines:
+            raise RequestError(f"--sampler {self.sampler}: baselines sample with DDIM. Add --baseline none.")
         unknown = sorted(set(self.baseline) - {*BASELINES, "none"})
         if unknown or ("none" in self.baseline and len(set(self.baseline)) > 1):
             raise RequestError(
@@ -183,6 +189,7 @@ examples:
         "baseline": shown,
         "persons": "default 1 2, or 0 where no branch is shown a person",
         "controls": "branches that are shown a picture: names, all or none, default all",
+        "sampler": f"of the engine, with --baseline none; {shown}",
         "steps": "denoising steps (default: the engine's)",
         "height": "of the picture (default: the model's)",
         "width": "of the picture (default: the model's)",

@@ -118,7 +118,7 @@ def table(result: Mapping[str, Any]) -> str:
         f"{result['engine']['name']}: {result['engine']['backend']}, {result['engine']['precision']}; {result['date']}",
         f"{hardware['cpu']}, {hardware['threads']} threads on {hardware['cores_available']} cores{ram}; "
         + ", ".join(f"{name} {result['versions'][name]}" for name in known if name in result["versions"]),
-        f"{settings['width']}×{settings['height']} px, {settings['steps']} steps"
+        f"{settings['width']}×{settings['height']} px, {settings['steps']} steps of {settings['sampler']}"
         + (f", {settings['steps_without_id']} of them without the ID" if has_persons else "")
         + f"; {settings['runs']} interleaved runs after {settings['warmup']}; ms, {SPREAD}",
     ]

@@ -13,8 +13,9 @@ from realisid_trt import Control, Person
 from realisid_trt.branches import Branch
 from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import RequestError
-from realisid_trt.loop.ddim import DDIM, initial_noise
+from realisid_trt.loop.noise import initial_noise
 from realisid_trt.loop.rows import in_window, steps_without_id
+from realisid_trt.loop.samplers import NoiseSchedule, table_of
 from realisid_trt.manifest import Manifest, Model
 from realisid_trt.persons.bodies import NUM_JOINTS
 from realisid_trt.persons.mesh import NUM_LANDMARKS
@@ -31,7 +32,8 @@ class Scene:
 
     height, width: px.
     steps:         of a picture; warm_steps: of a warm-up.
-    switch:        number of the first steps, without the ID.
+    switch:        number of the first evaluations of the networks, those of the steps without the ID.
+    sampler:       of engines; baselines sample with DDIM.
     latents:       (1, C, h, w) float32, the noise.
     controls:      for branches that are shown one picture.
     """
@@ -46,6 +48,7 @@ class Scene:
     latents: NDArray[np.float32]
     controls: Mapping[str, Control]
     seed: int
+    sampler: str
 
     @classmethod
     def of(cls, options: Options, manifest: Manifest) -> Scene:
@@ -57,7 +60,7 @@ class Scene:
             if side_px % multiple:
                 raise RequestError(f"--{name} is {side_px}, expected a multiple of {multiple} px.")
         steps = options.steps or config.num_inference_steps
-        DDIM.of(manifest).timesteps(steps)  # refuses a number of steps that the schedule does not have
+        table = table_of(options.sampler, NoiseSchedule.of(manifest), steps)
         delay = config.subject_conditioning_ratio, config.delay_rule
         shown = options.shown(config)
         acting = [branch for branch in config.table if branch in shown or branch.per == "person"]
@@ -69,10 +72,11 @@ class Scene:
             width,
             steps,
             warm_steps(steps, delay[0], [(branch.start, branch.end) for branch in acting], delay[1]),
-            steps_without_id(steps, *delay),
+            int((table.step_of < steps_without_id(steps, *delay)).sum()),
             initial_noise(options.seed, cells)[None],
             make_controls(shown, height, width, options.seed),
             options.seed,
+            options.sampler,
         )
 
     def persons(self, count: int) -> list[Person]:

@@ -17,7 +17,6 @@ ROUNDS, WARM = 20, 3
 COPY_BYTES = 2**30
 SLEEP_CYCLES = 3_000_000  # more than a millisecond
 FLUSH_BYTES = 2**28  # more than any second-level cache holds
-FIRST_STEP = (0.9, 0.1)  # A and B of the step that is compared
 Work = Callable[[], list[Tensor]]
 
 
@@ -177,24 +176,37 @@ class RelocateMerge:
 class GuideStep:
     def __init__(self, machine: Machine, case: Case) -> None:
         shape = CHANNELS, *case.cells(0)
-        self.latents = machine.normal(1, *shape, dtype=torch.float32)
-        self.before = self.latents.clone()  # the fused kernel writes where it reads
+        normal = functools.partial(machine.normal, dtype=torch.float32)
+        self.latents = normal(1, *shape)
+        self.histories = normal(1, case.histories, *shape) if case.histories else None
+        self.noise = normal(1, *shape) if case.noise else None
+        self.before = [array.clone() for array in self.written()]  # the fused kernel writes where it reads
         self.noise_pred = machine.normal(case.rows, *shape, dtype=torch.float16)
         self.factors = [-6.5, 2.5, 5.0] if case.rows == 3 else [1.0, 0.0, 0.0]
+        self.matrix = case.matrix
+
+    def written(self) -> list[Tensor]:
+        """Latents and histories, as they are now, (1, C, H, W) each."""
+        return [self.latents, *([] if self.histories is None else self.histories.unbind(1))]
 
     def plain(self) -> list[Tensor]:
-        return [self._guided(torch.float32)]
+        return list(self._guided(torch.float32))
 
     def exact(self) -> Iterator[Tensor]:
-        yield self._guided(torch.float64)
+        return self._guided(torch.float64)
 
-    def _guided(self, dtype: torch.dtype) -> Tensor:
+    def _guided(self, dtype: torch.dtype) -> Iterator[Tensor]:
+        latents, *histories = (array.to(dtype) for array in self.before)
         none, *others = self.noise_pred.to(dtype).split(1)
         predicted = self.factors[0] * none
         for factor, row in zip(self.factors[1:], others, strict=False):
             predicted = predicted + factor * row
-        scale, shift = FIRST_STEP
-        return scale * self.before.to(dtype) + shift * predicted
+        terms = dict(enumerate([latents, predicted, *histories]))
+        if self.noise is not None:
+            terms[4] = self.noise.to(dtype)
+        for line, _ in zip(self.matrix, self.before, strict=False):
+            first, *rest = [line[column] * term for column, term in terms.items() if line[column]]
+            yield sum(rest, first)
 
 
 Inputs = CropUpsample | RelocateMerge | GuideStep

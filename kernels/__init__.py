@@ -2,7 +2,7 @@
 
 crop_upsample   the face, cut out of the latents and up-sampled to the local branch's canvas
 relocate_merge  the residuals of all branches, placed, summed or averaged, and added to the UNet's skips
-guide_step      Eq. (8) and the DDIM update
+guide_step      Eq. (8) and one step of a sampler
 
 NAME.py states the operation once, in NumPy: the reference, which the CPU backend runs. NAME.cuh is the same in CUDA
 C++; kernels.cu lists the entry points, compile.py compiles them for GPUs, launch.py launches them, host.h builds them

@@ -28,9 +28,11 @@
 
 #define GUIDE_STEP(type, T) \
   ENTRY(guide_step_##type, \
-        (float* latents, int* step, int* tickets, const T* noise_pred, const int* decoder_of, const double* weights, \
-         const double* coefficients, int size), \
-        guide_step<T>(latents, step, tickets, noise_pred, decoder_of, weights, coefficients, size))
+        (float* latents, float* histories, int* step, int* tickets, const T* noise_pred, const int* decoder_of, \
+         const double* weights, const double* matrix, const float* noise, float* preview, int num_histories, \
+         int size), \
+        guide_step<T>(latents, histories, step, tickets, noise_pred, decoder_of, weights, matrix, noise, preview, \
+                      num_histories, size))
 
 #define TAKE(types, S, T) \
   ENTRY(take_##types, (const S* source, const int* rows, T* out, int size), take<S, T>(source, rows, out, size))

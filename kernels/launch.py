@@ -43,6 +43,9 @@ class Array:
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
 
+ABSENT = Array(0, (), "float32")  # a null pointer, where a kernel takes one
+
+
 @dataclass(frozen=True)
 class Levels:
     """The tables of relocate_merge, and how it is launched. Made by `levels`.
@@ -154,22 +157,34 @@ class Kernels:
         self,
         stream: Any,
         latents: Array,
+        histories: Array | None,
         step: Array,
         tickets: Array,
         noise_pred: Array,
         decoder_of: Array,
         weights: Array,
-        coefficients: Array,
+        matrix: Array,
+        noise: Array | None,
+        preview: Array | None,
     ) -> None:
         """As in guide_step.py. tickets: (B,) int32, counters of finished blocks, zero before and after the launch."""
         pictures, *shape = latents.shape
+        count = 0 if histories is None else histories.shape[1]
+        assert histories is None or count in (1, 2), f"histories is {histories.shape}, expected one or two of them"
+        optional = {
+            "histories": (histories, "float32", pictures, count, *shape),
+            "noise": (noise, "float32", pictures, *shape),
+            "preview": (preview, "float32", pictures, *shape),
+        }
         _agree(latents=(latents, "float32"), step=(step, "int32", pictures), tickets=(tickets, "int32", pictures),
                noise_pred=(noise_pred, noise_pred.dtype, noise_pred.shape[0], *shape),
                decoder_of=(decoder_of, "int32", pictures, 3), weights=(weights, "float64", pictures, 3),
-               coefficients=(coefficients, "float64", coefficients.shape[0], 2))  # fmt: skip
+               matrix=(matrix, "float64", matrix.shape[0], 4, 5),
+               **{name: stated for name, stated in optional.items() if stated[0] is not None})  # fmt: skip
         size = math.prod(shape)
-        arrays = latents, step, tickets, noise_pred, decoder_of, weights, coefficients
-        self._launch(stream, f"guide_step_{noise_pred.dtype}", (_blocks(size), pictures), arrays, (size,))
+        arrays = latents, histories, step, tickets, noise_pred, decoder_of, weights, matrix, noise, preview
+        given = [ABSENT if array is None else array for array in arrays]
+        self._launch(stream, f"guide_step_{noise_pred.dtype}", (_blocks(size), pictures), given, (count, size))
 
     def take(self, stream: Any, source: Array, rows: Array, out: Array) -> None:
         """out[r] = source[rows[r]], float32 or in the source's own type."""

@@ -15,9 +15,10 @@ if not _os.path.isdir(_os.path.join(__path__[0], "kernels")) and _os.path.isfile
 
 from .engine import Engine
 from .errors import RealisIDError
+from .loop.samplers import Sampler
 from .persons.identity import Identity
 from .persons.person import Person
 from .request import Control, Request, Result
 
-__version__ = "0.5.0"
-__all__ = ["Control", "Engine", "Identity", "Person", "RealisIDError", "Request", "Result", "__version__"]
+__version__ = "0.6.0"
+__all__ = ["Control", "Engine", "Identity", "Person", "RealisIDError", "Request", "Result", "Sampler", "__version__"]

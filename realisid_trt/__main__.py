@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .commands.arguments import parse_box, parse_controls, parse_person
+from .commands.arguments import chosen_sampler, parse_box, parse_controls, parse_numbers, parse_person
 from .commands.command_line import Outcome, execute, ratio, run
 from .errors import RequestError
 from .files import whole_or_not
@@ -43,7 +43,13 @@ def generate(options: argparse.Namespace) -> Outcome:
     given = {key: getattr(options, key) for key in _GENERATE if getattr(options, key) is not None}
     if (alpha := options.subject_conditioning_ratio) is not None:
         given["subject_conditioning_ratio"] = ratio(alpha, "--subject-conditioning-ratio")
+    if options.guidance_interval is not None:
+        given["guidance_interval"] = parse_numbers(options.guidance_interval, "--guidance-interval", "0.28,5.42")
+    steps = {"eta": options.eta}
+    if options.timesteps is not None:
+        steps["timesteps"] = parse_numbers(options.timesteps, "--timesteps", "999,749,499,249")
     engine = Engine.load(options.engine, options.backend, options.device, memory=options.memory)
+    given["sampler"] = chosen_sampler(options.sampler or engine.config.sampler, **steps)
     with tqdm(desc="denoising", unit="step") as bar:
 
         def progress(step: int, total: int) -> None:
@@ -66,7 +72,7 @@ def generate(options: argparse.Namespace) -> Outcome:
         if person.anchor is not None:
             lines[-1] += f", ID patch about ({person.anchor[0]:.0f}, {person.anchor[1]:.0f}) px"
         lines += [f"person {number}: {note}" for note in person.notes]
-    lines += ["", *timing_table(result.timings, result.rows), result.backend]
+    lines += ["", *timing_table(result.timings, result.rows), result.sampler, result.backend]
     values = {
         "out": [str(path) for path in paths],
         "seed": result.seed,
@@ -75,6 +81,7 @@ def generate(options: argparse.Namespace) -> Outcome:
         "step_ms": result.step_ms,
         "rows": result.rows,
         "backend": result.backend,
+        "sampler": result.sampler,
         "notes": result.notes,
     }
     return Outcome(values, lines)
@@ -259,8 +266,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, help="default: random, and printed")
     sub.add_argument("--num-images", type=int, default=1)
     sub.add_argument("--steps", dest="num_inference_steps", type=int, metavar="S")
-    sub.add_argument("--guidance-scale", type=float, metavar="λt")
+    sub.add_argument("--sampler", metavar="NAME", help="such as dpmpp-2m-karras or euler; default: the checkpoint's")
+    sub.add_argument("--eta", type=float, metavar="η", help="of ddim: share of fresh noise, 0 to 1; of tcd: its γ")
+    sub.add_argument("--timesteps", metavar="T,T,…", help="one for each step, from noise to picture: 999,749,499,249")
+    sub.add_argument("--guidance-scale", type=float, metavar="λt", help="1: no guidance, which model cards may call 0")
     sub.add_argument("--id-guidance-scale", type=float, metavar="λi")
+    sub.add_argument(
+        "--guidance-interval", metavar="LOW,HIGH", help="noise levels σ; other steps have no guidance and cost one row"
+    )
     sub.add_argument("--subject-conditioning-ratio", metavar="α", help="0 to 1, or none to switch the delay off")
     for name in ("local", "global"):
         text = f"of the branch {name}, if the engine has one; the same as --control {name}=scale=S"

@@ -81,3 +81,12 @@ def check_finite(array: NDArray[np.float32], what: str) -> NDArray[np.float32]:
             "without --fp16, or with a VAE made for it. In float32 check the checkpoint's weights and the scales."
         )
     return array
+
+
+def device_name(device: object) -> str | None:
+    """The name of a device that is given by name, as a torch.device, or not at all. Raises RequestError."""
+    if hasattr(device, "type") and hasattr(device, "index"):  # a torch.device
+        return str(device)
+    if device is None or isinstance(device, str):
+        return device
+    raise RequestError(f"device is {device!r}, expected cpu, cpu:N, cuda, cuda:N or None.")

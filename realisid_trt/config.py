@@ -9,7 +9,8 @@ from typing import Any
 
 from .branches import BRANCH_OPTIONS, FACE_STYLES, IDPATCH_BRANCHES, REQUIRED, Branch, realisid_branches, table_of
 from .checks import is_finite, is_whole
-from .errors import CheckpointError
+from .errors import CheckpointError, RequestError
+from .loop.samplers import Sampler
 
 METHODS = ("realisid", "idpatch", "controlnet")
 OPTIONS: dict[str, tuple[str, ...]] = {
@@ -22,6 +23,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "relocate_mode": ("bilinear", "area"),
     "overlap": ("sum", "average", "priority"),
     "pose_style": FACE_STYLES,
+    "steps": ("free", "fixed"),
 }
 
 # Defaults of the keys that a method sets otherwise than RealisID.
@@ -72,6 +74,9 @@ class RealisIDConfig:
     pose_style:          named preset by which landmarks are drawn.
     guidance_scale, id_guidance_scale: λt and λi of Eq. (8); λi None is the request's λt: two-way guidance.
     num_inference_steps: default of a request.
+    sampler:             default of a request: a name, or an object of Sampler's fields; None: DDIM by scheduler/.
+    steps:               "fixed" for distilled weights, which know no other number of steps than num_inference_steps.
+                         `timesteps` of the sampler say the same. "free": any number.
     force_zeros_for_empty_prompt: no negative prompt → zeros for both text embeddings of the none row.
     """
 
@@ -93,6 +98,8 @@ class RealisIDConfig:
     guidance_scale: float = 7.5
     id_guidance_scale: float | None = 5.0
     num_inference_steps: int = 30
+    sampler: Sampler | None = None
+    steps: str = "free"
     force_zeros_for_empty_prompt: bool = True
 
     @classmethod
@@ -112,6 +119,7 @@ class RealisIDConfig:
             )
         given = dict(values)
         rows = given.pop("branches", None)
+        given["sampler"] = _sampler(given.get("sampler"), source, advice)
         config = cls(**{**METHOD_DEFAULTS.get(str(given.get("method")), {}), **given})
         if refused := config._refused():
             key, expected = refused
@@ -149,6 +157,12 @@ class RealisIDConfig:
             rows = realisid_branches(self.branch_pooled_text)
         return tuple(Branch.from_dict(row, self.pose_style, f"the rows of {self.method}") for row in rows)
 
+    @property
+    def fixed_steps(self) -> int | None:
+        """The number of steps that distilled weights know; None where any number will do."""
+        listed = self.sampler is not None and self.sampler.timesteps is not None
+        return self.num_inference_steps if listed or self.steps == "fixed" else None
+
     def resolved(self) -> RealisIDConfig:
         """The same with the table written out, as a manifest holds it."""
         return replace(self, branches=self.table, branch_pooled_text=None)
@@ -182,6 +196,12 @@ class RealisIDConfig:
     def _contradiction(self) -> str | None:
         """What keys that are possible by themselves say against each other, and what to do."""
         table, aligned = self.table, self.id_input == "aligned_face"
+        timesteps = None if self.sampler is None else self.sampler.timesteps
+        if timesteps is not None and len(timesteps) != self.num_inference_steps:
+            return (
+                f"sampler has {len(timesteps)} timesteps, and num_inference_steps is {self.num_inference_steps}. Write "
+                f"num_inference_steps {len(timesteps)}, or as many timesteps as there are steps."
+            )
         if aligned and self.null_id == "zero_image":
             return (
                 'null_id is "zero_image", and id_input "aligned_face" has no image encoder. Write null_id '
@@ -236,8 +256,23 @@ class RealisIDConfig:
             values["branches"] = list(values["branches"])  # as JSON reads it
         if self.branch_pooled_text is None:
             del values["branch_pooled_text"]
+        if self.sampler is None:
+            del values["sampler"]
+        else:
+            values["sampler"] = self.sampler.to_json()
+        if self.steps == "free":
+            del values["steps"]
         if self.branches is None and self.method == "realisid":
             for key in BEFORE_TABLES:
                 if values[key] == getattr(RealisIDConfig, key):
                     del values[key]
         return values
+
+
+def _sampler(value: Any, source: str, advice: str) -> Sampler | None:
+    """The value of the key `sampler`. Raises CheckpointError."""
+    try:
+        return None if value is None else Sampler.of(value)
+    except RequestError as error:
+        key = "" if str(error).startswith("sampler") else "sampler: "
+        raise CheckpointError(f"{source}: {key}{error} {advice}") from error

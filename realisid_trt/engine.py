@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Literal, Unpack, cast, overload
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .backends import Backend, open_backend
-from .checks import check_finite
+from .checks import check_finite, device_name
 from .errors import BackendError, EngineMismatch, RealisIDError, RequestError
 from .loop.controls import blanks, branches_of, drawings, with_images, with_patches
 from .loop.denoise import denoise, loop_networks
@@ -22,6 +21,7 @@ from .loop.drafts import Draft
 from .loop.outcomes import Outcomes, Stopwatch, part_of
 from .loop.picture import decode, to_pil
 from .loop.prologue import Prologue
+from .loop.samplers import Sampler
 from .loop.stages import MEMORY, Stages
 from .manifest import Manifest
 from .persons.boxes import Grid
@@ -32,7 +32,10 @@ from .persons.people import People
 from .persons.person import Person, placeholder
 from .persons.photo import Photo
 from .persons.prepared import Seen
-from .request import BatchOptions, Control, GenerateOptions, Progress, Request, Result, spelled_out
+from .request import BatchOptions, Control, GenerateOptions, Progress, Request, Result, check_batch, spelled_out
+
+if TYPE_CHECKING:
+    from .loop.sampler_tables import Table
 
 CLOSED = "this engine was closed. Load it again: Engine.load(…)."
 
@@ -57,8 +60,10 @@ class Engine:
         self._loop_networks = loop_networks(self.config.table)
         self._people = People(backend, finder, self.model, self.config, FaceEncoder.of(manifest))
         self._prologue = Prologue(manifest, backend, share_rows)
-        self._stages = Stages(manifest, backend, memory)
-        self._tile = self.model.sample_size if memory == "low" else None
+        self._stages, self._tile = (
+            Stages(manifest, backend, memory),
+            self.model.sample_size if memory == "low" else None,
+        )
         self._lock, self._user, self._closed = threading.Lock(), 0, False
 
     @classmethod
@@ -98,10 +103,7 @@ class Engine:
             raise RequestError(f'path is {path!r}, expected the path of an engine directory: "engines/miniature".')
         if not isinstance(backend, str):
             raise RequestError(f'backend is {backend!r}, expected a name, or "auto".')
-        if hasattr(device, "type") and hasattr(device, "index"):  # a torch.device
-            device = str(device)
-        if device is not None and not isinstance(device, str):
-            raise RequestError(f"device is {device!r}, expected cpu, cpu:N, cuda, cuda:N or None.")
+        device = device_name(device)
         if face_landmarker is not None and not isinstance(face_landmarker, (str, os.PathLike)):
             raise RequestError(f"face_landmarker is {face_landmarker!r}, expected the path of a face_landmarker.task.")
         if memory not in MEMORY:
@@ -210,7 +212,7 @@ class Engine:
         """
         self._check_free()
         request, grid = Request(prompt, persons, controls=controls), self._prologue.grid(height, width)
-        draft = self._prologue.draft(request, self.config.num_inference_steps, grid)
+        draft = self._prologue.draft(request, self._prologue.sampler_table(None, None), grid)
         seen = self._see(draft, grid)
         if not seen.people or not any(branch.condition == "id_patches" for branch in self.config.table):
             return seen.drawings
@@ -223,8 +225,8 @@ class Engine:
         """Pictures of the prompt and the given persons.
 
         negative_prompt, num_images, seed, latents, guidance_scale, id_guidance_scale, subject_conditioning_ratio,
-        controls, local_scale, global_scale: see `Request`.
-        num_inference_steps, height, width, output, progress: see `generate_batch`, for what is raised too.
+        guidance_interval, controls, local_scale, global_scale: see `Request`.
+        num_inference_steps, sampler, height, width, output, progress: see `generate_batch`, for what is raised too.
         """
         if unknown := sorted(options.keys() - GenerateOptions.__optional_keys__):
             raise TypeError(f"Engine.generate() got an unexpected keyword argument {unknown[0]!r}")
@@ -248,6 +250,7 @@ class Engine:
         requests: Sequence[Request],
         *,
         num_inference_steps: int | None = None,
+        sampler: str | Mapping[str, Any] | Sampler | None = None,
         height: int | None = None,
         width: int | None = None,
         output: str = "pil",
@@ -257,44 +260,41 @@ class Engine:
         """One Result per request, all made in one pass; where ID tokens follow the text, in one pass for each number of
         persons and of steps without ID.
 
-        num_inference_steps: S, common to the batch.
+        num_inference_steps: S, common to the batch. None: the config's, or one for each of the sampler's timesteps.
+        sampler:             a name or a `Sampler`, common to the batch. None: the config's.
         height, width:       of the pictures, px; common to the batch. Multiples of f·2^(L-1).
         output:              "pil", "np" ((H, W, 3) float32 in [0, 1]) or "latents" (no VAE).
-        progress:            called after each step with (steps done, steps in all), of all passes.
+        progress:            called after each step with (steps done, steps in all), of all passes; a step with two
+                             evaluations of the networks, as Heun's, is two.
         errors:              "raise": an error of any request is raised; its `request` is the number of that request.
                              "return": the error takes the place of the request's Result, and the others are made.
 
         Raises RequestError, BoxError, ShapeError or PhotoError before any step, NumericsError after the last. An error
         of the whole batch is raised with "return" too.
         """
-        if output not in ("pil", "np", "latents"):
-            raise RequestError(f'output is {output!r}, expected "pil", "np" or "latents".')
-        if errors not in ("raise", "return"):
-            raise RequestError(f'errors is {errors!r}, expected "raise" or "return".')
-        if not isinstance(requests, Sequence) or not requests or not all(isinstance(r, Request) for r in requests):
-            raise RequestError("requests is empty or not a list of Request. Write [Request('…', [Person(…)]), …].")
+        check_batch(requests, output, errors)
         self._check_free()
-        prologue, coefficients = self._prologue, self._prologue.coefficients(num_inference_steps)
-        steps, grid = len(coefficients), prologue.grid(height, width)
+        prologue, planner = self._prologue, self._prologue.planner
+        table, grid = prologue.sampler_table(sampler, num_inference_steps), prologue.grid(height, width)
         outcomes, watch = Outcomes(len(requests), keep=errors == "return"), Stopwatch()
-        drafts = outcomes.each(dict(enumerate(requests)), lambda r: prologue.draft(r, steps, grid))
-        for group in prologue.groups(drafts, steps):
-            prologue.plan(list(group.values()), steps, grid)  # what is too large is refused before a face is searched
+        drafts = outcomes.each(dict(enumerate(requests)), lambda r: prologue.draft(r, table, grid))
+        for group in planner.groups(drafts, table):
+            planner.plan(list(group.values()), table, grid)  # what is too large is refused before a face is searched
         with watch("persons"):  # without the lock: another batch may be running
             seen = outcomes.each(drafts, lambda draft: self._see(draft, grid))
-        groups, results = prologue.groups({place: drafts[place] for place in seen}, steps), dict[int, Result]()
+        groups, results = planner.groups({place: drafts[place] for place in seen}, table), dict[int, Result]()
         with self._use():
             for number, group in enumerate(groups):
                 self.backend.start_request()
                 told = progress and part_of(progress, number, len(groups))
-                results |= self._make(group, seen, coefficients, grid, outcomes, watch.copy(), output, told)
+                results |= self._make(group, seen, table, grid, outcomes, watch.copy(), output, told)
         return outcomes.in_order(results)
 
     def _make(
         self,
         drafts: Mapping[int, Draft],
         seen: Mapping[int, Seen],
-        coefficients: NDArray[np.float64],
+        sampler: Table,
         grid: Grid,
         outcomes: Outcomes,
         watch: Stopwatch,
@@ -308,7 +308,7 @@ class Engine:
         if not people_of:
             return {}
         drafts = {place: drafts[place] for place in people_of}  # without those that failed
-        plan = prologue.plan(list(drafts.values()), len(coefficients), grid)
+        plan = prologue.planner.plan(list(drafts.values()), sampler, grid)
         people = [person for persons in people_of.values() for person in persons]
         with self._during("text", watch):
             embedded = prologue.embed_texts(plan.texts)
@@ -320,7 +320,7 @@ class Engine:
             shown = [with_patches(self.config.table, seen[place].drawings, people_of[place]) for place in drafts]
             conditions = prologue.embed_conditions(shown, [len(each) for each in people_of.values()], plan)
         branches = prologue.branch_tables(list(drafts.values()), branch_embs, conditions)
-        batch = prologue.batch(list(drafts.values()), people, plan, embedded, unet_emb, branches, coefficients, grid)
+        batch = prologue.batch(list(drafts.values()), people, plan, embedded, unet_emb, branches, grid)
         with self._during("denoise", watch):
             step_ms = denoise(self.backend, batch, progress)
             finite = self.backend.all_finite(batch.latents)
@@ -343,8 +343,9 @@ class Engine:
                 timings=timings,
                 step_ms=tuple(step_ms),
                 rows=dict(self.backend.usage.rows),
+                sampler=sampler.description,
                 backend=f"{self.backend.name} on {self.backend.device}, {self.backend.precision}",
-                notes=drafts[place].notes,
+                notes=drafts[place].notes + prologue.planner.notes(drafts[place], sampler),
             )
             for place, pictures in pictures_of.items()
         }
@@ -396,5 +397,4 @@ class Engine:
                 self._user = 0
 
 
-signature = spelled_out(inspect.signature(Engine.generate), inspect.signature(Engine.generate_batch))
-Engine.generate.__signature__ = signature  # type: ignore[attr-defined]
+Engine.generate.__signature__ = spelled_out(Engine.generate, Engine.generate_batch)  # type: ignore[attr-defined]

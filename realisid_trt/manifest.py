@@ -21,7 +21,7 @@ from .config import RealisIDConfig
 from .errors import EngineDamaged, EngineMismatch, EngineMissing, ShapeError
 from .files import VerifiedFiles, sha256
 
-FORMAT = 5
+FORMAT = 6
 MANIFEST = "manifest.json"
 CONSTANTS = "constants.safetensors"
 FACE_ENCODER = "face_encoder"  # the folder of the face encoder

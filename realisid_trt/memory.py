@@ -171,8 +171,8 @@ def arena_bytes(manifest: Manifest, build: Build, size: Size, tile: int | None =
     allocates. tile: as for `decode`. Raises ShapeError.
     """
     backend, model = CountingBackend(manifest, build), manifest.model
-    prologue, steps = Prologue(manifest, backend, share_rows=True), manifest.config.num_inference_steps
-    coefficients, grid = prologue.coefficients(steps), prologue.grid(size.resolution, size.resolution)
+    prologue = Prologue(manifest, backend, share_rows=True)
+    sampler, grid = prologue.sampler_table(None, None), prologue.grid(size.resolution, size.resolution)
     table, request = manifest.config.table, Request("", [Person("")] * size.persons)
     given = tuple(
         Setting(1.0, branch.start, branch.end, _zeros(1) if branch.per == "picture" else None, (True,) * size.persons)
@@ -180,7 +180,7 @@ def arena_bytes(manifest: Manifest, build: Build, size: Size, tile: int | None =
     )
     texts = [(((2 * picture,),), ((2 * picture + 1,),)) for picture in range(size.batch)]
     drafts = [Draft(request, 0, pair, None, given) for pair in texts]
-    plan = prologue.plan(drafts, steps, grid)
+    plan = prologue.planner.plan(drafts, sampler, grid)
     text = TextEmbedding.zeros(
         next(iter(model.tokenizers.values())).max_length, model.cross_attention_dim, model.pooled_dim
     )
@@ -190,14 +190,12 @@ def arena_bytes(manifest: Manifest, build: Build, size: Size, tile: int | None =
         _condition(manifest, build, backend, branch, people if branch.per == "person" else size.batch, size.resolution)
         for branch in table
     ]
-    latents = backend.put(_zeros(size.batch, model.latent_channels, *grid.size(0)))
-    step, of_steps = backend.put(_zeros(size.batch, dtype=np.int32)), backend.put(coefficients)
+    stepped = prologue.stepped(_zeros(size.batch, model.latent_channels, *grid.size(0)), sampler)
     prompt_embeds, id_tokens, token_rows = _tokens(manifest, backend, len(plan.texts.distinct), text, people)
     batch = Batch(
-        latents=latents,
-        step=step,
+        **stepped,
+        step_noise=lambda step: None,
         plans=plan.rows,
-        coefficients=of_steps,
         prompt_embeds=prompt_embeds,
         unet_tokens=manifest.config.unet_tokens,
         unet_emb=unet_emb,

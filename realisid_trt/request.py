@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from .checks import finite, whole
 from .errors import RequestError
+from .loop.samplers import Sampler
 from .persons.person import Person, PlacedPerson
 from .persons.photo import Photo
 
@@ -55,6 +56,8 @@ class Request:
     latents:    (num_images, C, h, w) floats to start from instead of noise.
     guidance_scale, id_guidance_scale: λt and λi of Eq. (8).
     subject_conditioning_ratio: α of the delay in [0, 1]; None switches the delay off.
+    guidance_interval: (low, high] in noise levels σ = √((1 - ᾱ)/ᾱ), such as (0.28, 5.42): steps outside of it have no
+                guidance, λt = λi = 1, and cost one row. None guides every step.
     controls:   name of a branch → Control. `inspect` shows the names that an engine has.
     local_scale, global_scale: the same as controls={"local": Control(scale=…), "global": Control(scale=…)}.
     """
@@ -68,6 +71,7 @@ class Request:
     guidance_scale: float | None = None
     id_guidance_scale: float | None = None
     subject_conditioning_ratio: float | None | Omitted = OMITTED
+    guidance_interval: tuple[float, float] | None = None
     controls: Mapping[str, Control] | None = None
     local_scale: float | None = None
     global_scale: float | None = None
@@ -98,8 +102,20 @@ class Request:
                 raise RequestError(
                     f"subject_conditioning_ratio is {ratio!r}, expected a number from 0 to 1, or None for no delay."
                 )
+        numbers["guidance_interval"] = self._checked_interval()
         numbers |= {"local_scale": None, "global_scale": None}  # in controls from now on
         return replace(self, **(numbers | {"controls": self._checked_controls()}))
+
+    def _checked_interval(self) -> tuple[float, float] | None:
+        if self.guidance_interval is None:
+            return None
+        given = self.guidance_interval
+        ends = [finite(end) for end in given] if isinstance(given, Sequence) and not isinstance(given, str) else []
+        if len(ends) == 2 and (low := ends[0]) is not None and (high := ends[1]) is not None and 0 <= low < high:
+            return low, high
+        raise RequestError(
+            f"guidance_interval is {given!r}, expected two noise levels σ, 0 <= low < high, such as (0.28, 5.42)."
+        )
 
     def _checked_controls(self) -> dict[str, Control]:
         """`controls` with plain numbers, the scales of the aliases among them."""
@@ -134,6 +150,7 @@ class RequestOptions(TypedDict, total=False):
     guidance_scale: float | None
     id_guidance_scale: float | None
     subject_conditioning_ratio: float | None | Omitted
+    guidance_interval: tuple[float, float] | None
     controls: Mapping[str, Control] | None
     local_scale: float | None
     global_scale: float | None
@@ -146,6 +163,7 @@ class BatchOptions(TypedDict, total=False):
     """Options that all pictures of a batch share. See `Engine.generate_batch`."""
 
     num_inference_steps: int | None
+    sampler: str | Mapping[str, Any] | Sampler | None
     height: int | None
     width: int | None
     output: str
@@ -156,13 +174,24 @@ class GenerateOptions(RequestOptions, BatchOptions, total=False):
     """The keywords of `Engine.generate`."""
 
 
-def spelled_out(generate: inspect.Signature, generate_batch: inspect.Signature) -> inspect.Signature:
+def check_batch(requests: object, output: object, errors: object) -> None:
+    """Raises RequestError for arguments of `Engine.generate_batch` that are of no use."""
+    if output not in ("pil", "np", "latents"):
+        raise RequestError(f'output is {output!r}, expected "pil", "np" or "latents".')
+    if errors not in ("raise", "return"):
+        raise RequestError(f'errors is {errors!r}, expected "raise" or "return".')
+    if not isinstance(requests, Sequence) or not requests or not all(isinstance(r, Request) for r in requests):
+        raise RequestError("requests is empty or not a list of Request. Write [Request('…', [Person(…)]), …].")
+
+
+def spelled_out(generate: Callable[..., Any], generate_batch: Callable[..., Any]) -> inspect.Signature:
     """The signature of `Engine.generate` with every keyword and its default: for `help`, `inspect` and notebooks."""
-    fields, common = inspect.signature(Request).parameters, generate_batch.parameters
+    signature = inspect.signature(generate)
+    fields, common = inspect.signature(Request).parameters, inspect.signature(generate_batch).parameters
     named = [fields[name] for name in fields if name in RequestOptions.__optional_keys__]
     named += [common[name] for name in common if name in BatchOptions.__optional_keys__]
-    first = [parameter for name, parameter in generate.parameters.items() if name != "options"]
-    return generate.replace(parameters=[*first, *(each.replace(kind=each.KEYWORD_ONLY) for each in named)])
+    first = [parameter for name, parameter in signature.parameters.items() if name != "options"]
+    return signature.replace(parameters=[*first, *(each.replace(kind=each.KEYWORD_ONLY) for each in named)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,10 +204,11 @@ class Result:
     persons: the place of each person, and notes on the photos.
     timings: milliseconds of each stage, for all requests of its pass ("persons": of the batch's search for faces too);
              inside "denoise", of each network and kernel, unless its steps were replayed as CUDA graphs.
-    step_ms: milliseconds of each denoising step.
+    step_ms: milliseconds of each evaluation of the networks: of each step, and of both halves of one of Heun's.
     rows:    rows that each network evaluated for all requests of its pass, counted by the backend.
     backend: which backend ran, on which device, in which precision.
-    notes:   decisions about the pictures in `controls`, in sentences.
+    sampler: its name, and how many steps it took.
+    notes:   decisions about the pictures in `controls`, and what is unusual about the steps, in sentences.
     """
 
     images: list[Any]
@@ -189,4 +219,5 @@ class Result:
     step_ms: tuple[float, ...]
     rows: Mapping[str, int]
     backend: str
+    sampler: str
     notes: tuple[str, ...] = ()

@@ -12,15 +12,24 @@ import torch
 from torch import Tensor
 
 from export.checkpoint import Checkpoint
+from realisid_trt.errors import CheckpointError
 
 
 class Diffusion:
     """The noise schedule of a checkpoint. alphas: (T,) float32, ᾱ_t = alphas_cumprod."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
+        """Raises CheckpointError for a network that predicts clean latents."""
         scheduler = checkpoint.load_scheduler()
+        prediction: str = scheduler.config.prediction_type
+        if prediction == "sample":
+            raise CheckpointError(
+                f"{checkpoint.path}: scheduler/scheduler_config.json says prediction_type sample. Networks that "
+                "predict the clean latents were distilled to a single step, and training asks for noise levels that "
+                "they do not know. Train on the model that it was distilled from."
+            )
         self.alphas: Tensor = scheduler.alphas_cumprod.float()
-        self.velocity: bool = scheduler.config.prediction_type == "v_prediction"
+        self.velocity: bool = prediction == "v_prediction"
 
     def draw(self, rng: np.random.Generator, shape: tuple[int, ...]) -> dict[str, Tensor]:
         """Noise of that shape and a uniform timestep, of one example."""

@@ -21,7 +21,9 @@ from realisid_trt.files import file_sha256, whole_or_not
 
 ORIGIN = "origin.json"
 # of realisid_config.json: defaults of a request, which no training reads
-REQUEST_KEYS = {"guidance_scale", "id_guidance_scale", "num_inference_steps", "subject_conditioning_ratio"}
+REQUEST_KEYS = {
+    "guidance_scale", "id_guidance_scale", "num_inference_steps", "subject_conditioning_ratio", "sampler", "steps",
+}  # fmt: skip
 
 
 def trained_for(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -39,7 +39,7 @@ from .publishing import (
     write_json,
     write_nets,
 )
-from .schedule import FILE, ddim_schedule
+from .schedule import FILE, read_schedule
 from .weights import link_or_copy, same_disk
 
 __all__ = [
@@ -67,7 +67,7 @@ def adopt_controlnets(
 
     requests: the rows of its table, in this order. base: folder of a model in diffusers' layout, or the id of a hub
               model in this machine's cache; it is referred to, not copied.
-    report:   called with a line for each net.
+    report:   called with a line for each net, and with what is said of the sampler.
 
     Raises RequestError, CheckpointError or DiskError; nothing is published then.
     """
@@ -75,11 +75,12 @@ def adopt_controlnets(
     found = Base.find(base, options.variant)
     nets = [Net.open(request, options.variant) for request in requests]
     target = free_target(out, [found.folder, *(request.folder for request in requests)])
-    schedule = ddim_schedule(found.folder / "scheduler")
+    schedule = read_schedule(found.folder / "scheduler")
     parts = {name: full_config(component) for name, component in found.parts.items()}
     pooled = "per_row" if parts["unet"]["addition_embed_type"] else "zeros"
     # SDXL says that zeros stand for an absent prompt; SD 1.5 says nothing, and means the empty text
     values = {"method": "controlnet", "branches": _rows(nets, pooled), ZEROS: bool(found.index.get(ZEROS, False))}
+    values |= schedule.config
     config = RealisIDConfig.from_dict(values, "the new checkpoint")
     check_fit(nets, parts, config, found.texts, base)
     lines = [_line(net) for net in nets]
@@ -87,13 +88,15 @@ def adopt_controlnets(
     with published(target, nets, options, 0) as partial:
         write_nets(nets, partial, options, report)
         (partial / "scheduler").mkdir()
-        write_json(partial / "scheduler" / FILE, schedule)
+        write_json(partial / "scheduler" / FILE, schedule.scheduler)
         write_json(partial / CONFIG, config.to_dict())
         index = {"base_model": found.reference(target), **_entries(nets), "scheduler": ["diffusers", "DDIMScheduler"]}
         write_json(
             partial / INDEX, {"_class_name": "RealisIDPipeline", "_made_by": MADE_BY, **index, "licences": lines}
         )
         adopted = adopted_at(target, checked(partial, found.folder, options.variant), lines)
+    for said in schedule.said:
+        report(said)
     return adopted
 
 
@@ -121,7 +124,7 @@ def add_controlnets(
     options: AdoptOptions = DEFAULTS,
     report: Report = lambda line: None,
 ) -> Adopted:
-    """The same checkpoint with more rows. Everything else, such as its scheduler, stays as it is.
+    """The same checkpoint with more rows. Everything else, such as its schedule and its sampler, stays as it is.
 
     report, and what is raised: as in `adopt_controlnets`.
     """

@@ -42,7 +42,7 @@ from .publishing import (
     write_nets,
 )
 from .same_person import check_same_person, lines_of
-from .schedule import FILE, ddim_schedule
+from .schedule import FILE, read_schedule
 from .weights import common_dtype, write_tensors
 
 NET = "ControlNetModel"  # its folder
@@ -83,9 +83,9 @@ def adopt_idpatch(
     net.check_family(parts["unet"], base)
     projections = read_projections(folder / ID_PATCH_PICKLE, parts["unet"]["cross_attention_dim"], WIDTH)
     target = free_target(out, [found.folder, folder, request.file])
-    schedule = ddim_schedule(found.folder / "scheduler")
+    schedule = read_schedule(found.folder / "scheduler")
     patch_px = math.isqrt(projections[1].config["output_dim"])
-    values: dict[str, Any] = {"method": "idpatch"}
+    values: dict[str, Any] = {"method": "idpatch", **schedule.config}
     if patch_px != RealisIDConfig.from_dict(values).patch_px:
         values["patch_px"] = patch_px
     config = RealisIDConfig.from_dict(values, "the new checkpoint")
@@ -107,7 +107,7 @@ def adopt_idpatch(
         write_nets([net], partial, options, report)
         _report_hashes([*net.component.files, folder / ID_PATCH_PICKLE, request.file], report)
         (partial / "scheduler").mkdir()
-        write_json(partial / "scheduler" / FILE, schedule)
+        write_json(partial / "scheduler" / FILE, schedule.scheduler)
         write_json(partial / CONFIG, values)
         lines = _licences(folder, encoder, request, base if found.is_hub else source_name(found.folder), found.folder)
         index = {
@@ -119,6 +119,8 @@ def adopt_idpatch(
             partial / INDEX, {"_class_name": "RealisIDPipeline", "_made_by": MADE_BY, **index, "licences": lines}
         )
         adopted = adopted_at(target, checked(partial, found.folder, options.variant), lines)
+    for said in schedule.said:
+        report(said)
     for source, licence in dict.fromkeys((line["source"], line["licence"] or "") for line in lines):
         if RESTRICTED in licence.lower().replace(" ", ""):
             report(

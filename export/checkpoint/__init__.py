@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import CheckpointError
+from realisid_trt.loop.samplers import NoiseSchedule
 
 from .checks import check_all, check_steps, check_tokenizer
 from .classes import (
@@ -128,7 +129,6 @@ class Checkpoint:
                 extractor = folders.find("feature_extractor") / "preprocessor_config.json"
                 configs["feature_extractor"] = read_json(extractor, "it says how photos are normalised")
             facts = check_all(configs, realisid, texts, face_encoder)
-            check_steps(ddim, realisid)
             for name in texts:
                 check_tokenizer(folders.find(tokenizer_of(name)), configs[name])
             checkpoint = cls(
@@ -141,6 +141,7 @@ class Checkpoint:
                 face_encoder=face_encoder,
                 **facts,
             )
+            check_steps(realisid, ddim, checkpoint.noise_schedule)
             if realisid.null_id == "file" and realisid.id_input != "none":
                 checkpoint._check_null_id_file()
         return checkpoint
@@ -247,6 +248,18 @@ class Checkpoint:
 
         with quiet():
             return DDIMScheduler.from_config(dict(self.scheduler_config))  # type: ignore[no-untyped-call]
+
+    @property
+    def noise_schedule(self) -> NoiseSchedule:
+        """The noise schedule, as an engine has it."""
+        scheduler = self.load_scheduler()
+        return NoiseSchedule(
+            alphas_cumprod=scheduler.alphas_cumprod.double().numpy(),
+            final_alpha_cumprod=float(scheduler.final_alpha_cumprod),
+            timestep_spacing=scheduler.config.timestep_spacing,
+            steps_offset=scheduler.config.steps_offset,
+            prediction_type=scheduler.config.prediction_type,
+        )
 
     def tokenizer_folder(self, name: str) -> Path:
         """The tokenizer's folder; `name` is the tokenizer's or its text encoder's."""

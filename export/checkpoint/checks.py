@@ -11,7 +11,9 @@ from typing import Any
 from realisid_trt.branches import Branch
 from realisid_trt.checks import is_finite, is_whole
 from realisid_trt.config import RealisIDConfig
-from realisid_trt.errors import CheckpointError
+from realisid_trt.errors import CheckpointError, RequestError
+from realisid_trt.loop.noise_levels import PREDICTIONS, SPACINGS
+from realisid_trt.loop.samplers import NoiseSchedule, Sampler, table_of
 
 from .face_encoder import FaceEncoder
 from .files import read_json, refuse
@@ -32,8 +34,6 @@ BRANCH_ONLY = {
 }  # fmt: skip
 DOWN_BLOCKS = ("DownBlock2D", "CrossAttnDownBlock2D")
 UP_BLOCKS = ("UpBlock2D", "CrossAttnUpBlock2D")
-PREDICTIONS = ("epsilon", "v_prediction")
-SPACINGS = ("leading", "trailing", "linspace")  # of DDIM's timesteps
 # Keys of those schedulers of diffusers that have no schedule of betas: EDM, flow matching.
 FOREIGN_SCHEDULES = ("sigma_data", "sigma_schedule", "use_flow_sigmas", "shift", "base_shift", "max_shift")
 
@@ -267,7 +267,7 @@ def _check_text(encoders: list[tuple[str, Config]], unet: Config) -> int:
 
 
 def check_scheduler(ddim: Config, source: Config) -> None:
-    """Raises CheckpointError unless the runtime can take DDIM's steps: linear in the latents and the prediction.
+    """Raises CheckpointError unless the runtime can take steps on it: linear in the latents and the prediction.
 
     ddim: config of the DDIMScheduler that is made. source: the keys of the file.
     """
@@ -277,8 +277,8 @@ def check_scheduler(ddim: Config, source: Config) -> None:
     if name.startswith(("EDM", "FlowMatch")) or foreign:
         said = f"{name} with {', '.join(foreign)}" if foreign else name
         raise CheckpointError(
-            f"{where}: {said} is another kind of noise schedule (EDM or flow matching). An engine's steps are DDIM's, "
-            "on a schedule of betas. Take a base model that was trained on one, as SDXL and SD 1.5 are."
+            f"{where}: {said} is another kind of noise schedule (EDM or flow matching). An engine takes its steps on a "
+            "schedule of betas. Take a base model that was trained on one, as SDXL and SD 1.5 are."
         )
     if not {"beta_start", "beta_end"} <= set(source) and source.get("trained_betas") is None:
         raise CheckpointError(
@@ -306,7 +306,8 @@ def check_scheduler(ddim: Config, source: Config) -> None:
         )
     if source.get("eta"):
         raise CheckpointError(
-            f"{where}: eta is {source['eta']}, expected 0: noise added at every step is not supported. Remove the key."
+            f"{where}: eta is {source['eta']}, expected 0: the noise of a step belongs to the sampler. Remove the key, "
+            f'and write "sampler": {{"name": "ddim", "eta": {source["eta"]}}} into realisid_config.json.'
         )
     if ddim["rescale_betas_zero_snr"] and ddim["prediction_type"] == "epsilon":
         raise CheckpointError(
@@ -315,13 +316,25 @@ def check_scheduler(ddim: Config, source: Config) -> None:
         )
 
 
-def check_steps(ddim: Config, realisid: RealisIDConfig) -> None:
-    """Raises CheckpointError if a request would by default need more steps than the schedule has."""
+def check_steps(realisid: RealisIDConfig, ddim: Config, schedule: NoiseSchedule) -> None:
+    """Raises CheckpointError if the sampler or the number of steps that a request has by default do not go with the
+    noise schedule.
+
+    ddim: config of the DDIMScheduler of scheduler/.
+    """
     if realisid.num_inference_steps > ddim["num_train_timesteps"]:
         raise CheckpointError(
             f"realisid_config.json: num_inference_steps is {realisid.num_inference_steps}, the scheduler's "
             f"num_train_timesteps is {ddim['num_train_timesteps']}. Correct the wrong one."
         )
+    sampler, steps = realisid.sampler or Sampler("ddim"), realisid.num_inference_steps
+    try:
+        table_of(sampler, schedule, steps)
+    except RequestError as error:
+        raise CheckpointError(
+            f"realisid_config.json: by default {steps} step{'s' * (steps > 1)} of {sampler.name} would be taken. "
+            f"{error} Write other num_inference_steps or another sampler into the file."
+        ) from error
 
 
 def check_tokenizer(folder: Path, text_encoder: Config) -> None:

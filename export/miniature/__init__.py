@@ -79,7 +79,7 @@ def recipe_of(**options: Any) -> Recipe:
     if (method := options.get("method", Recipe.method)) not in METHODS:
         raise RequestError(f"method is {method!r}, expected one of {', '.join(METHODS)}.")
     values = {key: value for key, value in options.items() if key in keys - fields}
-    values |= method_config(method, values.pop("branch_pooled_text", None))
+    values = method_config(method, values.pop("branch_pooled_text", None)) | values
     try:
         realisid = RealisIDConfig.from_dict(values, "options", "Give another value.")
     except CheckpointError as error:

@@ -185,7 +185,7 @@ def method_config(method: str, branch_pooled_text: str | None) -> dict[str, Any]
     text: dict[str, Any] = {"tokens": "text", "pooled": "per_row", "condition": "image"}
     openpose = {"name": "openpose", "style": "openpose-xinsir", **text}
     if method == "idpatch":
-        return {"method": "idpatch"}
+        return {"method": "idpatch", "sampler": "euler"}  # as `adopt` writes it for SDXL
     if method == "controlnet":
         return {"method": "controlnet", "branches": [openpose, {"name": "depth", **text}]}
     if method == "mixed":

@@ -14,7 +14,7 @@ from .reference import Reference
 
 @contextmanager
 def half_reference(checkpoint: Checkpoint, dtype: torch.dtype) -> Iterator[Reference]:
-    """The reference, its networks in `dtype`. The VAE, latents, sums of residuals, guidance and DDIM stay float32."""
+    """The reference, its networks in `dtype`. The VAE, latents, residuals' sums, guidance and sampler stay float32."""
     reference = Reference(checkpoint, torch.float32)
     for module in (
         reference.unet,

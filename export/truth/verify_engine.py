@@ -18,7 +18,8 @@ from realisid_trt.backends.onnxruntime import can_use_gpu
 from realisid_trt.backends.tensorrt_flavours import FLAVOURS
 from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import ParityError
-from realisid_trt.loop.ddim import DDIM, initial_noise
+from realisid_trt.loop.noise import initial_noise
+from realisid_trt.loop.samplers import NoiseSchedule, table_of
 from realisid_trt.manifest import Build, Manifest
 from realisid_trt.persons.bodies import NUM_JOINTS
 from realisid_trt.persons.mesh import NUM_LANDMARKS
@@ -31,6 +32,7 @@ from .verify import rms_of
 from .verify_plans import verify_plans
 
 STEPS, RATIO = 4, 0.5  # steps without and with the ID
+SEED = 0  # of the noise, also of what a sampler's steps add
 PROMPT = "a photo of two people"
 BOXES = (0.1, 0.2, 0.5, 0.6), (0.5, 0.3, 0.9, 0.7)  # in shares of the picture
 NOSES = (0.3, 0.41), (0.96, 0.55)  # in shares of the picture; a patch at the second is cut by the border
@@ -150,18 +152,23 @@ class Scene:
                     embedding /= np.linalg.norm(embedding)
                 given |= {"embedding": embedding.astype(np.float32), "at": (side * nose[0], side * nose[1])}
             persons.append(Person(**given))
-        noise = initial_noise(0, (1, model.latent_channels, model.sample_size, model.sample_size))
+        noise = initial_noise(SEED, (1, model.latent_channels, model.sample_size, model.sample_size))
         return cls(manifest.config, id_pixels, tuple(persons), pictures, noise)
+
+    @property
+    def steps(self) -> int:
+        return self.config.fixed_steps or STEPS
 
     def settings(
         self, control: type[Control] | type[ReferenceControl], pictures: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Arguments of `generate`: for a single step, in which every branch acts, and for STEPS steps."""
+        """Arguments of `generate`: for a single step, in which every branch acts, and for STEPS steps, or as many as
+        distilled weights know."""
         acting = {of.name: control(pictures.get(of.name), of.scale or 1.0, 0.0, 1.0) for of in self.config.table}
         usual = {name: control(picture) for name, picture in pictures.items()}
         return (
-            {"controls": acting, "num_inference_steps": 1, "subject_conditioning_ratio": None},
-            {"controls": usual, "num_inference_steps": STEPS, "subject_conditioning_ratio": RATIO},
+            {"controls": acting, "num_inference_steps": 1, "sampler": "ddim", "subject_conditioning_ratio": None},
+            {"controls": usual, "num_inference_steps": self.steps, "subject_conditioning_ratio": RATIO},
         )
 
     def by_engine(self, engine: Engine) -> Outcomes:
@@ -171,7 +178,7 @@ class Scene:
                 fed = {"id_pixels": backend.put(pixels[None], for_networks=True)}  # plans take one person at a time
                 [tokens] = backend.get(backend.run("id_encoder", fed)["id_tokens"])
                 persons[number] = replace(persons[number], id_tokens=tokens)
-        given: dict[str, Any] = {"latents": self.noise, "output": "latents"}
+        given: dict[str, Any] = {"latents": self.noise, "seed": SEED, "output": "latents"}
         settings = self.settings(Control, self.pictures)
         return Outcomes(*(engine.generate(PROMPT, persons, **given, **each).latents for each in settings))
 
@@ -208,7 +215,8 @@ class Scene:
             opened = nullcontext(Reference(checkpoint, getattr(torch, precision)))
         with opened as reference:
             noise = torch.from_numpy(self.noise)
-            return Outcomes(*(reference.generate(PROMPT, persons, noise, **each).double().numpy() for each in settings))
+            latents = (reference.generate(PROMPT, persons, noise, seed=SEED, **each) for each in settings)
+            return Outcomes(*(each.double().numpy() for each in latents))
 
 
 def _judge(
@@ -226,11 +234,12 @@ def _judge(
             )
         return {"rms": rms, "rms_torch": rms_torch, "ratio": rms / rms_torch}
 
-    [(scale, shift)] = DDIM.of(manifest).coefficients(1)  # z' = A·z + B·noise_pred, Eq. (8)'s combination of all rows
+    # z' = A·z + B·noise_pred, Eq. (8)'s combination of all rows
+    scale, shift = table_of("ddim", NoiseSchedule.of(manifest), 1).matrix[0, 0, :2]
     single = [(each.single - scale * scene.noise) / shift for each in (ours, plain, truth)]
     noise_pred = errors(*single, "the guided noise_pred of one step")
     return {
-        "steps": STEPS,
-        **errors(ours.final, plain.final, truth.final, f"the final latents after {STEPS} steps"),
+        "steps": scene.steps,
+        **errors(ours.final, plain.final, truth.final, f"the final latents after {scene.steps} steps"),
         **{f"{name}_noise_pred": value for name, value in noise_pred.items()},
     }

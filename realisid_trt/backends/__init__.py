@@ -123,6 +123,10 @@ class Backend(Protocol):
     def put(self, array: NDArray[Any], for_networks: bool = False) -> Tensor:
         """The array, where the networks and kernels can read it."""
 
+    def write(self, tensor: Tensor, array: NDArray[Any]) -> None:
+        """Copies the array into a tensor of the same shape and type that `put` returned, after all work that was
+        enqueued so far. The caller may change the array at once. On a CPU a tensor may be the array that was put."""
+
     def get(self, tensor: Tensor) -> NDArray[Any]:
         """The tensor as a new NumPy array, float32 or integers."""
 
@@ -163,11 +167,14 @@ class Backend(Protocol):
     def guide_step(
         self,
         latents: Tensor,
+        histories: Tensor | None,
         step: Tensor,
         noise_pred: Tensor,
         decoder_of: Tensor,
         weights: Tensor,
-        coefficients: Tensor,
+        matrix: Tensor,
+        noise: Tensor | None,
+        preview: Tensor | None,
     ) -> None: ...
 
 

@@ -124,6 +124,11 @@ class CudaBackend:
         self._gpu.upload(array, placed.address)
         return self._in(self.precision, placed) if for_networks and placed.dtype == "float32" else placed
 
+    def write(self, tensor: Array, array: NDArray[Any]) -> None:
+        array = np.ascontiguousarray(array)
+        assert (array.shape, array.dtype.name) == (tensor.shape, tensor.dtype), (array.shape, array.dtype, tensor)
+        self._gpu.upload(array, tensor.address)
+
     def get(self, tensor: Array) -> NDArray[Any]:
         if tensor.dtype == "bfloat16":
             bits = self._gpu.download(tensor.address, tensor.shape, np.uint16)
@@ -205,14 +210,22 @@ class CudaBackend:
         return out
 
     def guide_step(
-        self, latents: Array, step: Array, noise_pred: Array, decoder_of: Array, weights: Array, coefficients: Array
+        self,
+        latents: Array,
+        histories: Array | None,
+        step: Array,
+        noise_pred: Array,
+        decoder_of: Array,
+        weights: Array,
+        matrix: Array,
+        noise: Array | None,
+        preview: Array | None,
     ) -> None:
         tickets = self._once(("tickets", step), lambda: self.put(np.zeros(step.shape, np.int32)))
+        read = noise_pred, decoder_of, weights, matrix, noise, preview
         with self.usage.measure("guide_step", latents.shape[0]):
-            self._kernels.guide_step(
-                self._gpu.stream, latents, step, tickets, noise_pred, decoder_of, weights, coefficients
-            )
-        self._steps.note("guide_step", latents, step, tickets, noise_pred, decoder_of, weights, coefficients)
+            self._kernels.guide_step(self._gpu.stream, latents, histories, step, tickets, *read)
+        self._steps.note("guide_step", latents, histories, step, tickets, *read)
 
     # Steps and time
 

@@ -137,6 +137,10 @@ class OnnxRuntime:
     def put(self, array: NDArray[Any], for_networks: bool = False) -> Tensor:
         return np.ascontiguousarray(array)
 
+    def write(self, tensor: Tensor, array: NDArray[Any]) -> None:
+        assert (array.shape, array.dtype) == (tensor.shape, tensor.dtype), (array.shape, array.dtype, tensor.shape)
+        tensor[...] = array
+
     def get(self, tensor: Tensor) -> NDArray[Any]:
         return np.array(tensor)
 
@@ -205,11 +209,14 @@ class OnnxRuntime:
     def guide_step(
         self,
         latents: Tensor,
+        histories: Tensor | None,
         step: Tensor,
         noise_pred: Tensor,
         decoder_of: Tensor,
         weights: Tensor,
-        coefficients: Tensor,
+        matrix: Tensor,
+        noise: Tensor | None,
+        preview: Tensor | None,
     ) -> None:
         with self.usage.measure("guide_step", len(latents)):
-            kernels.guide_step(latents, step, noise_pred, decoder_of, weights, coefficients)
+            kernels.guide_step(latents, histories, step, noise_pred, decoder_of, weights, matrix, noise, preview)

@@ -1,7 +1,8 @@
-"""Persons and controls as they are written on the command line."""
+"""Persons, controls and samplers as they are written on the command line."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Sequence
@@ -72,6 +73,24 @@ def parse_controls(texts: Sequence[str]) -> dict[str, Any]:
             raise RequestError(f"--control {name} is given twice. Write all of it in one.")
         controls[name] = Control(file or None, **given)
     return controls
+
+
+def chosen_sampler(sampler: Any, **options: Any) -> Any:
+    """The Sampler with the options that are not None; None for the engine's own. sampler: a name, a Sampler or None."""
+    from ..loop.samplers import Sampler
+
+    given = {name: value for name, value in options.items() if value is not None}
+    if not given:
+        return sampler
+    return dataclasses.replace(Sampler.of(sampler or "ddim"), **given)
+
+
+def parse_numbers(text: str, flag: str, example: str) -> tuple[float, ...]:
+    """a,b,… → numbers. Raises RequestError."""
+    try:
+        return tuple(float(number) for number in text.split(","))
+    except ValueError:
+        raise RequestError(f"{flag} {text!r} is not understood. Write numbers with commas: {example}.") from None
 
 
 def _split_person(text: str) -> tuple[str, str]:

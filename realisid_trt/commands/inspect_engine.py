@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..branches import Branch
+from ..config import RealisIDConfig
+from ..loop.samplers import Sampler
 from ..manifest import Axis, Build, Manifest, Port
 from ..memory import gpu_builds, needs
 from .command_line import Outcome
@@ -24,17 +26,16 @@ def inspect_engine(
     sizes = sizes_of(manifest, batch, persons, resolution)
     manifest.check_files()
     values, model, files = manifest.values, manifest.model, manifest.values["files"]
+    shown = {key: value for key, value in values["realisid_config"].items() if key not in ("branches", "sampler")}
     total = sum(listed["bytes"] for listed in files.values()) / 1e6
-    scheduler = values["scheduler"]
     lines = [
         f"{manifest.path}: {values['name']}, {total:.1f} MB in {len(files)} files, every hash verified",
         f"pictures of {model.default_size} px by default, VAE factor {model.vae_scale_factor}, {model.levels} levels, "
         f"{len(model.residual_levels)} residuals, {model.num_id_tokens} ID tokens",
         *map(_branch_line, manifest.config.table),
         *([] if model.face_encoder is None else [_face_encoder_line(model.face_encoder)]),
-        "realisid_config: "
-        + ", ".join(f"{key}={value}" for key, value in values["realisid_config"].items() if key != "branches"),
-        f"scheduler: DDIM, {scheduler['prediction_type']}, {scheduler['timestep_spacing']} spacing",
+        "realisid_config: " + ", ".join(f"{key}={value}" for key, value in shown.items()),
+        _sampler_line(manifest.config, values["scheduler"]),
         *map(_licence_line, values.get("licences", [])),
         "made by: " + ", ".join(f"{name} {version}" for name, version in values["made_by"].items()),
     ]
@@ -51,6 +52,23 @@ def inspect_engine(
     lines += memory_lines(manifest, sizes, present_card())
     counted = [needs(manifest, build, size).as_json() for build in gpu_builds(manifest) for size in sizes]
     return Outcome({key: value for key, value in values.items() if key != "seal"} | {"memory": counted}, lines)
+
+
+def _sampler_line(config: RealisIDConfig, schedule: Mapping[str, Any]) -> str:
+    """The sampler that a request has by default, and on which noise schedule it takes its steps."""
+    sampler = config.sampler or Sampler("ddim")
+    said = [f"sampler: {sampler.name}", schedule["prediction_type"]]
+    if sampler.timesteps is not None:
+        said.append("timesteps " + ", ".join(f"{timestep:g}" for timestep in sampler.timesteps))
+    elif sampler.has("spacing"):
+        said.append(f"{sampler.spacing or schedule['timestep_spacing']} spacing")
+    if sampler.original_inference_steps is not None:
+        said.append(f"of {sampler.original_inference_steps} timesteps")
+    if sampler.eta is not None:
+        said.append(f"eta {sampler.eta:g}")
+    if config.fixed_steps is not None:
+        said.append(f"distilled to {config.fixed_steps} step{'s' * (config.fixed_steps > 1)}")
+    return ", ".join(said)
 
 
 def _branch_line(branch: Branch) -> str:

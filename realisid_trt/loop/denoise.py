@@ -3,6 +3,7 @@
 Values that are constant over the steps are computed before it (`Batch`). Values that depend on the row plan are
 gathered once per phase; a phase ends where a delayed ID begins, and where a branch's window begins or ends. Values
 that depend on the step are read from tables by a step counter on the device, so a step is the same call every time.
+Fresh noise, where the sampler draws any, is written between two steps.
 """
 
 from __future__ import annotations
@@ -49,7 +50,11 @@ class Batch:
     latents:          (B, C, h, w) float32, updated in place.
     step:             (B,) int32, each picture's next step, counted up.
     plans:            the row plan of each of the S steps; steps with the same plan hold the same object.
-    coefficients:     (S, 2) float64, A and B of DDIM.
+    matrix:           (S, 4, 5) float64, what `guide_step` computes in each step.
+    histories:        (B, K, C, h, w) float32, what the sampler keeps from step to step, zeros before the first, updated
+                      in place; None for a sampler that keeps nothing.
+    noise:            (B, C, h, w) float32, the fresh noise of the current step; None for a sampler that draws none.
+    step_noise:       step → what is written into `noise` before it; None before a step that draws none.
     prompt_embeds:    (K, T, D).
     unet_tokens:      what the UNet reads: "text" or "text_and_id".
     unet_emb:         (S, K, E): time + added conditions of every step and text.
@@ -62,7 +67,10 @@ class Batch:
     latents: Tensor
     step: Tensor
     plans: Sequence[RowPlan]
-    coefficients: Tensor
+    matrix: Tensor
+    histories: Tensor | None
+    noise: Tensor | None
+    step_noise: Callable[[int], NDArray[np.float32] | None]
     prompt_embeds: Tensor
     unet_tokens: str
     unet_emb: Tensor
@@ -82,6 +90,9 @@ def denoise(backend: Backend, batch: Batch, progress: Callable[[int, int], objec
     for steps in phases(batch.plans):
         run_step = backend.repeated(_phase(backend, batch, batch.plans[steps.start]))
         for step in steps:
+            fresh = batch.step_noise(step)
+            if fresh is not None:
+                backend.write(batch.noise, fresh)  # a replayed step reads it where the captured one did
             run_step()
             stamps.append(backend.stamp())
             if progress is not None:
@@ -128,7 +139,17 @@ def _phase(backend: Backend, batch: Batch, plan: RowPlan) -> Callable[[], None]:
                 tokens_name: decoder_tokens,
             },
         )["noise_pred"]
-        backend.guide_step(batch.latents, batch.step, noise_pred, decoder_of, weights, batch.coefficients)
+        backend.guide_step(
+            batch.latents,
+            batch.histories,
+            batch.step,
+            noise_pred,
+            decoder_of,
+            weights,
+            batch.matrix,
+            batch.noise,
+            preview=None,
+        )
 
     return step
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,9 @@ from ..request import Request
 from .controls import Setting
 from .prompt import TokenIds
 from .rows import RowPlan
+
+if TYPE_CHECKING:
+    from .sampler_tables import Table
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,11 @@ class Draft:
 
 @dataclass(frozen=True)
 class Plan:
-    """The distinct texts of a batch, and the row plan of every step; equal plans are one object."""
+    """The distinct texts of a batch, its sampler, and the row plan of every evaluation; equal plans are one object."""
 
     texts: Texts
     rows: list[RowPlan]
+    sampler: Table
 
     @property
     def evaluated(self) -> tuple[bool, ...]:

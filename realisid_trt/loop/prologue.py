@@ -3,45 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import Backend, Tensor
-from ..branches import tokens_input
 from ..checks import own_array, whole
 from ..errors import ShapeError
 from ..manifest import Manifest
 from ..persons.anchors import check_anchors
 from ..persons.boxes import Grid, check_inside, snap_box
 from ..persons.prepared import PreparedPerson
-from ..request import OMITTED, Request
+from ..request import Request
 from .controls import branches_of, settings, with_images
-from .ddim import DDIM, initial_noise
 from .denoise import Batch, BranchTables
 from .drafts import Draft, Plan, Texts
+from .noise import initial_noise, step_noise
+from .planning import Planner
 from .prompt import Prompts, TextEmbedding, TextEncoders
-from .rows import (
-    BranchRow,
-    DecoderRow,
-    EncoderRow,
-    PictureRows,
-    RowPlan,
-    guidance_weights,
-    in_window,
-    plan_rows,
-    steps_without_id,
-)
+from .samplers import NoiseSchedule, Sampler, table_of
+
+if TYPE_CHECKING:
+    from .sampler_tables import Table
 
 
 class Prologue:
     """The stages before the loop. Those without a network come first and refuse impossible requests."""
 
     def __init__(self, manifest: Manifest, backend: Backend, share_rows: bool) -> None:
-        self._manifest, self._backend, self._share_rows = manifest, backend, share_rows
+        self._manifest, self._backend = manifest, backend
+        self.planner = Planner(manifest, backend, share_rows)
         self._config, self._model, self.table = manifest.config, manifest.model, manifest.config.table
-        self._ddim, self._constants = DDIM.of(manifest), manifest.constants
+        self._schedule, self._constants = NoiseSchedule.of(manifest), manifest.constants
         self._prompts = Prompts(manifest.path, self._model.tokenizers)
         self._encoders = TextEncoders(backend, tuple(self._model.tokenizers), self._model.pooled_dim)
         self._max_length = next(iter(self._model.tokenizers.values())).max_length
@@ -67,16 +62,21 @@ class Prologue:
             )
         return side
 
-    def coefficients(self, num_inference_steps: int | None) -> NDArray[np.float64]:
-        """(S, 2): A and B of every step; None: as many as the config says. Raises RequestError for an impossible S."""
-        usual = self._config.num_inference_steps
-        return self._ddim.coefficients(usual if num_inference_steps is None else num_inference_steps)
+    def sampler_table(self, sampler: str | Mapping[str, Any] | Sampler | None, steps: int | None) -> Table:
+        """The sampler of a batch, as numbers. None: the config's; of its own timesteps all; else the config's number.
 
-    def draft(self, request: Request, num_inference_steps: int, grid: Grid) -> Draft:
+        Raises RequestError for an unknown sampler, or a number of steps that it does not have.
+        """
+        chosen = Sampler.of(self._config.sampler or "ddim") if sampler is None else Sampler.of(sampler)
+        if steps is None:
+            steps = len(chosen.timesteps) if chosen.timesteps else self._config.num_inference_steps
+        return table_of(chosen, self._schedule, steps)
+
+    def draft(self, request: Request, sampler: Table, grid: Grid) -> Draft:
         """The request, checked before a face is searched. Raises RequestError, BoxError, ShapeError."""
         request = request.check()
         self._check_persons(len(request.persons))
-        self._check_pictures(request.num_images, grid)
+        self.planner.check_pictures(request.num_images, grid)
         for person in request.persons:
             if person.box is not None:
                 snap_box(person.box, grid)
@@ -93,49 +93,8 @@ class Prologue:
         given = settings(request, self.table, grid)
         check_anchors(request.persons, branches_of(self.table, given), with_images(self.table, given), grid)
         draft = Draft(request, seed, token_ids, latents, given)
-        self.plan([draft], num_inference_steps, grid)  # a request that is too large by itself fails alone
+        self.planner.plan([draft], sampler, grid)  # a request that is too large by itself fails alone
         return draft
-
-    def groups(self, drafts: Mapping[int, Draft], num_inference_steps: int) -> list[dict[int, Draft]]:
-        """Requests that may share the calls of a network, by their place, in the order of their first.
-
-        Where ID tokens follow the text, the pictures of one call must have one number of tokens in every step: padding
-        would change them. Elsewhere all requests are one group.
-        """
-        found: dict[Hashable, dict[int, Draft]] = {}
-        for place, draft in drafts.items():
-            key: Hashable = ()
-            if self._config.unet_tokens == "text_and_id":
-                switch = steps_without_id(num_inference_steps, self._ratio(draft.request), self._config.delay_rule)
-                absent = switch if draft.request.persons and self._config.delayed_id == "absent" else 0
-                key = len(draft.request.persons), absent
-            found.setdefault(key, {})[place] = draft
-        return list(found.values())
-
-    def plan(self, drafts: Sequence[Draft], num_inference_steps: int, grid: Grid) -> Plan:
-        """The rows of every step. Raises ShapeError for more pictures or rows than the engine was built for."""
-        self._check_pictures(sum(draft.request.num_images for draft in drafts), grid)
-        texts = Texts.distinct_of(draft.token_ids for draft in drafts)
-        switches = [
-            steps_without_id(num_inference_steps, self._ratio(draft.request), self._config.delay_rule)
-            for draft in drafts
-        ]
-        known: dict[Hashable, RowPlan] = {}
-        rows: list[RowPlan] = []
-        for step in range(num_inference_steps):
-            active = [self._active(draft, step, num_inference_steps) for draft in drafts]
-            ids = [
-                self._ids(draft, step < switch, evaluated)
-                for switch, draft, evaluated in zip(switches, drafts, active, strict=True)
-            ]
-            key = tuple(active), tuple(ids)
-            if key not in known:
-                known[key] = self._rows(drafts, texts, active, ids)
-                self._check_rows(known[key], grid)
-            rows.append(known[key])
-        plan = Plan(texts, rows)
-        self._check_conditions(drafts, plan, grid)
-        return plan
 
     def _check_persons(self, count: int) -> None:
         """Raises ShapeError if the IDs of so many persons are more tokens than the engine's networks take."""
@@ -146,92 +105,15 @@ class Prologue:
                 f"was built for {most} (--persons). {self._manifest.rebuild()} --persons {count}"
             )
 
-    def _check_conditions(self, drafts: Sequence[Draft], plan: Plan, grid: Grid) -> None:
-        side = self._model.default_size
-        for place, (branch, evaluated) in enumerate(zip(self.table, plan.evaluated, strict=True)):
-            if evaluated:
-                shown = [draft.request for draft in drafts if draft.settings[place].given]
-                count = sum(len(request.persons) if branch.per == "person" else 1 for request in shown)
-                size = (side, side) if branch.view == "face" else (grid.height, grid.width)
-                shape = count, branch.channels, *size
-                self._backend.check(f"{branch.name}_condition", {branch.condition_input: shape})
-
-    def _active(self, draft: Draft, step: int, num_inference_steps: int) -> tuple[bool, ...]:
-        """Whether each branch is evaluated for this request in this step. One of scale 0 is so only unshared."""
-        return tuple(
-            setting.given
-            and (setting.scale != 0 or not self._share_rows)
-            and in_window(step, num_inference_steps, setting.start, setting.end)
-            for setting in draft.settings
-        )
-
-    def _ratio(self, request: Request) -> float | None:
-        ratio = request.subject_conditioning_ratio
-        return self._config.subject_conditioning_ratio if ratio is OMITTED else ratio
-
-    def _ids(self, draft: Draft, delayed: bool, active: Sequence[bool]) -> tuple[bool, bool]:
-        """Whether the UNet or an active branch brings the ID into this request's pictures, and whether rows of
-        "text_and_id" lack ID tokens."""
-        if not draft.request.persons:
-            return False, False
-        if delayed:
-            return False, self._config.delayed_id == "absent"
-        carried = [
-            branch.tokens != "text" and evaluated and setting.scale != 0
-            for branch, evaluated, setting in zip(self.table, active, draft.settings, strict=True)
-        ]
-        return self._config.unet_tokens != "text" or any(carried), False
-
-    def _rows(
-        self,
-        drafts: Sequence[Draft],
-        texts: Texts,
-        active: Sequence[tuple[bool, ...]],
-        ids: Sequence[tuple[bool, bool]],
-    ) -> RowPlan:
-        """ids: of `_ids`, for each request."""
-        config, pictures, first = self._config, list[PictureRows](), 0
-        for number, (draft, pair, evaluated, (with_id, absent)) in enumerate(
-            zip(drafts, texts.of, active, ids, strict=True)
-        ):
-            request = draft.request
-            weights = guidance_weights(
-                config.guidance_scale if request.guidance_scale is None else request.guidance_scale,
-                config.id_guidance_scale if request.id_guidance_scale is None else request.id_guidance_scale,
-                with_id,
-            )
-            persons = tuple(range(first, first + len(request.persons)))
-            pictures += [PictureRows(pair, persons, weights, evaluated, number, absent)] * request.num_images
-            first += len(request.persons)
-        return plan_rows(pictures, self.table, config.unet_tokens, self._share_rows)
-
-    def _check_rows(self, plan: RowPlan, grid: Grid) -> None:
-        check, model = self._backend.check, self._model
-
-        def tokens(rows: Sequence[EncoderRow | DecoderRow | BranchRow]) -> tuple[int, int, int]:
-            read = rows[0].tokens
-            text = 0 if read.text is None else self._max_length
-            return len(rows), text + len(read.ids) * model.num_id_tokens, model.cross_attention_dim
-
-        check("unet_encoder", {"latents": (len(plan.encoder), model.latent_channels, *grid.size(0))})
-        check("unet_decoder", {tokens_input(self._config.unet_tokens): tokens(plan.decoder)})
-        for branch, rows in zip(self.table, plan.branches, strict=True):
-            if rows.rows:
-                check(f"{branch.name}_branch", {branch.tokens_input: tokens(rows.rows)})
-
-    def _check_pictures(self, count: int, grid: Grid) -> None:
-        if count:
-            self._backend.check("unet_encoder", {"latents": (count, *self._latent_shape(grid))})
-
     def _latent_shape(self, grid: Grid) -> tuple[int, int, int]:
         return (self._model.latent_channels, *grid.size(0))
 
-    def noise(self, draft: Draft, grid: Grid) -> NDArray[np.float32]:
-        """(num_images, C, h, w) float32: z_T of its pictures; the caller's own latents where given."""
-        if draft.latents is not None:
-            return draft.latents
-        shape = self._latent_shape(grid)
-        return np.stack([initial_noise(draft.seed + j, shape) for j in range(draft.request.num_images)])
+    def noise(self, draft: Draft, sampler: Table, grid: Grid) -> NDArray[np.float32]:
+        """(num_images, C, h, w) float32: z_T of its pictures, from the caller's own latents where given."""
+        drawn, shape = draft.latents, self._latent_shape(grid)
+        if drawn is None:
+            drawn = np.stack([initial_noise(draft.seed + j, shape) for j in range(draft.request.num_images)])
+        return drawn if sampler.init == 1 else np.float32(sampler.init) * drawn
 
     # With networks
 
@@ -291,19 +173,16 @@ class Prologue:
         texts: Sequence[TextEmbedding],
         unet_emb: Tensor,
         branches: list[BranchTables | None],
-        coefficients: NDArray[np.float64],
         grid: Grid,
     ) -> Batch:
         """All that the loop reads. people: of all requests. unet_emb, branches: of `time_tables`, `branch_tables`."""
-        noise = np.concatenate([self.noise(draft, grid) for draft in drafts])
-        put = self._backend.put
-        latents, step, of_steps = put(noise), put(np.zeros(len(noise), np.int32)), put(coefficients)
+        noise = np.concatenate([self.noise(draft, plan.sampler, grid) for draft in drafts])
+        stepped = self.stepped(noise, plan.sampler)
         prompt_embeds, id_tokens, token_rows = self.tokens(texts, people)
         return Batch(
-            latents=latents,
-            step=step,
+            **stepped,
+            step_noise=self._step_noise(drafts, plan.sampler, grid),
             plans=plan.rows,
-            coefficients=of_steps,
             prompt_embeds=prompt_embeds,
             unet_tokens=self._config.unet_tokens,
             unet_emb=unet_emb,
@@ -314,9 +193,31 @@ class Prologue:
             boxes=self.face_cells(people),
         )
 
+    def stepped(self, latents: NDArray[np.float32], sampler: Table) -> dict[str, Tensor | None]:
+        """`latents`, `step`, `matrix`, `histories` and `noise` of a Batch, before the first step.
+
+        latents: (B, C, h, w). Histories that the sampler does not keep and noise that it does not draw are None.
+        """
+        put, (count, *shape), kept = self._backend.put, latents.shape, sampler.histories
+        return {
+            "latents": put(latents),
+            "step": put(np.zeros(count, np.int32)),
+            "matrix": put(sampler.matrix),
+            "histories": put(np.zeros((count, kept, *shape), np.float32)) if kept else None,
+            "noise": put(np.zeros((count, *shape), np.float32)) if sampler.draws.any() else None,
+        }
+
+    def _step_noise(
+        self, drafts: Sequence[Draft], sampler: Table, grid: Grid
+    ) -> Callable[[int], NDArray[np.float32] | None]:
+        """`step_noise` of a Batch: every picture's is drawn from its seed."""
+        draws, rows, shape = sampler.draws, sampler.row_of, self._latent_shape(grid)
+        seeds = [draft.seed + j for draft in drafts for j in range(draft.request.num_images)]
+        return lambda at: np.stack([step_noise(seed, rows[at], shape) for seed in seeds]) if draws[at] else None
+
     def _emb(self, name: str, plan: Plan, grid: Grid, texts: Sequence[TextEmbedding], per_row: bool) -> Tensor:
         """(S, K, E), or (S, 1, E) without pooled text: a network's time + added embedding, all steps at once."""
-        timesteps = self._ddim.timesteps(len(plan.rows)).astype(np.float32)
+        timesteps = plan.sampler.timesteps.astype(np.float32)
         pooled = np.stack([text.pooled for text in texts])
         rows = pooled if per_row else np.zeros_like(pooled[:1])
         inputs = {"timestep": self._backend.put(np.repeat(timesteps, len(rows)))}

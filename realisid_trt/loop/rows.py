@@ -52,6 +52,11 @@ def in_window(step: int, num_inference_steps: int, start: float, end: float) -> 
     return not (step / num_inference_steps < start or (step + 1) / num_inference_steps > end)
 
 
+def in_interval(sigma: float, interval: tuple[float, float] | None) -> bool:
+    """Whether a step at noise level σ is guided: low < σ <= high. Kynkäänniemi et al. 2024 (arXiv 2404.07724)."""
+    return interval is None or interval[0] < sigma <= interval[1]
+
+
 @dataclass(frozen=True)
 class Tokens:
     """The tokens that a row reads, by number: a text of the batch, and IDs; 0 is the null ID, p + 1 person p's.

@@ -7,16 +7,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.cases import SDXL, Case, cases
 from benchmarks.gpu_bench import GpuBench
-from benchmarks.kernels import crop_bytes, guide_bytes, main, merge_bytes
-from benchmarks.torch_operations import Work
+from benchmarks.kernels import crop_bytes, guide_bytes, guide_launches, main, merge_bytes
+from benchmarks.torch_operations import GuideStep, Work
 from realisid_trt.persons.boxes import Grid, snap_box
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,6 +43,26 @@ def test_bytes_by_hand() -> None:
     assert merge_bytes(three) == (2 + 4 + 4 + 3) * ALL_LEVELS * HALF
     assert crop_bytes(one) == 4 * (4 * 64 * 64 + HALF * 128 * 128)
     assert guide_bytes(three) == 4 * 128 * 128 * (8 + 3 * HALF)
+    # One history and noise; two histories.
+    assert guide_bytes(replace(three, histories=1, noise=True)) == 4 * 128 * 128 * (16 + 4 + 3 * HALF)
+    assert guide_bytes(replace(three, histories=2)) == 4 * 128 * 128 * (24 + 3 * HALF)
+
+
+@pytest.mark.parametrize("histories, noise, launches", [(0, False, 8), (1, True, 15), (2, False, 22)])
+def test_torch_launches_of_a_step(histories: int, noise: bool, launches: int) -> None:
+    """As torch counts them, without the widening of the predictions."""
+    counted: list[str] = []
+
+    class Counted(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            counted.append(func.__name__.split(".")[0])
+            return func(*args, **(kwargs or {}))
+
+    case = Case(64, 64, 1, 2, 3, histories, noise)
+    inputs = GuideStep(OnCpu(), case)
+    with Counted():
+        inputs.plain()
+    assert guide_launches(case) == launches == sum(name in ("mul", "add") for name in counted)
 
 
 def test_small_faces_read_less() -> None:
@@ -68,6 +90,8 @@ def test_a_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert result["device"] is None and "dry run, no GPU: nothing was timed" in said
     merges = [row for row in result["cases"] if row["kernel"] == "relocate_merge"]
     assert len(merges) == 2 * 4 * 3 * 2 and all(row["launches"] == 1 for row in result["cases"])
+    steps = [(row["histories"], row["noise"]) for row in result["cases"] if row["kernel"] == "guide_step"]
+    assert steps == [(0, False)] * 2 * 4 + [(1, True), (2, False)] * 2
     for row in result["cases"]:
         assert row["floor_us"] == pytest.approx(row["bytes"] / 1e12 * 1e6) and "us" not in row
         assert row["torch_launches"] > row["launches"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from benchmarks.options import Options
 from benchmarks.scene import WARM_STEPS, Scene, warm_steps
 from realisid_trt.config import RealisIDConfig
+from realisid_trt.errors import RequestError
 from realisid_trt.loop.rows import steps_without_id
 from realisid_trt.manifest import Manifest
 
@@ -50,3 +52,25 @@ def test_persons_have_what_the_branches_are_shown(engine_dir: Path, row: dict[st
     manifest = Manifest(engine_dir, {**manifest.values, "realisid_config": config.to_dict()})
     for person in Scene.of(Options(engine=engine_dir), manifest).persons(2):
         assert [name for name in ("pose_image", "landmarks", "body") if getattr(person, name) is not None] == given
+
+
+def test_the_switch_counts_evaluations(engine_dir: Path) -> None:
+    """Of heun's steps each but the last has two."""
+    manifest = Manifest.read(engine_dir)
+    plain, heun = (
+        Scene.of(Options(engine=engine_dir, steps=10, baseline=("none",), sampler=name), manifest)
+        for name in ("ddim", "heun")
+    )
+    assert plain.switch == 4 and heun.switch == 8  # α = 0.7: steps 0 to 3
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"sampler": "heun"}, "--sampler heun: baselines sample with DDIM. Add --baseline none."),
+        ({"sampler": "magic", "baseline": ("none",)}, "sampler is 'magic', expected one of ddim"),
+    ],
+)
+def test_samplers_that_cannot_be_measured(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=re.escape(message)):
+        Options(engine=Path("e"), **given).check()

@@ -79,7 +79,8 @@ def test_another_configuration_is_another_manifest_and_nothing_more(
     """The tests' shortcut for configurations writes what the build writes."""
     assert own.checkpoint is not None and own.out is not None
     config = json.loads((own.checkpoint / "realisid_config.json").read_text())
-    changes = {"overlap": "priority", "relocate_mode": "area", "branch_pooled_text": "per_row"}
+    changes: dict[str, Any] = {"overlap": "priority", "relocate_mode": "area", "branch_pooled_text": "per_row"}
+    changes["sampler"] = {"name": "ddim", "eta": 0}
     (own.checkpoint / "realisid_config.json").write_text(json.dumps(config | changes))
     scheduler_file = own.checkpoint / "scheduler" / "scheduler_config.json"
     scheduler = json.loads(scheduler_file.read_text())
@@ -202,7 +203,7 @@ def test_a_network_that_computes_something_else(own: Options, monkeypatch: pytes
 def test_an_engine_that_computes_something_else(own: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every network is right and the runtime is wrong: the whole engine is compared too, before it is published."""
     assert own.checkpoint is not None and own.out is not None
-    monkeypatch.setattr("realisid_trt.loop.prologue.guidance_weights", lambda t, i, on: (-6.5, 2.51, 4.99))
+    monkeypatch.setattr("realisid_trt.loop.planning.guidance_weights", lambda t, i, on: (-6.5, 2.51, 4.99))
     change_weights(own.checkpoint, "text_encoder_2")
     before = manifest_of(own.out)
     with pytest.raises(ParityError, match="the whole engine, .* has an error of .* the reference in float32 has"):

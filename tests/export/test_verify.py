@@ -29,7 +29,7 @@ from realisid_trt.branches import BODY_STYLES, FACE_STYLES
 from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import CheckpointError, ParityError
 from realisid_trt.loop.controls import branches_of, drawings, settings
-from realisid_trt.loop.ddim import DDIM
+from realisid_trt.loop.samplers import NoiseSchedule, table_of
 from realisid_trt.manifest import MANIFEST, Manifest
 from realisid_trt.persons.boxes import Grid
 from realisid_trt.persons.people import People
@@ -206,7 +206,7 @@ def test_the_engine_s_figures(engine_dir: Path) -> None:
 def test_the_half_reference_errs_like_half_precision(checkpoint: Checkpoint, engine_dir: Path) -> None:
     """bfloat16 has three bits less than float16, so it errs eight times as much."""
     manifest = Manifest.read(engine_dir)
-    scene, [(scale, _)] = Scene.of(manifest), DDIM.of(manifest).coefficients(1)
+    scene, scale = Scene.of(manifest), table_of("ddim", NoiseSchedule.of(manifest), 1).matrix[0, 0, 0]
     with Engine.load(engine_dir, "onnxruntime", "cpu") as engine:
         shown = scene.drawings(engine)
     truth, half, brain = (scene.by_reference(checkpoint, p, shown).single for p in ("float64", "float16", "bfloat16"))

@@ -15,8 +15,8 @@ from export.checkpoint import Checkpoint
 from export.truth.reference import ReferenceControl, ReferencePerson
 from realisid_trt import Control, Engine, Person, Request
 from realisid_trt.kernels.launch import Kernels
-from realisid_trt.loop.ddim import initial_noise
 from realisid_trt.loop.denoise import loop_networks
+from realisid_trt.loop.noise import initial_noise
 from realisid_trt.memory import Size, arena_bytes
 from tests.gpu.conftest import REHEARSAL
 from tests.gpu.support import captures

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -63,17 +65,27 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> GpuBench:
     return GpuBench(machine, tmp_path_factory.mktemp("kernels"))
 
 
-@pytest.mark.parametrize("kernel", ["crop_upsample", "relocate_merge", "guide_step"])
-@pytest.mark.parametrize("case", [SMALL, Case(256, 192, faces=1, fraction=2, rows=1)], ids=["guided", "plain"])
+STATES = (1, True), (2, False), (2, True), (0, True)  # histories and noise of a sampler
+
+
+@pytest.mark.parametrize(
+    "kernel, case",
+    [
+        *itertools.product(("crop_upsample", "relocate_merge", "guide_step"), (SMALL, Case(256, 192, 1, 2, rows=1))),
+        *(("guide_step", Case(256, 192, 1, 2, 3, *state)) for state in STATES),
+    ],
+)
 def test_kernel_and_torch_do_the_same(bench: GpuBench, kernel: str, case: Case) -> None:
     figures = bench.time(kernel, case)  # it compares results before it times
     assert set(figures) == {"us", "torch_us", "torch_graph_us"} and all(value > 0 for value in figures.values())
 
 
-def test_another_result_is_no_time(bench: GpuBench) -> None:
-    inputs = GuideStep(bench._machine, SMALL)
-    fused = bench.fused(inputs, SMALL)
-    bench.compare("guide_step", fused, inputs)
-    inputs.before *= 1 + 1e-5  # the latents that it should have started from
+@pytest.mark.parametrize("place", range(3))
+def test_another_result_is_no_time(bench: GpuBench, place: int) -> None:
+    """Latents, or one of two histories, that should have started from other values."""
+    case = dataclasses.replace(SMALL, histories=2)
+    inputs = GuideStep(bench._machine, case)
+    bench.compare("guide_step", bench.fused(inputs, case), inputs)
+    inputs.before[place] *= 1 + 1e-4
     with pytest.raises(ParityError, match=r"guide_step has an error of \S+ against float64, torch's operations"):
-        bench.compare("guide_step", lambda: [inputs.latents], inputs)
+        bench.compare("guide_step", inputs.written, inputs)

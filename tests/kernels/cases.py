@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -240,47 +241,78 @@ class Merge:
 
 @dataclass(frozen=True)
 class Guide:
-    """Arguments of guide_step."""
+    """Arguments of guide_step, by its names."""
 
-    plan: RowPlan
     latents: Floats
+    histories: Floats | None
     step: NDArray[np.int32]
     noise_pred: Floats
-    coefficients: NDArray[np.float64]
+    decoder_of: NDArray[np.int32]
+    weights: NDArray[np.float64]
+    matrix: NDArray[np.float64]
+    noise: Floats | None
+    preview: Floats | None
 
     @classmethod
-    def draw(cls, rng: np.random.Generator, dtype: str) -> Guide:
+    def draw(
+        cls, rng: np.random.Generator, dtype: str, histories: int = 0, noise: bool = False, preview: bool = False
+    ) -> Guide:
+        """One picture in four has no row. Many coefficients of histories and noise are zero; where a step takes nothing
+        of one, its picture holds NaN there. The preview is NaN before it is written."""
         plan, _ = row_plan(rng)
         shape = tuple(int(n) for n in rng.integers(1, (6, 24, 24)))
         pictures, steps = len(plan.decoder_of), int(rng.integers(1, 6))
+        matrix = rng.uniform(-1, 1, (steps, 4, 5))
+        matrix[..., 2:] *= rng.integers(0, 3, (steps, 4, 3)) > 0
+        matrix[..., 2:] *= rng.integers(0, 4, (steps, 1, 3)) > 0
+        matrix[:, [False, histories < 1, histories < 2, not preview]] = 0
+        matrix[..., [False, False, histories < 1, histories < 2, not noise]] = 0
+        step = rng.integers(0, steps, pictures).astype(np.int32)
+        kept, drawn = draw(rng, "float32", pictures, histories, *shape), draw(rng, "float32", pictures, *shape)
+        silent = ~matrix[step].any(axis=1)
+        kept[silent[:, 2 : 2 + histories]] = np.nan
+        drawn[silent[:, 4]] = np.nan
         return cls(
-            plan,
             draw(rng, "float32", pictures, *shape),
-            rng.integers(0, steps, pictures).astype(np.int32),
+            kept if histories else None,
+            step,
             draw(rng, dtype, len(plan.decoder), *shape),
-            rng.uniform(-1, 1, (steps, 2)),
+            np.where(rng.integers(0, 4, (pictures, 1)) == 0, np.int32(-1), plan.decoder_of),
+            plan.weights,
+            matrix,
+            drawn if noise else None,
+            np.full((pictures, *shape), np.nan, np.float32) if preview else None,
         )
 
-    def reference(self) -> tuple[Floats, NDArray[np.int32]]:
-        latents, step = self.latents.copy(), self.step.copy()
-        rows = self.plan.decoder_of, self.plan.weights
-        reference.guide_step(latents, step, self.noise_pred, *rows, self.coefficients)
-        return latents, step
+    @property
+    def without_rows(self) -> NDArray[np.bool_]:
+        """(B,) the pictures that stay as they are."""
+        found: NDArray[np.bool_] = (self.decoder_of < 0).all(axis=1)
+        return found
 
-    def magnitude(self) -> Floats:
-        latents = np.abs(self.latents)
-        rows = self.plan.decoder_of, np.abs(self.plan.weights)
-        reference.guide_step(latents, self.step.copy(), np.abs(self.noise_pred), *rows, np.abs(self.coefficients))
-        return latents
+    def reference(self) -> list[NDArray[Any]]:
+        """The latents, the step, and the histories and the preview that there are."""
+        given = {name: None if array is None else array.copy() for name, array in vars(self).items()}
+        reference.guide_step(**given)
+        return [given[name] for name in ("latents", "step", "histories", "preview") if given[name] is not None]
+
+    def magnitude(self) -> list[NDArray[Any]]:
+        """What the terms of each sum amount to without their signs."""
+        arrays = {name: None if array is None else np.abs(array) for name, array in vars(self).items()}
+        return Guide(**arrays | {"decoder_of": self.decoder_of}).reference()
 
     def launch(self, bench: Any, dtype: str) -> list[Array]:
-        """The latents, the step and the tickets."""
-        latents, step = bench.put(self.latents), bench.put(self.step)
+        """The latents, the step, the histories and the preview that there are, and the tickets."""
+        given = {name: None if array is None else bench.put(array) for name, array in vars(self).items()}
         tickets = bench.put(np.zeros_like(self.step))
-        rest = [bench.put(self.noise_pred, dtype)]
-        rest += [bench.put(array) for array in (self.plan.decoder_of, self.plan.weights, self.coefficients)]
-        bench.kernels.guide_step(bench.stream, latents, step, tickets, *rest)
-        return [latents, step, tickets]
+        bench.kernels.guide_step(
+            bench.stream, **given | {"tickets": tickets, "noise_pred": bench.put(self.noise_pred, dtype)}
+        )
+        written = [given[name] for name in ("latents", "step", "histories", "preview")]
+        return [*(array for array in written if array is not None), tickets]
+
+
+STATES = list(itertools.product((0, 1, 2), (False, True), (False, True)))  # histories, noise, preview of guide_step
 
 
 @dataclass(frozen=True)

@@ -202,7 +202,8 @@ static Result launch(Kernel* kernel, const unsigned* grid, const unsigned* block
   for (size_t i = 0; kernel->sizes[i]; i++) {
     values.push_back(0);
     memcpy(&values.back(), parameters[i], kernel->sizes[i]);
-    if (kernel->sizes[i] == 8 && !block_of(values.back(), 1)) return ILLEGAL_ADDRESS;  // eight bytes are an address
+    // eight bytes are an address, or null for an array that is absent
+    if (kernel->sizes[i] == 8 && values.back() && !block_of(values.back(), 1)) return ILLEGAL_ADDRESS;
   }
   return enqueue(stream, [=, x = grid[0], y = grid[1], threads = block[0]]() mutable {
     std::vector<void*> addresses;

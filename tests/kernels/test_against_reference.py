@@ -1,4 +1,4 @@
-"""The kernels' own source against the NumPy reference: 772 random cases, a quarter as many that every commit has anew,
+"""The kernels' own source against the NumPy reference: 940 random cases, a quarter as many that every commit has anew,
 and what must be exact. Compiled by g++ on a CPU, and by NVRTC on a GPU.
 
 Bounds are counted roundings. u = 2⁻²⁴ is the most that one float32 operation errs, relative to its result; a sum of
@@ -21,8 +21,18 @@ from numpy.typing import NDArray
 import realisid_trt.kernels as reference
 from realisid_trt.kernels.launch import OVERLAPS, levels
 from tests.kernels.bench import OnCpu, rounded
-from tests.kernels.cases import KERNEL_BILINEAR, REFERENCE_BILINEAR, TYPES, Crop, Guide, Merge, Take, rectangle
-from tests.kernels.test_kernels import merge_in_torch
+from tests.kernels.cases import (
+    KERNEL_BILINEAR,
+    REFERENCE_BILINEAR,
+    STATES,
+    TYPES,
+    Crop,
+    Guide,
+    Merge,
+    Take,
+    rectangle,
+)
+from tests.kernels.test_kernels import merge_in_torch, two_coefficients
 from tests.kernels.two_sources import TwoSources
 
 NewBench = Callable[[], Any]
@@ -84,20 +94,56 @@ def test_two_sources_are_merged_to_the_bit_as_by_the_kernel_that_knew_only_two(
             np.testing.assert_array_equal(bits(bench.get(ours)), bits(bench.get(theirs)), err_msg=f"seed {seed}")
 
 
-def bits(values: NDArray[np.float32]) -> NDArray[np.uint32]:
+def bits(values: NDArray[Any]) -> NDArray[np.uint32]:
     return values.view(np.uint32)
 
 
 @pytest.mark.parametrize("dtype", TYPES)
-def test_guide_step(dtype: str, new_bench: NewBench, draws: Draws) -> None:
-    """Both multiply by the same rounded coefficients: per term a product and at most three sums."""
-    for seed in draws(40):
-        case, bench = Guide.draw(np.random.default_rng(seed), dtype), new_bench()
-        latents, step, tickets = (bench.get(array) for array in case.launch(bench, dtype))
-        expected, expected_step = case.reference()
-        check(latents, expected, 2 * 4 * U * case.magnitude(), "float32", f"seed {seed}")
-        np.testing.assert_array_equal(step, expected_step)
+@pytest.mark.parametrize("histories, noise, preview", STATES)
+def test_guide_step(histories: int, noise: bool, preview: bool, dtype: str, new_bench: NewBench, draws: Draws) -> None:
+    """Both multiply by the same rounded coefficients: per term a product and at most six sums. What has no row, or a
+    coefficient of zero, is not touched: there it is compared to the bit, or holds NaN."""
+    for seed in draws(8):
+        case, bench = Guide.draw(np.random.default_rng(seed), dtype, histories, noise, preview), new_bench()
+        *found, tickets = (bench.get(array) for array in case.launch(bench, dtype))
+        still, moved = case.without_rows, ~case.without_rows
+        for ours, expected, magnitude in zip(found, case.reference(), case.magnitude(), strict=True):
+            np.testing.assert_array_equal(bits(ours[still]), bits(expected[still]))
+            if ours.dtype == np.int32:
+                np.testing.assert_array_equal(ours, expected)
+            else:
+                check(ours[moved], expected[moved], 2 * 7 * U * magnitude[moved], "float32", f"seed {seed}")
         assert not tickets.any()
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_guide_step_without_a_state_is_the_kernel_of_before_to_the_bit(dtype: str, host_kernels: Path) -> None:
+    for seed in range(24):
+        case, bench = Guide.draw(np.random.default_rng([seed, 1]), dtype), OnCpu(host_kernels)
+        latents, step, _ = (bench.get(array) for array in case.launch(bench, dtype))
+        expected, moved = case.latents.copy(), ~case.without_rows
+        of_moved = case.step[moved], case.noise_pred, case.decoder_of[moved], case.weights[moved], case.matrix[:, 0, :2]
+        expected[moved] = two_coefficients(case.latents[moved], *of_moved)
+        np.testing.assert_array_equal(bits(latents), bits(expected), err_msg=f"seed {seed}")
+        np.testing.assert_array_equal(step, case.step + moved)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_guide_step_computes_every_new_value_from_the_old_ones(dtype: str, new_bench: NewBench) -> None:
+    """A matrix that lets latents and histories change places; on a grid of more than one block."""
+    rng, bench = np.random.default_rng(7), new_bench()
+    latents, noise = (rng.standard_normal((2, 3, 17, 19), dtype=np.float32) for _ in range(2))
+    histories = rng.standard_normal((2, 2, 3, 17, 19), dtype=np.float32)
+    matrix = np.zeros((1, 4, 5))
+    matrix[0, 0, 2] = matrix[0, 1, 3] = matrix[0, 2, 0] = matrix[0, 3, 4] = 1
+    zeros = np.zeros((1, 3, 17, 19), np.float32)
+    rows, weights = np.zeros((2, 3), np.int32), np.ones((2, 3))
+    case = Guide(latents, histories, np.zeros(2, np.int32), zeros, rows, weights, matrix, noise, np.zeros_like(noise))
+    changed = [histories[:, 0], [1, 1], np.stack([histories[:, 1], latents], axis=1), noise]
+    *found, _ = (bench.get(array) for array in case.launch(bench, dtype))
+    for ours, theirs, expected in zip(found, case.reference(), changed, strict=True):
+        np.testing.assert_array_equal(ours, expected)
+        np.testing.assert_array_equal(theirs, expected)
 
 
 @pytest.mark.parametrize("source, dtype", [*((t, t) for t in TYPES), ("float32", "float16"), ("float32", "bfloat16")])

@@ -54,6 +54,7 @@ def test_the_arithmetic_of_the_source_is_what_is_compiled(architecture: str, vec
             assert not re.search(r"st\.global\.(?!v4)", body)
             assert not re.search(r"\b(ld|st)\.(?!param|global)", body)  # generic or local: slower
             assert ".local" not in body
+        assert not re.search(r"\b(ld|st)\.(?!param|global)|\.local", bodies[f"guide_step_{dtype}"])
 
 
 def test_an_error_carries_the_compilers_log() -> None:

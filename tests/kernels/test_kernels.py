@@ -16,7 +16,7 @@ from realisid_trt.kernels import EVERYWHERE, INSIDE, RELOCATED, crop_upsample, g
 from realisid_trt.kernels.launch import OVERLAPS
 from realisid_trt.kernels.resample import resize_matrix
 from tests.kernels import two_sources
-from tests.kernels.cases import RULES, Merge, rectangle
+from tests.kernels.cases import RULES, STATES, Guide, Merge, rectangle
 
 EPS = np.finfo(np.float32).eps
 
@@ -219,27 +219,96 @@ def test_a_source_without_rows_is_one_whose_scale_is_zero() -> None:
                 np.testing.assert_array_equal(a, b)
 
 
-def test_guide_step_is_equation_8_and_ddim() -> None:
+def two_coefficients(
+    latents: NDArray[np.float32],
+    step: NDArray[np.int32],
+    noise_pred: NDArray[np.float32],
+    decoder_of: NDArray[np.int32],
+    weights: NDArray[np.float64],
+    coefficients: NDArray[np.float64],
+) -> NDArray[np.float32]:
+    """The oracle: guide_step as it was when it knew DDIM only, z' = A·z + B·m. coefficients: (S, 2), A and B."""
+    new = latents.copy()
+    for z, rows, row_weights, (scale, shift) in zip(new, decoder_of, weights, coefficients[step], strict=True):
+        z *= np.float32(scale)
+        for row, weight in zip(rows, row_weights, strict=True):
+            if row >= 0:
+                z += np.float32(shift * weight) * noise_pred[row]
+    return new
+
+
+def test_guide_step_without_a_state_is_that_of_before_to_the_bit() -> None:
+    """A preview changes nothing."""
+    rng = np.random.default_rng(3)
+    for preview in [False, True] * 20:
+        case = Guide.draw(rng, "float32", preview=preview)
+        moved, (latents, step, *_) = ~case.without_rows, case.reference()
+        expected = case.latents.copy()
+        expected[moved] = two_coefficients(
+            case.latents[moved], case.step[moved], case.noise_pred, case.decoder_of[moved], case.weights[moved],
+            case.matrix[:, 0, :2],
+        )  # fmt: skip
+        np.testing.assert_array_equal(latents.view(np.uint32), expected.view(np.uint32))
+        np.testing.assert_array_equal(step, case.step + moved)
+
+
+@pytest.mark.parametrize("histories, noise, preview", STATES)
+def test_guide_step_is_equation_8_and_a_product_with_a_matrix(histories: int, noise: bool, preview: bool) -> None:
+    """In float64. What no coefficient takes may be NaN, and pictures without rows stay as they are."""
+    rng, still, silent = np.random.default_rng(4), 0, 0
+    for _ in range(24):
+        case = Guide.draw(rng, "float32", histories, noise, preview)
+        latents, step, *rest = case.reference()
+        new = np.zeros((len(step), 4, *latents.shape[1:]), np.float32)
+        old = np.zeros((len(step), 5, *latents.shape[1:]))
+        new[:, 0], old[:, 0] = latents, case.latents
+        if case.histories is not None:
+            new[:, 1 : 1 + histories], old[:, 2 : 2 + histories] = rest.pop(0), case.histories
+        if case.noise is not None:
+            old[:, 4] = case.noise
+        if case.preview is not None:
+            new[:, 3] = rest.pop(0)
+        for b, without_rows in enumerate(case.without_rows):
+            if without_rows:
+                still += 1
+                np.testing.assert_array_equal(new[b, :3], old[b, [0, 2, 3]])
+                assert np.isnan(new[b, 3]).all() or not preview
+                continue
+            rows = [case.noise_pred[row].astype(np.float64) if row >= 0 else 0 for row in case.decoder_of[b]]
+            parts = np.stack([weight * row + 0 * latents[b] for weight, row in zip(case.weights[b], rows, strict=True)])
+            old[b, 1] = parts.sum(0)
+            silent += np.isnan(old[b]).any()
+            finite = np.nan_to_num(old[b])
+            expected = np.einsum("jk,k...->j...", case.matrix[case.step[b]], finite)
+            magnitude = np.abs(finite).sum(0) + np.abs(parts).sum(0)  # no coefficient is larger than 1
+            assert (np.abs(new[b] - expected) <= 8 * EPS * magnitude).all()
+        np.testing.assert_array_equal(step, case.step + ~case.without_rows)
+    assert still and bool(silent) == bool(histories or noise)
+
+
+def test_guide_step_takes_each_picture_at_a_step_of_its_own() -> None:
     rng = np.random.default_rng(3)
     z = rng.standard_normal((2, 4, 5, 7), dtype=np.float32)
     noise_pred = rng.standard_normal((5, 4, 5, 7), dtype=np.float32)
     decoder_of = np.array([[0, 1, 2], [3, 4, -1]], np.int32)
     weights = np.array([[-6.5, 2.5, 5.0], [-6.5, 7.5, 0.0]])
-    coefficients = np.array([[1.02, -0.05], [0.9, 0.3]])
+    matrix = np.zeros((2, 4, 5))
+    matrix[:, 0, :2] = [[1.02, -0.05], [0.9, 0.3]]
     expected = z.astype(np.float64)
-    for b in range(2):
+    for b, place in enumerate((1, 0)):
         none, text, full = (noise_pred[r].astype(np.float64) if r >= 0 else 0 for r in decoder_of[b])
         guided = weights[b, 0] * none + weights[b, 1] * text + weights[b, 2] * full
-        expected[b] = coefficients[b, 0] * expected[b] + coefficients[b, 1] * guided
+        expected[b] = matrix[place, 0, 0] * expected[b] + matrix[place, 0, 1] * guided
     step = np.array([1, 0], np.int32)
-    guide_step(z, step, noise_pred, decoder_of, weights, coefficients[::-1])
-    assert step.tolist() == [2, 1]  # each picture at a step of its own
+    guide_step(z, None, step, noise_pred, decoder_of, weights, matrix, None, None)
+    assert step.tolist() == [2, 1]
     np.testing.assert_allclose(z, expected, atol=16 * EPS)
 
 
 def test_guidance_of_one_returns_the_full_row_exactly() -> None:
     """λt = λi = 1: c = (0, 0, 1). On integers there is no rounding to hide behind."""
     z, noise_pred = np.zeros((1, 1, 3, 3), np.float32), np.arange(27, dtype=np.float32).reshape(3, 1, 3, 3)
-    decoder_of, weights = np.array([[0, 1, 2]], np.int32), np.array([[0.0, 0.0, 1.0]])
-    guide_step(z, np.zeros(1, np.int32), noise_pred, decoder_of, weights, np.array([[1.0, 1.0]]))
+    decoder_of, weights, matrix = np.array([[0, 1, 2]], np.int32), np.array([[0.0, 0.0, 1.0]]), np.zeros((1, 4, 5))
+    matrix[0, 0, :2] = 1
+    guide_step(z, None, np.zeros(1, np.int32), noise_pred, decoder_of, weights, matrix, None, None)
     np.testing.assert_array_equal(z, noise_pred[2:])

@@ -88,6 +88,31 @@ def test_arrays_that_do_not_agree_are_refused(host_kernels: Path) -> None:
         bench.kernels.take(None, values, bench.empty((4,), "float32"), bench.empty((4, 3), "float32"))
 
 
+@pytest.mark.parametrize(
+    "name, shape, said",
+    [
+        ("histories", (1, 3, 2, 5, 4), "histories is (1, 3, 2, 5, 4), expected one or two of them"),
+        ("histories", (1, 2, 2, 5, 3), "histories is (1, 2, 2, 5, 3), expected (1, 2, 2, 5, 4)"),
+        ("noise", (2, 2, 5, 4), "noise is (2, 2, 5, 4), expected (1, 2, 5, 4)"),
+        ("preview", (1, 2, 4, 5), "preview is (1, 2, 4, 5), expected (1, 2, 5, 4)"),
+        ("matrix", (3, 1, 2), "matrix is (3, 1, 2), expected (3, 4, 5)"),
+    ],
+)
+def test_the_state_of_a_step_is_checked(name: str, shape: tuple[int, ...], said: str, host_kernels: Path) -> None:
+    bench = OnCpu(host_kernels)
+    shapes = {"latents": (1, 2, 5, 4), "histories": (1, 2, 2, 5, 4), "noise": (1, 2, 5, 4), "preview": (1, 2, 5, 4)}
+    given = {
+        key: bench.put(np.zeros(each, np.float32)) for key, each in (shapes | {"noise_pred": (3, 2, 5, 4)}).items()
+    }
+    given |= {key: bench.put(np.zeros(1, np.int32)) for key in ("step", "tickets")}
+    given |= {"decoder_of": bench.put(np.int32([[0, 1, 2]])), "weights": bench.put(np.ones((1, 3)))}
+    given["matrix"] = bench.put(np.zeros((3, 4, 5)))
+    bench.kernels.guide_step(None, **given)
+    given[name] = bench.put(np.zeros(shape, given[name].dtype))
+    with pytest.raises(AssertionError, match=re.escape(said)):
+        bench.kernels.guide_step(None, **given)
+
+
 def test_a_level_that_is_no_whole_number_of_vectors_takes_single_cells() -> None:
     def entry(*shapes: tuple[int, ...]) -> list[Array]:
         return [Array(4096, shape, "float16") for shape in shapes]

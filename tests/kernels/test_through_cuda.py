@@ -50,7 +50,7 @@ def test_a_gpu_of_no_use(environment: dict[str, str]) -> None:
 def test_what_a_gpu_is_tested_with(environment: dict[str, str]) -> None:
     """The tests marked gpu in this folder, rehearsed; without the slow ones, which the g++ build runs elsewhere."""
     said = run(environment, "-m", "pytest", "-q", "-m", "gpu and not slow", "tests/kernels", "-p", "no:cacheprovider")
-    assert re.search(r"\b4\d passed", said) and "skipped" not in said, said
+    assert re.search(r"\b7\d passed", said) and "skipped" not in said, said
 
 
 @pytest.mark.slow

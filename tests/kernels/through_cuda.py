@@ -23,7 +23,7 @@ from realisid_trt.errors import BackendError, EngineMismatch
 from realisid_trt.kernels import EVERYWHERE, INSIDE, RELOCATED
 from realisid_trt.kernels.launch import OVERLAPS, Array, Kernels, levels
 from tests.kernels.bench import OnCpu, OnGpu
-from tests.kernels.cases import TYPES, Crop, Guide, Merge, Take
+from tests.kernels.cases import STATES, TYPES, Crop, Guide, Merge, Take
 from tests.kernels.stand_in import Counters
 
 Launch = Callable[[Any], list[Array]]
@@ -33,9 +33,10 @@ def launches(seed: int) -> Iterator[tuple[str, Launch]]:
     """Every kernel at least once, with inputs of its own: the entry point's name and what launches it on a bench."""
     for dtype in TYPES:
         rng = np.random.default_rng(seed)
-        crop, guide, take = Crop.draw(rng), Guide.draw(rng, dtype), Take.draw(rng, dtype)
+        crop, take = Crop.draw(rng), Take.draw(rng, dtype)
         yield f"crop_upsample_{dtype}", partial(crop.launch, dtype=dtype)
-        yield f"guide_step_{dtype}", partial(guide.launch, dtype=dtype)
+        for state in STATES:
+            yield f"guide_step_{dtype} {state}", partial(Guide.draw(rng, dtype, *state).launch, dtype=dtype)
         yield f"take_{dtype}", partial(take.launch, source=dtype, dtype=dtype)
         if dtype != "float32":
             yield f"take_float32_to_{dtype}", partial(take.launch, source="float32", dtype=dtype)
@@ -66,10 +67,11 @@ def every_kernel(folder: Path, library: Path) -> str:
 
 
 def replay(folder: Path, library: Path) -> str:
-    """A captured step, replayed: other boxes, rows, scales, means and residuals, the step counted on the device."""
+    """A captured step, replayed: other boxes, rows, scales, means, residuals, noise and another sampler's matrices; the
+    step is counted on the device, and latents and histories go on from step to step."""
     gpu, cpu, steps = open_gpu(folder), OnCpu(library), 4
     rng = np.random.default_rng(5)
-    shapes = {"latents": (2, 4, 12, 9), "skip": (3, 8, 12, 9)}
+    shapes = {"latents": (2, 4, 12, 9), "histories": (2, 2, 4, 12, 9), "noise": (2, 4, 12, 9), "skip": (3, 8, 12, 9)}
     sources = {"crops": (4, 8, 10, 10), "whole": (4, 8, 12, 9), "inside": (2, 8, 12, 9)}
     placements, first_box = (RELOCATED, EVERYWHERE, INSIDE), (0, -1, 4)
 
@@ -88,7 +90,7 @@ def replay(folder: Path, library: Path) -> str:
             "rules": np.stack([placements, rng.integers(0, 2, 3), first_box], axis=1).astype(np.int32),
             "decoder_of": np.array([[0, 1, 2], [2, 0, -1]], np.int32),
             "weights": rng.standard_normal((2, 3)),
-            "coefficients": rng.uniform(-1, 1, (steps, 2)),
+            "matrix": rng.uniform(-1, 1, (steps, 4, 5)) * rng.integers(0, 2, (steps, 4, 5)),
         }
 
     def prepare(bench: Any) -> tuple[dict[str, Array], Callable[[Any], None]]:
@@ -99,6 +101,7 @@ def replay(folder: Path, library: Path) -> str:
             "faces": bench.empty((4, 4, 10, 10), "float16"),
             "merged": bench.empty(shapes["skip"], "float32"),
             "noise_pred": bench.empty((3, 4, 12, 9), "float32"),
+            "preview": bench.empty((2, 4, 12, 9), "float32"),
             "first_half": bench.put(np.zeros(3, np.int32)),
         }
         plan = levels([given["skip"]], [[given[name]] for name in sources], [given["merged"]], [0])
@@ -112,8 +115,8 @@ def replay(folder: Path, library: Path) -> str:
             kernels.relocate_merge(stream, plan, *tables, *(given[name] for name in names), "bilinear", "average")
             half = Array(given["merged"].address, (6, 4, 12, 9), "float32")
             kernels.take(stream, half, given["first_half"], given["noise_pred"])
-            names = "latents", "step", "tickets", "noise_pred", "decoder_of", "weights", "coefficients"
-            kernels.guide_step(stream, *(given[name] for name in names))
+            names = "latents", "histories", "step", "tickets", "noise_pred", "decoder_of", "weights", "matrix"
+            kernels.guide_step(stream, *(given[name] for name in (*names, "noise", "preview")))
 
         return given, step
 
@@ -132,13 +135,13 @@ def replay(folder: Path, library: Path) -> str:
     assert Counters().launches == before  # captured, not run
     for _ in range(steps - 1):
         changed = inputs()
-        del changed["latents"], changed["coefficients"]  # they go on from step to step
+        del changed["latents"], changed["histories"]
         for name, value in changed.items():
             gpu.rewrite(on_gpu[name], value)
             cpu.rewrite(on_cpu[name], value)
         graph.launch(gpu.stream)
         compute(None)
-        for name in ("faces", "merged", "latents", "step", "tickets"):
+        for name in ("faces", "merged", "latents", "histories", "preview", "step", "tickets"):
             np.testing.assert_array_equal(gpu.get(on_gpu[name]), cpu.get(on_cpu[name]), err_msg=name)
     assert gpu.get(on_gpu["step"]).tolist() == [steps] * 2
     assert Counters().launches - before == 4 * (steps - 1) and Counters().graph_launches == steps - 1

@@ -305,5 +305,5 @@ def test_a_manifest_of_an_older_format_names_the_command(engine_dir: Path, with_
     manifest = json.loads((folder / "manifest.json").read_text())
     for older in (1, 2, 3, 4):
         (folder / "manifest.json").write_text(json.dumps(manifest | {"format": older}))
-        with pytest.raises(EngineMismatch, match=f"engine format {older}; this realisid_trt reads format 5. Build it"):
+        with pytest.raises(EngineMismatch, match=f"engine format {older}; this realisid_trt reads format 6. Build it"):
             Engine.load(folder)

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from export.checkpoint import Checkpoint
 from export.truth.reference import Reference, ReferenceControl
+from export.truth.schedulers import scheduler_of
 from export.truth.verify import rms_of
-from realisid_trt import Control, Engine, Request
-from realisid_trt.loop.ddim import initial_noise
+from realisid_trt import Control, Engine, Request, Sampler
+from realisid_trt.loop.noise import initial_noise
 from tests.methods import built_method
 from tests.realisid_trt.truth import NEGATIVE, PROMPT, Scene, checkpoint_with, latent_errors
 
@@ -62,7 +63,7 @@ def diffusers_latents(
         "tokenizer": reference.tokenizers[0],
         "unet": reference.unet,
         "controlnet": nets[0] if len(nets) == 1 else MultiControlNetModel(nets),
-        "scheduler": reference.scheduler,
+        "scheduler": scheduler_of(Sampler("ddim"), checkpoint.scheduler_config, dtype),
     }
     text, pooled = reference.encode_prompt(PROMPT)
     negative, negative_pooled = reference.encode_prompt(NEGATIVE)

@@ -107,7 +107,7 @@ def test_a_branch_without_scale_does_not_run(engine: Engine, branch: str, monkey
     assert beside[0].rows[f"{branch}_branch"] == 3 * 2  # the other picture's alone
     assert ("crop_upsample" in rows) == (branch == "global")
     monkeypatch.setattr(
-        "realisid_trt.loop.prologue.PictureRows", lambda *given: PictureRows(*given[:3], (True, True), given[4])
+        "realisid_trt.loop.planning.PictureRows", lambda *given: PictureRows(*given[:3], (True, True), given[4])
     )
     evaluated, *beside_evaluated = made()
     assert evaluated.rows[f"{branch}_branch"] == 3 * 4 and beside_evaluated[0].rows[f"{branch}_branch"] == 3 * 6

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from realisid_trt import Control, Engine, Person, Request
 from realisid_trt.errors import ShapeError
-from realisid_trt.loop.ddim import initial_noise
+from realisid_trt.loop.noise import initial_noise
 from tests.methods import built_method
 from tests.realisid_trt.id_patch_equations import IdPatchModels, id_patch_latents
 

@@ -96,7 +96,7 @@ def test_an_edited_manifest_is_named(engine_copy: Path, change: Any, named: str)
 
 def test_another_format_is_a_mismatch(engine_copy: Path) -> None:
     edit(engine_copy, lambda m: m.update(format=99), reseal=True)
-    with pytest.raises(EngineMismatch, match="has engine format 99; this realisid_trt reads format 5. Build it again"):
+    with pytest.raises(EngineMismatch, match="has engine format 99; this realisid_trt reads format 6. Build it again"):
         Engine.load(engine_copy)
 
 

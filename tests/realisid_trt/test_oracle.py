@@ -16,8 +16,9 @@ import torch
 from safetensors.numpy import save_file
 
 from export.truth.reference import Reference
-from realisid_trt import Engine, Person
-from realisid_trt.loop.ddim import initial_noise
+from export.truth.schedulers import scheduler_of
+from realisid_trt import Engine, Person, Sampler
+from realisid_trt.loop.noise import initial_noise
 from realisid_trt.manifest import CONSTANTS, MANIFEST
 from tests.realisid_trt.truth import NEGATIVE, PROMPT, checkpoint_with
 
@@ -36,7 +37,7 @@ def pipeline_latents(checkpoint: Any, dtype: torch.dtype, pose: np.ndarray, nois
         tokenizer_2=reference.tokenizers[1],
         unet=reference.unet,
         controlnet=MultiControlNetModel(list(reference.controlnets.values())),
-        scheduler=reference.scheduler,
+        scheduler=scheduler_of(Sampler("ddim"), checkpoint.scheduler_config, dtype),
     )
     pipeline.set_progress_bar_config(disable=True)
     prompt_embeds, pooled = reference.encode_prompt(PROMPT)

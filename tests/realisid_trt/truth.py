@@ -14,8 +14,8 @@ from export.checkpoint import Checkpoint
 from export.truth.half_reference import half_reference
 from export.truth.reference import Reference, ReferencePerson
 from export.truth.verify import rms_of
-from realisid_trt import Engine, Person
-from realisid_trt.loop.ddim import initial_noise
+from realisid_trt import Engine, Person, Sampler
+from realisid_trt.loop.noise import initial_noise
 
 PROMPT, NEGATIVE = "a photo of friends at the beach", "blurry, dark"
 
@@ -59,6 +59,8 @@ def latent_errors(
 def checkpoint_with(path: Path, scheduler: dict[str, Any] | None = None, **config: Any) -> Checkpoint:
     """The checkpoint under another configuration: the reference's counterpart of the fixture `with_config`."""
     checkpoint = Checkpoint.open(path)
+    if config.get("sampler") is not None:
+        config["sampler"] = Sampler.of(config["sampler"])
     return dataclasses.replace(
         checkpoint,
         config=dataclasses.replace(checkpoint.config, **config),

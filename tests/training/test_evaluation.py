@@ -19,7 +19,8 @@ from export.truth.half_reference import half_reference
 from export.truth.reference import Reference, ReferencePerson
 from realisid_trt import Engine
 from realisid_trt.errors import CheckpointError, RequestError
-from realisid_trt.loop.ddim import initial_noise
+from realisid_trt.loop import samplers
+from realisid_trt.loop.noise import initial_noise
 from realisid_trt.persons.conditions import id_pixels, pose_image
 from training.evaluate import main
 from training.evaluation.cases import Case, Casting
@@ -247,7 +248,7 @@ def test_the_command_makes_tables_and_makes_no_picture_twice(
     assert [path for path in pictures if again[path] != pictures[path]] == [next(iter(pictures))]
 
 
-def test_pictures_made_otherwise_are_other_pictures(built, tmp_path: Path) -> None:
+def test_pictures_made_otherwise_are_other_pictures(built, with_config, tmp_path: Path) -> None:
     """Everything that determines a picture is part of its file's name."""
     checkpoint = Checkpoint.open(built["x4"].checkpoint)
 
@@ -270,6 +271,13 @@ def test_pictures_made_otherwise_are_other_pictures(built, tmp_path: Path) -> No
     with pytest.raises(RequestError, match="another checkpoint than .*: guidance_scale. Build it again"):
         named(Row(), checkpoint=dataclasses.replace(checkpoint, config=config))
     steps = dict(checkpoint.scheduler_config) | {"timestep_spacing": "trailing"}
+    euler = dataclasses.replace(config, sampler=samplers.Sampler("euler"))
+    for other in (
+        {"engine": with_config(built["x4"].engine, sampler="euler")},
+        {"checkpoint": dataclasses.replace(checkpoint, config=euler)},
+    ):
+        with pytest.raises(RequestError, match="another checkpoint than .*: .*sampler. Build it again"):
+            named(Row(), **other)
     with pytest.raises(RequestError, match="another checkpoint than .*: scheduler"):
         named(Row(), checkpoint=dataclasses.replace(checkpoint, scheduler_config=steps))
 

@@ -15,7 +15,7 @@ from export.checkpoint import Checkpoint
 from export.miniature import make_checkpoint
 from export.truth.reference import Reference
 from realisid_trt.config import RealisIDConfig
-from realisid_trt.loop.ddim import initial_noise
+from realisid_trt.loop.noise import initial_noise
 from tests.conftest import ROOT
 from training.evaluation.cases import Casting
 from training.evaluation.sampler import Sampler

@@ -12,8 +12,10 @@ from accelerate import Accelerator
 from export.checkpoint import Checkpoint
 from export.truth.reference import Reference, ReferencePerson
 from realisid_trt.config import RealisIDConfig
+from realisid_trt.errors import CheckpointError
 from realisid_trt.persons.boxes import Grid, snap_box
 from realisid_trt.persons.conditions import location_mask
+from training.diffusion import Diffusion
 from training.examples import WorldScenes
 from training.residuals import DESIGNS, KEYPOINTS, crop, inside, merged, merged_rows, placement, relocate
 from training.stages.branches import BranchesStage
@@ -55,13 +57,13 @@ def test_residuals_are_the_references(checkpoint: Checkpoint, design: str, mode:
     pooled = torch.zeros(len(BOXES), c.pooled_dim, dtype=torch.float64)
     added = {"text_embeds": pooled, "time_ids": time_ids.repeat(len(BOXES), 1)}
     branches = DESIGNS[design](c, new=False, seed=0).double()
-    reference._time_ids = time_ids
     with torch.no_grad():
         ours = merged([branches(noisy, timestep, tokens, added, batch)])
         for row, box in enumerate(BOXES):
-            theirs = reference.residuals(
+            theirs = reference.branches.residuals(
                 noisy[row : row + 1], timestep[row], [ReferencePerson(drawings[row], box)],
-                [reference.snap(box, 128, 128)], [tokens[row]], torch.zeros(1), pooled[:1], {}, (0.0, 1.0),
+                [reference.branches.snap(box, 128, 128)], [tokens[row]], torch.zeros(1),
+                {"text_embeds": pooled[:1], "time_ids": time_ids}, {}, (0.0, 1.0),
             )  # fmt: skip
             for one, other in zip(ours, theirs, strict=True):
                 # The matrices are float32 and the sum is: a millionth of the largest is 8 roundings.
@@ -190,3 +192,15 @@ def test_everybody_in_a_picture_is_conditioned_on_and_nobody_else(checkpoint: Ch
         other[row, person] = torch.randn(other.shape[2:], generator=torch.Generator().manual_seed(1))
         difference = (predicted({**batch, "each.id_pixels": other}) - together).abs().flatten(1).amax(1)
         assert (difference > 1e-4).tolist() == [matters and row == one for one in range(3)]
+
+
+def test_a_network_that_predicts_clean_latents_is_not_trained(checkpoint: Checkpoint) -> None:
+    """Its loss would be that of ε, which it does not predict."""
+    assert not Diffusion(checkpoint).velocity
+    other = dataclasses.replace(
+        checkpoint, scheduler_config={**checkpoint.scheduler_config, "prediction_type": "sample"}
+    )
+    with pytest.raises(
+        CheckpointError, match="scheduler_config.json says prediction_type sample. Networks that predic"
+    ):
+        Diffusion(other)

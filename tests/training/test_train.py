@@ -19,6 +19,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from export.checkpoint import Checkpoint
+from realisid_trt import Sampler
 from realisid_trt.errors import RequestError
 from tests.training.runs import command
 from training.examples import WorldScenes
@@ -352,12 +353,14 @@ def test_people_are_summed_where_they_meet_or_not_trained(
 def test_a_run_goes_on_when_requests_shall_ask_for_something_else(
     start: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """λ, α and the number of steps are of a request: no loss reads them. The old model card is not taken along."""
+    """λ, α, sampler and number of steps are of a request: no loss reads them. The old model card is not taken along."""
     out = tmp_path / "run"
     assert main(command("branches", start, data, out, "--steps", "1")) == 0
-    asked = with_config(start, tmp_path / "asked", id_guidance_scale=7.0, num_inference_steps=9)
+    changes: dict[str, object] = {"num_inference_steps": 9, "sampler": "euler-a", "steps": "fixed"}
+    asked = with_config(start, tmp_path / "asked", id_guidance_scale=7.0, **changes)
     assert main(command("branches", asked, data, out, "--steps", "2")) == 0
-    assert Checkpoint.open(out / "checkpoint").config.num_inference_steps == 9
+    config = Checkpoint.open(out / "checkpoint").config
+    assert config.fixed_steps == 9 and config.sampler == Sampler("euler-a")
     assert not (out / "checkpoint" / "README.md").exists()
     moved = with_config(start, tmp_path / "moved", relocate_mode="area")
     assert main(command("branches", moved, data, out, "--steps", "3")) == 2

@@ -72,12 +72,18 @@ def load_engine(path: Path, backend: str, device: str | None, changes: Mapping[s
 
 
 class EngineContender:
-    """An engine, called as a user calls it. options: of every Request; steps: None takes the engine's."""
+    """An engine, called as a user calls it. options: of every Request; steps, sampler: None takes the engine's."""
 
     def __init__(
-        self, engine: Engine, steps: int | None = None, batch: int = 4, options: Mapping[str, Any] | None = None
+        self,
+        engine: Engine,
+        steps: int | None = None,
+        batch: int = 4,
+        options: Mapping[str, Any] | None = None,
+        sampler: str | None = None,
     ) -> None:
-        self.engine, self.steps, self.batch, self.options = engine, steps, batch, dict(options or {})
+        self.engine, self.batch, self.options = engine, batch, dict(options or {})
+        self.common: dict[str, Any] = {"num_inference_steps": steps, "sampler": sampler, "output": "np"}
 
     def make(self, cases: Sequence[Case], name: str) -> Rgb:
         made: list[Rgb] = []
@@ -85,7 +91,7 @@ class EngineContender:
             for first in range(0, len(cases), self.batch):
                 some = cases[first : first + self.batch]
                 requests = [self._request(case) for case in some]
-                results = self.engine.generate_batch(requests, num_inference_steps=self.steps, output="np")
+                results = self.engine.generate_batch(requests, **self.common)
                 made += [(result.images[0] * 255).round().astype(np.uint8) for result in results]
                 bar.update(len(some))
         return np.stack(made)

@@ -25,12 +25,16 @@ class Row:
     options: of every Request (engine) or of the Sampler (torch, a design).
     config:  keys of realisid_config.json to change.
     device:  where the engine runs for this row; None: on the device that the command was given.
+    sampler: of the engine. Each row names it, so a table does not change with a checkpoint's default.
+    steps:   of this row; None: as many as the command was given, or the checkpoint's default.
     """
 
     maker: str = "engine"
     options: Mapping[str, Any] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
     device: str | None = None
+    sampler: str = "ddim"
+    steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -138,6 +142,12 @@ EXPERIMENTS: dict[str, Experiment] = {
         "Delayed subject conditioning α", _table("regular"),
         {FULL: Row(), **{f"α = {ratio}": Row(options={"subject_conditioning_ratio": ratio})
                          for ratio in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)}},
+    ),
+    "samplers": Experiment(
+        "Samplers and steps", _table("regular"),
+        {FULL: Row(), "ddim, 30 steps": Row(steps=30),
+         **{f"{name}, {steps} steps": Row(sampler=name, steps=steps)
+            for name in ("dpmpp-2m-karras", "unipc") for steps in (6, 8, 12, 16)}},
     ),
     "placement": Experiment(
         "Down-sampling of R and the grid of boxes", _table("regular"),

@@ -20,7 +20,7 @@ from export.checkpoint import Checkpoint
 from export.files import disk_errors
 from realisid_trt.errors import RequestError
 from realisid_trt.files import sha256, whole_or_not
-from realisid_trt.loop.ddim import DDIM
+from realisid_trt.loop.samplers import NoiseSchedule, table_of
 from realisid_trt.manifest import Manifest
 
 from ..result import ORIGIN, origin_of
@@ -28,7 +28,7 @@ from ..stages.branches import BranchesStage
 from .cases import Case, Casting
 from .contenders import Contender, EngineContender, SomebodyElse, Truth, load_engine
 from .experiments import Row
-from .sampler import Sampler, ddim_of
+from .sampler import Sampler
 
 Rgb = NDArray[np.uint8]
 SHARD = 100  # pictures in a file; a stopped run loses at most as many
@@ -127,11 +127,11 @@ class PictureCache:
         said |= {"weights": self.made["weights"], "versions": self.made["versions"], "code": _code(row.maker)}
         if row.maker == "ceiling":
             return said
-        said |= {"steps": self.made["steps"], "config": {**self.checkpoint.config.to_dict(), **row.config}}
+        said |= {"steps": row.steps or self.made["steps"], "config": {**self.checkpoint.config.to_dict(), **row.config}}
         said["scheduler"] = dict(self.checkpoint.scheduler_config)
         if row.maker == "engine":
             said["engine"] = sha256((self.options.engine / "manifest.json").read_bytes())
-            said["on"], said["device"] = self.made["backend"], row.device
+            said["on"], said["device"], said["sampler"] = self.made["backend"], row.device, row.sampler
         else:
             said["on"] = str(self.torch_device)
             if row.maker not in NO_DESIGN:
@@ -153,9 +153,10 @@ class PictureCache:
         elif row.maker == "engine":
             device = row.device or self.options.device
             with load_engine(self.options.engine, self.options.backend, device, row.config) as engine:
-                yield EngineContender(engine, self.made["steps"], self.options.batch, row.options)
+                steps = row.steps or self.made["steps"]
+                yield EngineContender(engine, steps, self.options.batch, row.options, row.sampler)
         else:
-            options = {"steps": self.made["steps"], "device": self.torch_device, **row.options}
+            options = {"steps": row.steps or self.made["steps"], "device": self.torch_device, **row.options}
             if row.maker == "torch":
                 yield Sampler(self.checkpoint, **options)
             else:
@@ -179,11 +180,11 @@ def _check_same(engine: Path, checkpoint: Checkpoint) -> None:
     manifest = Manifest.read(engine)
     built, config = manifest.values["checkpoint"], manifest.values["realisid_config"]
     other = [name for name in checkpoint.components if built.get(name) != checkpoint.weights_key(name)]
-    other += [key for key, value in checkpoint.config.resolved().to_dict().items() if config.get(key) != value]
-    ours, theirs = ddim_of(checkpoint), DDIM.of(manifest)
-    if not np.array_equal(ours.timesteps(10), theirs.timesteps(10)) or not np.array_equal(
-        ours.coefficients(10), theirs.coefficients(10)
-    ):
+    ours = checkpoint.config.resolved().to_dict()
+    other += [key for key in {*ours, *config} if ours.get(key) != config.get(key)]
+    schedules = checkpoint.noise_schedule, NoiseSchedule.of(manifest)
+    first, second = (table_of("ddim", schedule, 10) for schedule in schedules)
+    if not np.array_equal(first.timesteps, second.timesteps) or not np.array_equal(first.matrix, second.matrix):
         other.append("scheduler")
     if other:
         raise RequestError(

@@ -19,8 +19,9 @@ from export.checkpoint import Checkpoint
 from export.checkpoint.vae import from_latents
 from export.truth.half import narrow, quick_half
 from realisid_trt.errors import CheckpointError
-from realisid_trt.loop.ddim import DDIM, initial_noise
+from realisid_trt.loop.noise import initial_noise
 from realisid_trt.loop.rows import guidance_weights, steps_without_id
+from realisid_trt.loop.samplers import table_of
 from realisid_trt.persons.boxes import Grid, snap_box
 from realisid_trt.persons.conditions import id_pixels
 
@@ -71,7 +72,7 @@ class Sampler:
         self.steps = steps or config.num_inference_steps
         self.guidance = (config.guidance_scale, config.id_guidance_scale)
         self.ratio = config.subject_conditioning_ratio
-        self.ddim = ddim_of(c)
+        self.table = table_of("ddim", c.noise_schedule, self.steps)
         side = c.sample_size * c.vae_scale_factor
         self.grid = Grid(side, side, c.vae_scale_factor, c.levels, c.config.box_snap or c.vae_scale_factor)
 
@@ -114,9 +115,8 @@ class Sampler:
         latents = torch.from_numpy(np.stack([initial_noise(case.seed, shape) for case in cases])).to(self.device)
         delayed = steps_without_id(self.steps, self.ratio)
         zeros = c.config.table[0].pooled == "zeros"
-        for step, (timestep, (a, b)) in enumerate(
-            zip(self.ddim.timesteps(self.steps), self.ddim.coefficients(self.steps), strict=True)
-        ):
+        coefficients = self.table.matrix[:, 0, :2]
+        for step, (timestep, (a, b)) in enumerate(zip(self.table.timesteps, coefficients, strict=True)):
             none, only_text, full = guidance_weights(*self.guidance, with_id=step >= delayed)
             total = torch.zeros_like(latents)
             for weight, embeds, pool, with_id in (
@@ -167,12 +167,3 @@ class Sampler:
     def _tokens(self, pixels: Tensor) -> Tensor:
         found: Tensor = self.id_projection(self.image_encoder(pixels, output_hidden_states=True).hidden_states[-2])
         return found
-
-
-def ddim_of(checkpoint: Checkpoint) -> DDIM:
-    """The checkpoint's schedule."""
-    scheduler = checkpoint.load_scheduler()
-    return DDIM(
-        scheduler.alphas_cumprod.double().numpy(), float(scheduler.final_alpha_cumprod),
-        scheduler.config.timestep_spacing, scheduler.config.steps_offset, scheduler.config.prediction_type,
-    )  # fmt: skip

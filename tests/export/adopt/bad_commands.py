@@ -161,23 +161,46 @@ BASES: Bad = {
         ("licences is not a list of objects with the keys part, licence, source",),
     ),
     # its noise schedule
-    "Karras": (
-        scheduler(use_karras_sigmas=True),
+    "Karras, in a class that is not offered": (
+        scheduler(_class_name="KDPM2DiscreteScheduler", use_karras_sigmas=True),
         ONE,
         1,
         (
-            "use_karras_sigmas is true. EulerDiscreteScheduler with Karras sigmas takes other steps than DDIM",
-            "the copy",
+            "use_karras_sigmas is true. No sampler here takes the steps of KDPM2DiscreteScheduler with Karras sigmas",
+            'If DDIM without them will do, copy the base model\'s folder, set "use_karras_sigmas": false in the copy',
         ),
     ),
     "exponential": (
         scheduler(use_exponential_sigmas=True),
         ONE,
         1,
-        ("EulerDiscreteScheduler with exponential sigmas",),
+        (
+            "use_exponential_sigmas is true. No sampler here takes the steps of EulerDiscreteScheduler with exp",
+            "If euler without them will do, copy the base model's folder,",
+        ),
     ),
     "beta": (scheduler(use_beta_sigmas=True), ONE, 1, ("EulerDiscreteScheduler with beta sigmas",)),
-    "distilled": (scheduler(_class_name="LCMScheduler"), ONE, 1, ("LCMScheduler is the sampler of a model that was",)),
+    "an end above 0": (
+        scheduler(final_sigmas_type="sigma_min"),
+        ONE,
+        1,
+        (
+            "final_sigmas_type is 'sigma_min', and euler takes the steps of EulerDiscreteScheduler with \"zero\", so",
+            'If those will do, copy the base model\'s folder, set "final_sigmas_type": "zero" in the copy, and',
+        ),
+    ),
+    "more steps than a distillation has": (
+        scheduler(_class_name="LCMScheduler", original_inference_steps=20),
+        ONE,
+        1,
+        ("by default 30 steps of lcm would be taken. num_inference_steps is 30; lcm takes its steps from the 20",),
+    ),
+    "half a distillation": (
+        scheduler(_class_name="TCDScheduler", original_inference_steps=0.5),
+        ONE,
+        1,
+        ("scheduler_config.json: original_inference_steps is 0.5, expected a whole number of at least 1. Correct the",),
+    ),
     "no scheduler": (scheduler(_class_name="UNet2DModel"), ONE, 1, ("names the class 'UNet2DModel', which is not a",)),
     "flow": (
         scheduler(_class_name="FlowMatchEulerDiscreteScheduler", shift=3.0),
@@ -187,11 +210,17 @@ BASES: Bad = {
     ),
     "no betas": (scheduler(beta_start=...), ONE, 1, ("neither beta_start and beta_end nor trained_betas are given",)),
     "clipping": (scheduler(_class_name="DDIMScheduler", clip_sample=True), ONE, 1, ("clip_sample is true; the fused",)),
-    "prediction": (
-        scheduler(prediction_type="sample"),
+    "clipping by default": (
+        scheduler(_class_name="DDIMScheduler", clip_sample=...),
         ONE,
         1,
-        ("prediction_type is 'sample', expected epsilon or v",),
+        ("clip_sample is not set, which DDIM reads as true; the fused",),
+    ),
+    "prediction": (
+        scheduler(prediction_type="flow_prediction"),
+        ONE,
+        1,
+        ("prediction_type is 'flow_prediction', expected epsilon or v_prediction or sample",),
     ),
     "beta schedule": (scheduler(beta_schedule="cosine"), ONE, 1, ("does not give a schedule for DDIM",)),
     "betas": (scheduler(beta_end=float("nan")), ONE, 1, ("its alphas_cumprod are not in 0..1. Correct the file.",)),

@@ -25,7 +25,7 @@ from realisid_trt.files import file_sha256
 from realisid_trt.persons.faces.cv_net import CvNet
 from tests.conftest import Photos
 from tests.export.adopt.bad_idpatch import GOOD, LINE
-from tests.export.adopt.published import card
+from tests.export.adopt.published import SCHEDULERS, card, write
 from tests.export.adopt.published_idpatch import PICKLE
 from tests.export.adopt.test_adopt import WEIGHTS, adopt, digests, equal, opened
 from tests.export.checkpoint.encoders import random_encoder
@@ -45,7 +45,9 @@ def test_id_patch_becomes_a_checkpoint(here: Path, capsys: Any) -> None:
     checkpoint = opened(out)
     config = checkpoint.config
     assert config.method == "idpatch" and config.id_input == "aligned_face" and config.patch_px == 16
-    assert json.loads((out / "realisid_config.json").read_text()) == {"method": "idpatch", "patch_px": 16}
+    assert json.loads((out / "realisid_config.json").read_text()) == {
+        "method": "idpatch", "sampler": "euler", "patch_px": 16,
+    }  # fmt: skip
     assert config.id_guidance_scale is None and not config.force_zeros_for_empty_prompt
     assert [row.name for row in config.table] == ["id_patch"] and config.table[0].scale == 0.8
     published = torch.load(here / PICKLE, weights_only=True)
@@ -78,6 +80,7 @@ def test_id_patch_becomes_a_checkpoint(here: Path, capsys: Any) -> None:
         f"{float(tokens.std()):.4f}, from {float(tokens.min()):.2f} to {float(tokens.max()):.2f}",
         f"sha256 of {PICKLE}: {file_sha256(here / PICKLE)}",
         f"id_patch: {net.stat().st_size / 1e6:.1f} MB of ID-Patch/ControlNetModel linked",
+        "sampler: euler, the base model's own (EulerDiscreteScheduler)",
         "licence of controlnet_id_patch (ID-Patch): openrail++",
         "licence of face_encoder (arcface, arcface.onnx): no licence was found: ask its publisher",
         "ID-Patch: the restrictions of use in its licence (openrail++) travel with every copy of the weights",
@@ -91,6 +94,7 @@ def test_a_miniature_returns_from_the_published_files(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     made = make_checkpoint(tmp_path / "made", method="idpatch")
     given = opened(made)
+    write(made / "scheduler" / "scheduler_config.json", SCHEDULERS["sdxl"])  # as the published base model has it
     shutil.copytree(made / "controlnet_id_patch", tmp_path / "ID-Patch" / "ControlNetModel")
     torch.save({name: projection(given, part) for part, name in PARTS.items()}, tmp_path / PICKLE)
     shutil.copy(made / "face_encoder" / "arcface.onnx", tmp_path)
@@ -105,7 +109,7 @@ def test_a_miniature_returns_from_the_published_files(tmp_path: Path, monkeypatc
     assert checkpoint.face_encoder is not None and given.face_encoder is not None
     for key in ("sha256", "colour", "norm", "points", "mean", "std", "size", "template"):
         assert getattr(checkpoint.face_encoder, key) == getattr(given.face_encoder, key)
-    assert checkpoint.scheduler_config == given.scheduler_config
+    assert checkpoint.scheduler_config == given.scheduler_config  # of the miniature, as it was made
 
 
 def test_half_and_copies(here: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 from export.checkpoint import Checkpoint, tokenizer_of
 from export.checkpoint.checks import residual_shapes
 from export.checkpoint.classes import quiet
+from realisid_trt.loop.samplers import table_of
 from tests.export.checkpoint.bad_checkpoints import UNET, edit, put
 
 
@@ -155,3 +157,26 @@ def test_the_scheduler_is_ddim_whatever_the_base_model_used(copy: Callable[..., 
     assert theirs.timesteps.tolist()[:2] == [958, 925] and theirs.timesteps.tolist()[-2:] == [34, 1]
     assert torch.equal(ours.alphas_cumprod, theirs.alphas_cumprod)
     assert theirs.final_alpha_cumprod == ours.alphas_cumprod[0]
+
+
+@pytest.mark.parametrize("zero_snr", [False, True])
+def test_a_network_that_predicts_clean_latents_is_taken(zero_snr: bool, copy: Callable[..., Path]) -> None:
+    """As the 1-step SDXL-Lightning does, with Euler's steps."""
+    folder = copy()
+    edit(
+        folder / "scheduler" / "scheduler_config.json", prediction_type="sample", rescale_betas_zero_snr=zero_snr,
+        timestep_spacing="trailing",
+    )  # fmt: skip
+    edit(folder / "realisid_config.json", sampler={"name": "euler", "spacing": "trailing"}, num_inference_steps=1)
+    c = Checkpoint.open(folder)
+    assert c.noise_schedule.prediction_type == "sample" and c.noise_schedule.begins_in_noise == zero_snr
+    [[latents, _, _, clean]] = table_of(c.config.sampler, c.noise_schedule, 1).matrix
+    np.testing.assert_array_equal(latents, [0, 1, 0, 0, 0])  # the picture is what the network says
+    np.testing.assert_array_equal(clean, latents)
+
+
+def test_the_noise_schedule_is_the_engine_s(copy: Callable[..., Path]) -> None:
+    schedule = Checkpoint.open(copy()).noise_schedule
+    assert (schedule.timestep_spacing, schedule.steps_offset, schedule.prediction_type) == ("leading", 1, "epsilon")
+    assert schedule.alphas_cumprod.dtype == np.float64 and schedule.alphas_cumprod.shape == (1000,)
+    assert schedule.final_alpha_cumprod == schedule.alphas_cumprod[0] > schedule.alphas_cumprod[1]

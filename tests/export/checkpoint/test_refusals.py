@@ -17,7 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from export.checkpoint import Checkpoint
 from realisid_trt.errors import CheckpointError
-from tests.export.checkpoint.bad_checkpoints import BAD, BAD_WEIGHTS, UNET, Tensors, edit, put
+from tests.export.checkpoint.bad_checkpoints import BAD_CHECKPOINTS, BAD_WEIGHTS, UNET, Tensors, edit, put
+from tests.export.checkpoint.bad_schedules import BAD_SCHEDULES
+
+BAD = BAD_CHECKPOINTS | BAD_SCHEDULES
 
 
 @pytest.mark.parametrize("name", BAD)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
+from export.adopt.schedule import read_schedule
 from export.checkpoint import Checkpoint
 from export.checkpoint.face_encoder import check_graph, read_face_encoder
 from export.miniature import make_checkpoint, modules_of, recipe_of
 from export.truth.reference import Reference, ReferenceControl, ReferencePerson
 from export.truth.verify import rms_of
+from realisid_trt import Sampler
 from realisid_trt.errors import RequestError
 from realisid_trt.persons.faces.cv_net import CvNet
+from tests.export.adopt.published import SCHEDULERS
 from tests.export.miniature.digests import digests
 
 
@@ -72,6 +76,26 @@ def test_the_same_seed_gives_the_same_bytes(made: Checkpoint, tmp_path: Path) ->
     assert {name for name in first if first[name] != other[name]} >= {
         "face_encoder/arcface.onnx", "face_encoder/config.json", "id_patch_projection/model.safetensors",
     }  # fmt: skip
+
+
+def test_schedule_and_sampler_are_as_adopt_writes_them(made: Checkpoint, tmp_path: Path) -> None:
+    """Of the published base model, whose sampler is Euler with "leading" spacing and an offset of 1."""
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(SCHEDULERS["sdxl"]))
+    adopted = read_schedule(tmp_path / "scheduler")
+    assert json.loads((made.path / "realisid_config.json").read_text())["sampler"] == adopted.config["sampler"]
+    assert made.config.sampler == adopted.sampler == Sampler("euler")
+    ours = json.loads((made.path / "scheduler" / "scheduler_config.json").read_text())
+    assert adopted.scheduler.items() <= ours.items()
+    assert (made.scheduler_config["timestep_spacing"], made.scheduler_config["steps_offset"]) == ("leading", 1)
+    other = make_checkpoint(tmp_path / "other", method="idpatch", sampler="unipc")
+    assert Checkpoint.open(other).config.sampler == Sampler("unipc")
+
+
+@pytest.mark.parametrize("method", ["realisid", "controlnet", "mixed"])
+def test_other_methods_have_no_sampler_of_their_own(method: str) -> None:
+    recipe = recipe_of(method=method)
+    assert recipe.realisid.sampler is None and not {"sampler", "steps"} & set(recipe.realisid.to_dict())
 
 
 def test_the_id_and_its_place_change_the_picture(made: Checkpoint) -> None:
