@@ -32,7 +32,7 @@ class Scene:
 
     height, width: px.
     steps:         of a picture; warm_steps: of a warm-up.
-    switch:        number of the first evaluations of the networks, those of the steps without the ID.
+    switch:        number of evaluations of the networks before the first one with the ID.
     sampler:       of engines; baselines sample with DDIM.
     latents:       (1, C, h, w) float32, the noise.
     controls:      for branches that are shown one picture.

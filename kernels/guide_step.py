@@ -27,10 +27,11 @@ def guide_step(
     histories:  (B, K, C, H, W) float32, h1 and h2, updated: what the sampler keeps from step to step, zeros before the
                 first. K is 1 or 2; None for a sampler that keeps nothing, K = 0.
     step:       (B,) int32, each picture's place in `matrix`; increased by one.
-    noise_pred: (R, C, H, W) float32, rows of the UNet decoder (ε or v: Eq. (8) commutes with the conversion).
+    noise_pred: (R, C, H, W) float32, rows of the UNet decoder (ε, v or z_0: Eq. (8) commutes with every
+                conversion).
     decoder_of: (B, 3) int32, the row of each picture's none, text and full prediction, -1 where it has none.
     weights:    (B, 3) float64, their coefficients; they sum to 1.
-    matrix:     (S, 4, 5) float64, the coefficients of every step; unused rows and columns are zeros.
+    matrix:     (S, 4, 5) float64, the coefficients of every evaluation; unused rows and columns are zeros.
     noise:      (B, C, H, W) float32, fresh normal numbers; None for a sampler that draws none.
     preview:    (B, C, H, W) float32, becomes d, the clean latents as they are predicted now; None: not computed.
 

@@ -11,7 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .commands.arguments import chosen_sampler, parse_box, parse_controls, parse_numbers, parse_person
+from .commands.arguments import (
+    parse_box,
+    parse_controls,
+    parse_numbers,
+    parse_person,
+    parse_sampler,
+    with_options,
+)
 from .commands.command_line import Outcome, execute, ratio, run
 from .errors import RequestError
 from .files import whole_or_not
@@ -45,11 +52,12 @@ def generate(options: argparse.Namespace) -> Outcome:
         given["subject_conditioning_ratio"] = ratio(alpha, "--subject-conditioning-ratio")
     if options.guidance_interval is not None:
         given["guidance_interval"] = parse_numbers(options.guidance_interval, "--guidance-interval", "0.28,5.42")
-    steps = {"eta": options.eta}
+    named = None if options.sampler is None else parse_sampler(options.sampler)
+    timesteps = None
     if options.timesteps is not None:
-        steps["timesteps"] = parse_numbers(options.timesteps, "--timesteps", "999,749,499,249")
+        timesteps = parse_numbers(options.timesteps, "--timesteps", "999,749,499,249")
     engine = Engine.load(options.engine, options.backend, options.device, memory=options.memory)
-    given["sampler"] = chosen_sampler(options.sampler or engine.config.sampler, **steps)
+    given["sampler"] = with_options(named or engine.config.default_sampler, options.eta, timesteps)
     with tqdm(desc="denoising", unit="step") as bar:
 
         def progress(step: int, total: int) -> None:
@@ -239,7 +247,8 @@ def _parser() -> argparse.ArgumentParser:
         """  python -m realisid_trt generate --prompt "two friends hiking" --seed 7 --out out.png \\
       --person alice.jpg@160,180,416,436 --person bob.jpg@600,200,800,400,pose=laughing.jpg
   python -m realisid_trt generate --prompt "a portrait" --person alice.safetensors@300,200,700,600 --out out.png
-  python -m realisid_trt generate --prompt "an empty beach" --num-images 4 --out beach.png""",
+  python -m realisid_trt generate --prompt "an empty beach" --num-images 4 --out beach.png
+  python -m realisid_trt generate --prompt "an empty beach" --sampler dpmpp-2m-karras --steps 12 --out beach.png""",
     )
     sub.add_argument("--prompt", required=True)
     sub.add_argument("--negative-prompt", help="default: none; the checkpoint decides between zeros and empty text")
@@ -266,7 +275,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, help="default: random, and printed")
     sub.add_argument("--num-images", type=int, default=1)
     sub.add_argument("--steps", dest="num_inference_steps", type=int, metavar="S")
-    sub.add_argument("--sampler", metavar="NAME", help="such as dpmpp-2m-karras or euler; default: the checkpoint's")
+    sub.add_argument(
+        "--sampler",
+        metavar="NAME|JSON",
+        help='such as dpmpp-2m-karras, or {"name": "euler", "spacing": "trailing"}; default: the checkpoint\'s',
+    )
     sub.add_argument("--eta", type=float, metavar="η", help="of ddim: share of fresh noise, 0 to 1; of tcd: its γ")
     sub.add_argument("--timesteps", metavar="T,T,…", help="one for each step, from noise to picture: 999,749,499,249")
     sub.add_argument("--guidance-scale", type=float, metavar="λt", help="1: no guidance, which model cards may call 0")

@@ -158,6 +158,11 @@ class RealisIDConfig:
         return tuple(Branch.from_dict(row, self.pose_style, f"the rows of {self.method}") for row in rows)
 
     @property
+    def default_sampler(self) -> Sampler:
+        """The sampler of a request that names none."""
+        return self.sampler or Sampler("ddim")
+
+    @property
     def fixed_steps(self) -> int | None:
         """The number of steps that distilled weights know; None where any number will do."""
         listed = self.sampler is not None and self.sampler.timesteps is not None

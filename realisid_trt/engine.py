@@ -7,7 +7,7 @@ import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, overload
+from typing import Any, Literal, Unpack, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from .loop.drafts import Draft
 from .loop.outcomes import Outcomes, Stopwatch, part_of
 from .loop.picture import decode, to_pil
 from .loop.prologue import Prologue
+from .loop.sampler_tables import Table
 from .loop.samplers import Sampler
 from .loop.stages import MEMORY, Stages
 from .manifest import Manifest
@@ -33,9 +34,6 @@ from .persons.person import Person, placeholder
 from .persons.photo import Photo
 from .persons.prepared import Seen
 from .request import BatchOptions, Control, GenerateOptions, Progress, Request, Result, check_batch, spelled_out
-
-if TYPE_CHECKING:
-    from .loop.sampler_tables import Table
 
 CLOSED = "this engine was closed. Load it again: Engine.load(…)."
 
@@ -60,10 +58,8 @@ class Engine:
         self._loop_networks = loop_networks(self.config.table)
         self._people = People(backend, finder, self.model, self.config, FaceEncoder.of(manifest))
         self._prologue = Prologue(manifest, backend, share_rows)
-        self._stages, self._tile = (
-            Stages(manifest, backend, memory),
-            self.model.sample_size if memory == "low" else None,
-        )
+        self._stages = Stages(manifest, backend, memory)
+        self._tile = self.model.sample_size if memory == "low" else None
         self._lock, self._user, self._closed = threading.Lock(), 0, False
 
     @classmethod
@@ -275,19 +271,19 @@ class Engine:
         check_batch(requests, output, errors)
         self._check_free()
         prologue, planner = self._prologue, self._prologue.planner
-        table, grid = prologue.sampler_table(sampler, num_inference_steps), prologue.grid(height, width)
+        steps, grid = prologue.sampler_table(sampler, num_inference_steps), prologue.grid(height, width)
         outcomes, watch = Outcomes(len(requests), keep=errors == "return"), Stopwatch()
-        drafts = outcomes.each(dict(enumerate(requests)), lambda r: prologue.draft(r, table, grid))
-        for group in planner.groups(drafts, table):
-            planner.plan(list(group.values()), table, grid)  # what is too large is refused before a face is searched
+        drafts = outcomes.each(dict(enumerate(requests)), lambda r: prologue.draft(r, steps, grid))
+        for group in planner.groups(drafts, steps):
+            planner.plan(list(group.values()), steps, grid)  # what is too large is refused before a face is searched
         with watch("persons"):  # without the lock: another batch may be running
             seen = outcomes.each(drafts, lambda draft: self._see(draft, grid))
-        groups, results = planner.groups({place: drafts[place] for place in seen}, table), dict[int, Result]()
+        groups, results = planner.groups({place: drafts[place] for place in seen}, steps), dict[int, Result]()
         with self._use():
             for number, group in enumerate(groups):
                 self.backend.start_request()
                 told = progress and part_of(progress, number, len(groups))
-                results |= self._make(group, seen, table, grid, outcomes, watch.copy(), output, told)
+                results |= self._make(group, seen, steps, grid, outcomes, watch.copy(), output, told)
         return outcomes.in_order(results)
 
     def _make(

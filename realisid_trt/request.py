@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict
@@ -53,11 +54,11 @@ class Request:
     persons:    0 to 8; none is plain text-to-image.
     num_images: pictures of this request; picture j starts from the noise of seed + j.
     seed:       whole number from 0; None: drawn, and returned in the Result.
-    latents:    (num_images, C, h, w) floats to start from instead of noise.
+    latents:    (num_images, C, h, w) floats in the place of the seed's standard normal noise.
     guidance_scale, id_guidance_scale: λt and λi of Eq. (8).
     subject_conditioning_ratio: α of the delay in [0, 1]; None switches the delay off.
-    guidance_interval: (low, high] in noise levels σ = √((1 - ᾱ)/ᾱ), such as (0.28, 5.42): steps outside of it have no
-                guidance, λt = λi = 1, and cost one row. None guides every step.
+    guidance_interval: (low, high] in noise levels σ = √((1 - ᾱ)/ᾱ), such as (0.28, 5.42) or (0.28, math.inf): steps
+                outside of it have no guidance, λt = λi = 1, and cost one row. None guides every step.
     controls:   name of a branch → Control. `inspect` shows the names that an engine has.
     local_scale, global_scale: the same as controls={"local": Control(scale=…), "global": Control(scale=…)}.
     """
@@ -109,10 +110,12 @@ class Request:
     def _checked_interval(self) -> tuple[float, float] | None:
         if self.guidance_interval is None:
             return None
-        given = self.guidance_interval
-        ends = [finite(end) for end in given] if isinstance(given, Sequence) and not isinstance(given, str) else []
-        if len(ends) == 2 and (low := ends[0]) is not None and (high := ends[1]) is not None and 0 <= low < high:
-            return low, high
+        given: Any = self.guidance_interval
+        pair = list(given) if isinstance(given, (Sequence, np.ndarray)) and not isinstance(given, str) else []
+        if len(pair) == 2:
+            low, high = finite(pair[0]), math.inf if pair[1] == math.inf else finite(pair[1])
+            if low is not None and high is not None and 0 <= low < high:
+                return low, high
         raise RequestError(
             f"guidance_interval is {given!r}, expected two noise levels σ, 0 <= low < high, such as (0.28, 5.42)."
         )
@@ -204,7 +207,7 @@ class Result:
     persons: the place of each person, and notes on the photos.
     timings: milliseconds of each stage, for all requests of its pass ("persons": of the batch's search for faces too);
              inside "denoise", of each network and kernel, unless its steps were replayed as CUDA graphs.
-    step_ms: milliseconds of each evaluation of the networks: of each step, and of both halves of one of Heun's.
+    step_ms: milliseconds of each evaluation of the networks. A step of heun or dpmpp-sde has two, but for the last.
     rows:    rows that each network evaluated for all requests of its pass, counted by the backend.
     backend: which backend ran, on which device, in which precision.
     sampler: its name, and how many steps it took.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ def describe(
     architectures: of the portable plans.
     built_for:     the largest batch, persons and resolution (px) of a request.
     """
-    c, installed, scheduler = checkpoint, versions(), checkpoint.scheduler_config
+    c, installed, schedule = checkpoint, versions(), dataclasses.asdict(checkpoint.noise_schedule)
     vae, described = full_config(c.components["vae"]), dict[str, Any]()
     for network in networks:
         artifacts = {target.build: made[target.artifact(network)] for target in targets}
@@ -85,12 +86,7 @@ def describe(
         },
         "vae": {key: vae[key] for key in VAE_KEYS},
         "built_for": dict(built_for),
-        "scheduler": {
-            "timestep_spacing": scheduler["timestep_spacing"],
-            "steps_offset": scheduler["steps_offset"],
-            "prediction_type": scheduler["prediction_type"],
-            "final_alpha_cumprod": float(c.load_scheduler().final_alpha_cumprod),
-        },
+        "scheduler": {name: value for name, value in schedule.items() if name != "alphas_cumprod"},  # in the constants
         "networks": described,
         "builds": {target.build: _build(target, installed, architectures) for target in targets},
         "kernels": made["kernels"].info if "kernels" in made else None,

@@ -13,7 +13,7 @@ from realisid_trt.checks import is_finite, is_whole
 from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import CheckpointError, RequestError
 from realisid_trt.loop.noise_levels import PREDICTIONS, SPACINGS
-from realisid_trt.loop.samplers import NoiseSchedule, Sampler, table_of
+from realisid_trt.loop.samplers import NoiseSchedule, table_of
 
 from .face_encoder import FaceEncoder
 from .files import read_json, refuse
@@ -322,18 +322,18 @@ def check_steps(realisid: RealisIDConfig, ddim: Config, schedule: NoiseSchedule)
 
     ddim: config of the DDIMScheduler of scheduler/.
     """
-    if realisid.num_inference_steps > ddim["num_train_timesteps"]:
+    if realisid.num_inference_steps > ddim["num_train_timesteps"]:  # says which file is wrong, or both
         raise CheckpointError(
             f"realisid_config.json: num_inference_steps is {realisid.num_inference_steps}, the scheduler's "
             f"num_train_timesteps is {ddim['num_train_timesteps']}. Correct the wrong one."
         )
-    sampler, steps = realisid.sampler or Sampler("ddim"), realisid.num_inference_steps
+    sampler, steps = realisid.default_sampler, realisid.num_inference_steps
     try:
         table_of(sampler, schedule, steps)
     except RequestError as error:
         raise CheckpointError(
             f"realisid_config.json: by default {steps} step{'s' * (steps > 1)} of {sampler.name} would be taken. "
-            f"{error} Write other num_inference_steps or another sampler into the file."
+            f"{error}"
         ) from error
 
 

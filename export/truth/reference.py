@@ -144,7 +144,7 @@ class Reference:
         boxes = [self.branches.snap(person.box, height, width) for person in persons if person.box is not None]
         time_ids = torch.tensor([[height, width, 0, 0, height, width]], dtype=self.dtype)
 
-        sampler = Sampler.of(sampler or config.sampler or "ddim")
+        sampler = config.default_sampler if sampler is None else Sampler.of(sampler)
         steps = steps_of(sampler, self.checkpoint.scheduler_config, num_inference_steps, self.dtype)
         state = steps.begin(latents.to(self.dtype))
         # All evaluations of a step have its number i: the delay and the windows of branches count steps.
@@ -189,7 +189,7 @@ class Reference:
         return state
 
     def _noise(self, seed: int, row: int, shape: tuple[int, ...]) -> Tensor:
-        """(1, C, h, w): what an evaluation's step adds, times its deviation."""
+        """(1, C, h, w): standard normal noise, which an evaluation's step multiplies by its deviation and adds."""
         return torch.from_numpy(step_noise(seed, row, shape))[None].to(self.dtype)
 
     @torch.no_grad()

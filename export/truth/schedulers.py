@@ -33,7 +33,7 @@ Draw = Callable[[], Tensor]  # → the noise of an evaluation, of the latents' s
 
 
 @dataclass(frozen=True)
-class Theirs:
+class DiffusersScheduler:
     """A scheduler of diffusers: its file and class, keys of its config, and arguments of its `step`."""
 
     file: str
@@ -42,28 +42,28 @@ class Theirs:
     step: Mapping[str, Any] = field(default_factory=dict)
 
 
-_EULER = Theirs("scheduling_euler_discrete", "EulerDiscreteScheduler")
-_HEUN = Theirs("scheduling_heun_discrete", "HeunDiscreteScheduler")
-_DPM = Theirs("scheduling_dpmsolver_multistep", "DPMSolverMultistepScheduler")
-_UNIPC = Theirs("scheduling_unipc_multistep", "UniPCMultistepScheduler")
+_EULER = DiffusersScheduler("scheduling_euler_discrete", "EulerDiscreteScheduler")
+_HEUN = DiffusersScheduler("scheduling_heun_discrete", "HeunDiscreteScheduler")
+_DPM = DiffusersScheduler("scheduling_dpmsolver_multistep", "DPMSolverMultistepScheduler")
+_UNIPC = DiffusersScheduler("scheduling_unipc_multistep", "UniPCMultistepScheduler")
 _SDE, _KARRAS = {"algorithm_type": "sde-dpmsolver++"}, {"use_karras_sigmas": True}
 
 # every sampler but dpmpp-sde, which diffusers draws from a Brownian path
 SCHEDULERS = {
-    "ddim": Theirs("scheduling_ddim", "DDIMScheduler", {"clip_sample": False}),
+    "ddim": DiffusersScheduler("scheduling_ddim", "DDIMScheduler", {"clip_sample": False}),
     "euler": _EULER,
-    "euler-a": Theirs("scheduling_euler_ancestral_discrete", "EulerAncestralDiscreteScheduler"),
+    "euler-a": DiffusersScheduler("scheduling_euler_ancestral_discrete", "EulerAncestralDiscreteScheduler"),
     "heun": _HEUN,
     "dpmpp-2m": _DPM,
-    "dpmpp-2m-sde": Theirs(_DPM.file, _DPM.name, _SDE),
+    "dpmpp-2m-sde": DiffusersScheduler(_DPM.file, _DPM.name, _SDE),
     "unipc": _UNIPC,
-    "lcm": Theirs("scheduling_lcm", "LCMScheduler", {"clip_sample": False}),
-    "tcd": Theirs("scheduling_tcd", "TCDScheduler", {"clip_sample": False}),
-    "euler-karras": Theirs(_EULER.file, _EULER.name, _KARRAS),
-    "heun-karras": Theirs(_HEUN.file, _HEUN.name, _KARRAS),
-    "dpmpp-2m-karras": Theirs(_DPM.file, _DPM.name, _KARRAS),
-    "dpmpp-2m-sde-karras": Theirs(_DPM.file, _DPM.name, _SDE | _KARRAS),
-    "unipc-karras": Theirs(_UNIPC.file, _UNIPC.name, _KARRAS),
+    "lcm": DiffusersScheduler("scheduling_lcm", "LCMScheduler", {"clip_sample": False}),
+    "tcd": DiffusersScheduler("scheduling_tcd", "TCDScheduler", {"clip_sample": False}),
+    "euler-karras": DiffusersScheduler(_EULER.file, _EULER.name, _KARRAS),
+    "heun-karras": DiffusersScheduler(_HEUN.file, _HEUN.name, _KARRAS),
+    "dpmpp-2m-karras": DiffusersScheduler(_DPM.file, _DPM.name, _KARRAS),
+    "dpmpp-2m-sde-karras": DiffusersScheduler(_DPM.file, _DPM.name, _SDE | _KARRAS),
+    "unipc-karras": DiffusersScheduler(_UNIPC.file, _UNIPC.name, _KARRAS),
 }
 # Classes that take no list of timesteps → a sampler with the same noise levels, whose class does.
 _LISTS_OF = {"euler-a": "euler", "unipc": "dpmpp-2m"}
@@ -168,7 +168,7 @@ def scheduler_of(sampler: Sampler, ddim: Mapping[str, Any], dtype: torch.dtype) 
 
 
 def _reads_noise(sampler: Sampler, ddim: Mapping[str, Any]) -> bool:
-    """Whether the class knows no prediction of clean latents, and is told the noise that they imply."""
+    """Whether the prediction is turned into noise first: EulerAncestral does not accept clean latents."""
     return sampler.name == "euler-a" and ddim["prediction_type"] == "sample"
 
 

@@ -19,6 +19,7 @@ from realisid_trt.backends.tensorrt_flavours import FLAVOURS
 from realisid_trt.config import RealisIDConfig
 from realisid_trt.errors import ParityError
 from realisid_trt.loop.noise import initial_noise
+from realisid_trt.loop.rows import steps_without_id
 from realisid_trt.loop.samplers import NoiseSchedule, table_of
 from realisid_trt.manifest import Build, Manifest
 from realisid_trt.persons.bodies import NUM_JOINTS
@@ -166,9 +167,11 @@ class Scene:
         distilled weights know."""
         acting = {of.name: control(pictures.get(of.name), of.scale or 1.0, 0.0, 1.0) for of in self.config.table}
         usual = {name: control(picture) for name, picture in pictures.items()}
+        delayed = steps_without_id(self.steps, RATIO, self.config.delay_rule)
+        ratio = RATIO if delayed < self.steps else None  # of one or two steps none would have the ID
         return (
             {"controls": acting, "num_inference_steps": 1, "sampler": "ddim", "subject_conditioning_ratio": None},
-            {"controls": usual, "num_inference_steps": self.steps, "subject_conditioning_ratio": RATIO},
+            {"controls": usual, "num_inference_steps": self.steps, "subject_conditioning_ratio": ratio},
         )
 
     def by_engine(self, engine: Engine) -> Outcomes:

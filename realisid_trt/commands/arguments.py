@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import RequestError
+from ..loop.samplers import Sampler
 
 
 def parse_person(text: str) -> Any:
@@ -75,14 +76,25 @@ def parse_controls(texts: Sequence[str]) -> dict[str, Any]:
     return controls
 
 
-def chosen_sampler(sampler: Any, **options: Any) -> Any:
-    """The Sampler with the options that are not None; None for the engine's own. sampler: a name, a Sampler or None."""
-    from ..loop.samplers import Sampler
+def parse_sampler(text: str) -> Sampler:
+    """NAME, or the JSON object of the config's key: {"name": "euler", "spacing": "trailing"}. Raises RequestError."""
+    if not text.lstrip().startswith("{"):
+        return Sampler.of(text)
+    try:
+        return Sampler.of(json.loads(text))
+    except ValueError as error:
+        raise RequestError(
+            f'--sampler {text} cannot be read as JSON ({error}). Write {{"name": "euler", "spacing": "trailing"}}.'
+        ) from None
 
-    given = {name: value for name, value in options.items() if value is not None}
-    if not given:
-        return sampler
-    return dataclasses.replace(Sampler.of(sampler or "ddim"), **given)
+
+def with_options(sampler: Sampler, eta: float | None, timesteps: tuple[float, ...] | None) -> Sampler:
+    """The sampler with those of the command line's options that are given. Raises RequestError."""
+    if eta is not None:
+        sampler = dataclasses.replace(sampler, eta=eta)
+    if timesteps is not None:  # in the place of everything else that says which timesteps
+        sampler = dataclasses.replace(sampler, timesteps=timesteps, spacing=None, original_inference_steps=None)
+    return sampler
 
 
 def parse_numbers(text: str, flag: str, example: str) -> tuple[float, ...]:

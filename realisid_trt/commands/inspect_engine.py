@@ -7,7 +7,6 @@ from typing import Any
 
 from ..branches import Branch
 from ..config import RealisIDConfig
-from ..loop.samplers import Sampler
 from ..manifest import Axis, Build, Manifest, Port
 from ..memory import gpu_builds, needs
 from .command_line import Outcome
@@ -56,7 +55,7 @@ def inspect_engine(
 
 def _sampler_line(config: RealisIDConfig, schedule: Mapping[str, Any]) -> str:
     """The sampler that a request has by default, and on which noise schedule it takes its steps."""
-    sampler = config.sampler or Sampler("ddim")
+    sampler = config.default_sampler
     said = [f"sampler: {sampler.name}", schedule["prediction_type"]]
     if sampler.timesteps is not None:
         said.append("timesteps " + ", ".join(f"{timestep:g}" for timestep in sampler.timesteps))

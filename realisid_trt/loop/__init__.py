@@ -1,4 +1,4 @@
 """The picture line of the data: prompts, people and noise → latents → pictures.
 
-prompt.py, rows.py, samplers.py, noise.py ─► prologue.py ─► denoise.py ─► picture.py
+prompt.py, samplers.py, noise.py, planning.py (rows.py) ─► prologue.py ─► denoise.py ─► picture.py
 """

@@ -1,9 +1,9 @@
 """The loop: crop_upsample → branches → relocate_merge → decoder → guide_step, in every step.
 
 Values that are constant over the steps are computed before it (`Batch`). Values that depend on the row plan are
-gathered once per phase; a phase ends where a delayed ID begins, and where a branch's window begins or ends. Values
-that depend on the step are read from tables by a step counter on the device, so a step is the same call every time.
-Fresh noise, where the sampler draws any, is written between two steps.
+gathered once per phase; a phase ends where a delayed ID begins, and where a branch's window or the guidance interval
+begins or ends. Values that depend on the step are read from tables by a step counter on the device, so a step is the
+same call every time. Fresh noise, where the sampler draws any, is written between two steps.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def loop_networks(table: Sequence[Branch]) -> tuple[str, ...]:
 class BranchTables:
     """What one branch of a batch reads. Its subjects are persons or requests, by its `per`.
 
-    emb:          (S, K, E): time + added conditions of every step and text; (S, 1, E) if it sees no pooled text.
+    emb:          (S, K, E): time + added conditions of every evaluation and text; (S, 1, E) if it sees no pooled text.
     condition:    (Q, C, h, w), Z(c) of the subjects that have a drawing.
     condition_of: (subjects,) int32, the row of `condition` of each subject, -1 without a drawing.
     scales:       (B,) float32, the factor of its residuals in each picture.
@@ -45,19 +45,21 @@ class BranchTables:
 
 @dataclass(eq=False)
 class Batch:
-    """B pictures of one size and number of steps, their K distinct texts and P persons.
+    """B pictures of one size and sampler, their K distinct texts and P persons.
+
+    S is the number of evaluations of the networks: a step of the sampler has one or two.
 
     latents:          (B, C, h, w) float32, updated in place.
     step:             (B,) int32, each picture's next step, counted up.
-    plans:            the row plan of each of the S steps; steps with the same plan hold the same object.
-    matrix:           (S, 4, 5) float64, what `guide_step` computes in each step.
+    plans:            the row plan of each evaluation; those with the same plan hold the same object.
+    matrix:           (S, 4, 5) float64, what `guide_step` computes after each evaluation.
     histories:        (B, K, C, h, w) float32, what the sampler keeps from step to step, zeros before the first, updated
                       in place; None for a sampler that keeps nothing.
     noise:            (B, C, h, w) float32, the fresh noise of the current step; None for a sampler that draws none.
     step_noise:       step → what is written into `noise` before it; None before a step that draws none.
     prompt_embeds:    (K, T, D).
     unet_tokens:      what the UNet reads: "text" or "text_and_id".
-    unet_emb:         (S, K, E): time + added conditions of every step and text.
+    unet_emb:         (S, K, E): time + added conditions of every evaluation and text.
     table:            the branches. branches: what each reads; None for one that no step evaluates.
     id_tokens:        (1 + P, T', D): the null ID's, then every person's. None for an engine without identities.
     token_rows:       (K·T + (1 + P)·T', D): all of them one below the other; None if nothing reads "text_and_id".

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +12,7 @@ from ..request import Request
 from .controls import Setting
 from .prompt import TokenIds
 from .rows import RowPlan
-
-if TYPE_CHECKING:
-    from .sampler_tables import Table
+from .sampler_tables import Table
 
 
 @dataclass(frozen=True)

@@ -108,4 +108,5 @@ def _table(steps: Steps, rows: Array, levels: Array, next_levels: Array) -> Tabl
         init=steps.init,
         levels=levels[start:],
         blend=blend_of(next_levels[start:]),
+        name=steps.name,
     )

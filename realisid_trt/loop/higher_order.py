@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .noise_levels import Array
-from .sampler_tables import H1, H2, NO_ROW, NOISE, Steps, Table, Z, blend_of, clean, noise, of_sigmas
+from .sampler_tables import H1, H2, NO_ROW, NOISE, Steps, Table, Z, blend_of, clean, of_sigmas, predicted_noise
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +34,13 @@ def heun(steps: Steps) -> Table:
     rows = list[Row]()
     for i in steps.taken:
         half = (sigmas[i + 1] - sigmas[i]) / 2
-        x, e = Z / alpha[i], noise(prediction, alpha[i], s[i])
+        x, e = Z / alpha[i], predicted_noise(prediction, alpha[i], s[i])
         last = i + 1 == len(steps.timesteps)
         kept = NO_ROW if last else alpha[i + 1] * (x + half * e)
         rows.append(Row(steps.timesteps[i], sigmas[i], i, alpha[i + 1] * (x + 2 * half * e), kept))
         if not last:
-            again = H1 + alpha[i + 1] * half * noise(prediction, alpha[i + 1], s[i + 1])
-            rows.append(Row(steps.timesteps[i + 1], sigmas[i + 1], i, again))
+            corrected = H1 + alpha[i + 1] * half * predicted_noise(prediction, alpha[i + 1], s[i + 1])
+            rows.append(Row(steps.timesteps[i + 1], sigmas[i + 1], i, corrected))
     return _with_histories(steps, rows, 1, rows_a_step=2)
 
 
@@ -63,8 +63,8 @@ def dpmpp_2m(steps: Steps, sde: bool = False) -> Table:
             r = np.log(sigmas[i - 1] / sigmas[i]) / -np.log(u)
             guess = d + (d - H1) / (2 * r)
         if sde:
-            gone = (1 - u) * (1 + u)
-            latents = s[i + 1] / s[i] * u * Z + alpha[i + 1] * gone * guess + s[i + 1] * np.sqrt(gone) * NOISE
+            share = (1 - u) * (1 + u)
+            latents = s[i + 1] / s[i] * u * Z + alpha[i + 1] * share * guess + s[i + 1] * np.sqrt(share) * NOISE
         else:
             latents = s[i + 1] / s[i] * Z + alpha[i + 1] * (1 - u) * guess
         rows.append(Row(steps.timesteps[i], sigmas[i], i, latents, d))
@@ -88,12 +88,13 @@ def dpmpp_sde(steps: Steps) -> Table:
             rows.append(Row(steps.timesteps[i], sigmas[i], i, d))
             continue
         middle = np.sqrt(sigmas[i] * sigmas[i + 1])
-        (near, near_up), (far, far_up) = (_ancestral(sigmas[i], to) for to in (middle, sigmas[i + 1]))
+        (share, deviation), (end_share, end_deviation) = (_ancestral(sigmas[i], to) for to in (middle, sigmas[i + 1]))
         alpha_middle, s_middle = of_sigmas(middle)
-        onward = alpha_middle * (near * Z / alpha[i] + (1 - near) * d + near_up * NOISE)
-        rows.append(Row(steps.timesteps[i], sigmas[i], i, onward, alpha[i + 1] * far * Z / alpha[i]))
-        again = H1 + alpha[i + 1] * ((1 - far) * clean(prediction, alpha_middle, s_middle) + far_up * NOISE)
-        rows.append(Row(float(steps.schedule.timesteps_at(middle)), middle, i, again))
+        latents = alpha_middle * (share * Z / alpha[i] + (1 - share) * d + deviation * NOISE)
+        rows.append(Row(steps.timesteps[i], sigmas[i], i, latents, alpha[i + 1] * end_share * Z / alpha[i]))
+        d_middle = clean(prediction, alpha_middle, s_middle)
+        latents = H1 + alpha[i + 1] * ((1 - end_share) * d_middle + end_deviation * NOISE)
+        rows.append(Row(float(steps.schedule.timesteps_at(middle)), middle, i, latents))
     return _with_histories(steps, rows, 1, rows_a_step=2)
 
 
@@ -127,7 +128,7 @@ def unipc(steps: Steps) -> Table:
             continue
         h, slope = -np.log(u), alpha[i + 1] * (u - 1)
         if i == steps.start:
-            onward, known, share = base, base + slope / 2 * d, -slope / 2
+            latents, w, share = base, base + slope / 2 * d, -slope / 2
         else:
             r = np.log(sigmas[i] / sigmas[i - 1]) / h
             change = (H2 - d) / r
@@ -136,9 +137,9 @@ def unipc(steps: Steps) -> Table:
             sums = phi2 / (u - 1), 2 * phi3 / (u - 1)  # ρ0 + ρ1 and r·ρ0 + ρ1
             rho0 = (sums[1] - sums[0]) / (r - 1)
             rho1 = sums[0] - rho0
-            onward = base - slope / 2 * change
-            known, share = base - slope * (rho0 * change - rho1 * d), -slope * rho1
-        rows.append(Row(steps.timesteps[i], sigmas[i], i, onward, known, d))
+            latents = base - slope / 2 * change
+            w, share = base - slope * (rho0 * change - rho1 * d), -slope * rho1
+        rows.append(Row(steps.timesteps[i], sigmas[i], i, latents, w, d))
     return _with_histories(steps, rows, 2)
 
 
@@ -164,4 +165,5 @@ def _with_histories(steps: Steps, rows: Sequence[Row], histories: int, rows_a_st
         init=steps.init,
         levels=levels,
         blend=blend_of(levels[1:]),
+        name=steps.name,
     )

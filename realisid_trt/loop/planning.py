@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from ..backends import Backend
 from ..branches import tokens_input
@@ -23,9 +23,7 @@ from .rows import (
     plan_rows,
     steps_without_id,
 )
-
-if TYPE_CHECKING:
-    from .sampler_tables import Table
+from .sampler_tables import Table
 
 FEW_STEPS = 10  # with fewer a delay is easily most of them
 
@@ -109,8 +107,9 @@ class Planner:
                 f"{without} of {steps} steps had no ID. With so few steps give subject_conditioning_ratio=None, which "
                 "switches the delay off."
             )
-        if (fixed := self._config.fixed_steps) not in (None, steps):
-            notes.append(f"{steps} steps were taken, and the weights were made for {fixed}.")
+        fixed, made_for = self._config.fixed_steps, self._config.default_sampler.name
+        if fixed is not None and (steps, sampler.name) != (fixed, made_for):
+            notes.append(f"these weights were made for {fixed} steps of {made_for}, not for {steps} of {sampler.name}.")
         if self._text_scale(draft.request) == 0:
             notes.append("guidance_scale 0 leaves the text out. No guidance, which model cards call 0, is 1 here.")
         return tuple(notes)

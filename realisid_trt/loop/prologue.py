@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,8 @@ from .drafts import Draft, Plan, Texts
 from .noise import initial_noise, step_noise
 from .planning import Planner
 from .prompt import Prompts, TextEmbedding, TextEncoders
+from .sampler_tables import Table
 from .samplers import NoiseSchedule, Sampler, table_of
-
-if TYPE_CHECKING:
-    from .sampler_tables import Table
 
 
 class Prologue:
@@ -63,11 +61,13 @@ class Prologue:
         return side
 
     def sampler_table(self, sampler: str | Mapping[str, Any] | Sampler | None, steps: int | None) -> Table:
-        """The sampler of a batch, as numbers. None: the config's; of its own timesteps all; else the config's number.
+        """The sampler of a batch, as numbers.
+
+        sampler: None takes the config's. steps: None takes as many as the sampler lists timesteps, else the config's.
 
         Raises RequestError for an unknown sampler, or a number of steps that it does not have.
         """
-        chosen = Sampler.of(self._config.sampler or "ddim") if sampler is None else Sampler.of(sampler)
+        chosen = self._config.default_sampler if sampler is None else Sampler.of(sampler)
         if steps is None:
             steps = len(chosen.timesteps) if chosen.timesteps else self._config.num_inference_steps
         return table_of(chosen, self._schedule, steps)

@@ -39,6 +39,8 @@ class Table:
     levels:    (R + 1,) float64, ᾱ before each row and after the last. A picture to start from is mixed at the first.
     blend:     (R, 2) float64: cells that keep a given picture are blend[r, 0]·z0 + blend[r, 1]·noise after row r.
     name:      of the sampler.
+
+    Requests use neither a late start nor `blend` yet: they are for pictures to start from.
     """
 
     timesteps: Array
@@ -49,7 +51,7 @@ class Table:
     init: float
     levels: Array
     blend: Array
-    name: str = ""
+    name: str
 
     @property
     def description(self) -> str:
@@ -79,6 +81,7 @@ class Table:
 class Steps:
     """S steps, before a sampler makes rows of them.
 
+    name:      of the sampler.
     schedule:  of the checkpoint. DDIM, LCM and TCD read its ᾱ at `timesteps`; the others go through `sigmas`.
     timesteps: (S,) float64, falling. sigmas: (S + 1,) float64, falling to 0.
     start:     the first step that is taken.
@@ -86,6 +89,7 @@ class Steps:
     init:      of the table.
     """
 
+    name: str
     schedule: NoiseSchedule
     timesteps: Array
     sigmas: Array
@@ -107,7 +111,7 @@ def clean(prediction: str, alpha: Array, s: Array) -> Array:
     return columns_of(np.ones_like(alpha), M)
 
 
-def noise(prediction: str, alpha: Array, s: Array) -> Array:
+def predicted_noise(prediction: str, alpha: Array, s: Array) -> Array:
     """(..., 5): e, the prediction of the noise, in columns. alpha, s: (...)."""
     if prediction == "epsilon":
         return columns_of(np.ones_like(alpha), M)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..checks import finite, whole
 from ..errors import RequestError
+from .first_order import ddim, euler, lcm, tcd
+from .higher_order import dpmpp_2m, dpmpp_sde, heun, unipc
 from .noise_levels import (
     SPACINGS,
     Array,
@@ -21,9 +23,7 @@ from .noise_levels import (
     sigmas_of,
     spaced_timesteps,
 )
-
-if TYPE_CHECKING:
-    from .sampler_tables import Steps, Table
+from .sampler_tables import Steps, Table
 
 __all__ = ["NAMES", "NoiseSchedule", "Sampler", "table_of"]
 
@@ -33,7 +33,7 @@ ORIGINAL_INFERENCE_STEPS = 50  # of LCM's and TCD's distillation, as diffusers
 class _Kind(NamedTuple):
     """A row of the table of samplers.
 
-    rows:    MODULE.FUNCTION of this folder, which makes its table. given: arguments of the function.
+    table:   makes a Table of its steps.
     options: fields of a Sampler that it has.
     levels:  "listed": ᾱ of whole timesteps. "sigmas": its σ may lie between timesteps, and noise begins at its own σ
              unless the spacing is "leading". "multistep": σ of whole timesteps, one part of the schedule left out.
@@ -41,32 +41,26 @@ class _Kind(NamedTuple):
     eta:     default.
     """
 
-    rows: str
+    table: Callable[[Steps], Table]
     options: tuple[str, ...]
     levels: str
     karras: bool = False
     eta: float = 0.0
-    given: Mapping[str, bool] = {}
-
-    def table(self, steps: Steps) -> Table:
-        module, _, function = self.rows.partition(".")  # imported now: importing the package stays quick
-        made: Table = getattr(importlib.import_module(f".{module}", __package__), function)(steps, **self.given)
-        return made
 
 
 _LISTS = ("spacing", "timesteps")
 _DISTILLED = ("timesteps", "original_inference_steps")
 _KINDS = {
-    "ddim": _Kind("first_order.ddim", ("spacing", "eta"), "listed"),
-    "euler": _Kind("first_order.euler", _LISTS, "sigmas", karras=True),
-    "euler-a": _Kind("first_order.euler", _LISTS, "sigmas", given={"ancestral": True}),
-    "heun": _Kind("higher_order.heun", _LISTS, "sigmas", karras=True),
-    "dpmpp-2m": _Kind("higher_order.dpmpp_2m", _LISTS, "multistep", karras=True),
-    "dpmpp-2m-sde": _Kind("higher_order.dpmpp_2m", _LISTS, "multistep", karras=True, given={"sde": True}),
-    "dpmpp-sde": _Kind("higher_order.dpmpp_sde", _LISTS, "sigmas", karras=True),
-    "unipc": _Kind("higher_order.unipc", _LISTS, "multistep", karras=True),
-    "lcm": _Kind("first_order.lcm", _DISTILLED, "listed"),
-    "tcd": _Kind("first_order.tcd", (*_DISTILLED, "eta"), "listed", eta=0.3),
+    "ddim": _Kind(ddim, ("spacing", "eta"), "listed"),
+    "euler": _Kind(euler, _LISTS, "sigmas", karras=True),
+    "euler-a": _Kind(partial(euler, ancestral=True), _LISTS, "sigmas"),
+    "heun": _Kind(heun, _LISTS, "sigmas", karras=True),
+    "dpmpp-2m": _Kind(dpmpp_2m, _LISTS, "multistep", karras=True),
+    "dpmpp-2m-sde": _Kind(partial(dpmpp_2m, sde=True), _LISTS, "multistep", karras=True),
+    "dpmpp-sde": _Kind(dpmpp_sde, _LISTS, "sigmas", karras=True),
+    "unipc": _Kind(unipc, _LISTS, "multistep", karras=True),
+    "lcm": _Kind(lcm, _DISTILLED, "listed"),
+    "tcd": _Kind(tcd, (*_DISTILLED, "eta"), "listed", eta=0.3),
 }
 _KARRAS = "-karras"
 NAMES = (*_KINDS, *(name + _KARRAS for name, kind in _KINDS.items() if kind.karras))
@@ -227,8 +221,7 @@ def table_of(
     what a schedule that begins in pure noise does not allow.
     """
     sampler = Sampler.of(sampler)
-    table = sampler._kind.table(_steps_of(sampler, schedule, num_inference_steps, start))
-    return dataclasses.replace(table, name=sampler.name)
+    return sampler._kind.table(_steps_of(sampler, schedule, num_inference_steps, start))
 
 
 def _options_of(name: str) -> tuple[str, ...]:
@@ -239,8 +232,6 @@ def _options_of(name: str) -> tuple[str, ...]:
 
 
 def _steps_of(sampler: Sampler, schedule: NoiseSchedule, num_inference_steps: int, start: int) -> Steps:
-    from .sampler_tables import Steps
-
     steps = _checked_steps(sampler, schedule, num_inference_steps)
     first = whole(start)
     if first is None or not 0 <= first < steps:
@@ -258,7 +249,7 @@ def _steps_of(sampler: Sampler, schedule: NoiseSchedule, num_inference_steps: in
     at_sigma = kind.levels == "sigmas" and spacing != "leading"  # init_noise_sigma of diffusers
     init = float(sigmas[0] / np.sqrt(1 + sigmas[0] ** 2)) if at_sigma else 1.0
     eta = kind.eta if sampler.eta is None else sampler.eta
-    return Steps(schedule, timesteps, sigmas, first, eta, init)
+    return Steps(sampler.name, schedule, timesteps, sigmas, first, eta, init)
 
 
 def _checked_steps(sampler: Sampler, schedule: NoiseSchedule, num_inference_steps: int) -> int:
@@ -287,6 +278,9 @@ def _levels(sampler: Sampler, schedule: NoiseSchedule, steps: int, spacing: str)
     """timesteps (S,) and σ (S + 1,). Raises RequestError."""
     kind = sampler._kind
     multistep = kind.levels == "multistep"
+    if sampler._karras and multistep:  # from end to end of the schedule
+        sigmas = karras_sigmas(float(schedule.sigmas[-1]), float(schedule.sigmas[0]), steps)
+        return schedule.timesteps_at(sigmas[:-1]).round(), sigmas
     if sampler.timesteps is not None:
         timesteps = np.array(sampler.timesteps, np.float64)
     elif "original_inference_steps" in kind.options:
@@ -294,11 +288,9 @@ def _levels(sampler: Sampler, schedule: NoiseSchedule, steps: int, spacing: str)
     else:
         timesteps = spaced_timesteps(schedule, steps, spacing, int(multistep), kind.levels == "sigmas")
     sigmas = sigmas_of(schedule, timesteps)
-    if sampler._karras:  # from end to end of the schedule, or of the list
-        highest, lowest = schedule.sigmas[[-1, 0]] if multistep else sigmas[[0, -2]]
-        sigmas = karras_sigmas(float(highest), float(lowest), steps)
+    if sampler._karras:  # from end to end of the list
+        sigmas = karras_sigmas(float(sigmas[0]), float(sigmas[-2]), steps)
         timesteps = schedule.timesteps_at(sigmas[:-1])
-        timesteps = timesteps.round() if multistep else timesteps
     return timesteps, sigmas
 
 
@@ -332,7 +324,7 @@ def _check_pure_noise(sampler: Sampler, schedule: NoiseSchedule, timesteps: Arra
     last = len(schedule.alphas_cumprod) - 1
     if round(timesteps[0]) < last and sampler.name != "ddim":  # a checkpoint without the key `sampler` may
         spaced = sampler.timesteps is None and sampler.has("spacing")
-        advice = f'Take Sampler("{sampler.name}", spacing="trailing")' if spaced else f"Give timesteps from {last} on"
+        advice = f'Take {sampler.name} with spacing "trailing"' if spaced else f"Give timesteps from {last} on"
         raise RequestError(f"{said}, at timestep {last}, and the first step would be at {timesteps[0]:g}. {advice}.")
 
 

@@ -81,12 +81,14 @@ def test_the_reference_takes_the_steps_of_the_tables(sampler: Sampler) -> None:
                 assert distance(ours, their_latents(sampler, ddim, table, noises, torch.float64)) < EXACT
 
 
-@pytest.mark.parametrize("sampler", [each for each in SAMPLERS if not each.name.startswith("heun")], ids=said)
+@pytest.mark.parametrize(
+    "sampler",  # heun refuses such schedules, and dpmpp-2m's linspace does not begin at the last timestep
+    [each for each in SAMPLERS if not each.name.startswith("heun") and each != Sampler("dpmpp-2m", spacing="linspace")],
+    ids=said,
+)
 @pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
 def test_schedules_that_begin_in_pure_noise(sampler: Sampler, prediction: str) -> None:
     ddim, schedule = ddim_of(prediction, "trailing", rescale_betas_zero_snr=True, set_alpha_to_one=True)
-    if sampler.spacing == "linspace" and sampler.name == "dpmpp-2m":
-        return  # it does not begin at the last timestep
     steps = 4 if sampler.timesteps is None else len(sampler.timesteps)
     noises, table = noises_of(2 * steps), table_of(sampler, schedule, steps)
     ours = our_latents(table, noises)[-1:]

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from export.truth.schedulers import SCHEDULERS as THEIRS
-from export.truth.schedulers import Theirs, default_dtype, given_noise, module_of
+from export.truth.schedulers import DiffusersScheduler, default_dtype, given_noise, module_of
 from realisid_trt.loop.sampler_tables import Table
 from realisid_trt.loop.samplers import NoiseSchedule
 
@@ -31,7 +31,7 @@ SCHEDULERS = THEIRS | {
 IN_SIGMAS = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler")  # x = z/α
 
 
-def make(theirs: Theirs, wide: bool = True, **config: Any) -> Any:
+def make(theirs: DiffusersScheduler, wide: bool = True, **config: Any) -> Any:
     with default_dtype(torch.float64 if wide else torch.float32):
         keys = {**BETAS, "timestep_spacing": "leading", "steps_offset": 1, **theirs.config, **config}
         return getattr(module_of(theirs.file, wide), theirs.name)(**keys)
@@ -83,7 +83,7 @@ def levels_of(scheduler: Any) -> Latents:
 
 
 def their_latents(
-    theirs: Theirs, scheduler: Any, noises: Latents, start: int = 0, mask: Latents | None = None
+    theirs: DiffusersScheduler, scheduler: Any, noises: Latents, start: int = 0, mask: Latents | None = None
 ) -> list[Latents]:
     """The latents after every call of `step`, as z.
 

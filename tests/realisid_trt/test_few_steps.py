@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -140,7 +142,17 @@ def test_requests_of_a_batch_have_intervals_of_their_own(engine: Engine) -> None
         assert np.array_equal(found.latents, alone.latents)
 
 
-@pytest.mark.parametrize("interval", [(3, 1), (1, 1), (-1, 2), (1,), "0,1", 5, (1, float("inf")), (None, 2)])
+def test_an_interval_may_be_an_array_or_have_no_upper_end(engine: Engine) -> None:
+    low = float(sigmas(engine, 4)[2])
+    expected = made(engine, guidance_interval=(low, 300.0)).latents
+    for interval in (np.array([low, 300.0]), [low, math.inf]):
+        assert np.array_equal(made(engine, guidance_interval=interval).latents, expected)
+    assert not np.array_equal(made(engine).latents, expected)
+
+
+@pytest.mark.parametrize(
+    "interval", [(3, 1), (1, 1), (-1, 2), (1,), "0,1", 5, (math.inf, math.inf), (1, math.nan), (None, 2)]
+)
 def test_impossible_intervals(engine: Engine, interval: Any) -> None:
     with pytest.raises(RequestError, match="^guidance_interval is .*, expected two noise levels σ, 0 <= low < high"):
         made(engine, guidance_interval=interval)
@@ -164,6 +176,14 @@ def test_a_guidance_scale_of_zero_is_noted(engine: Engine) -> None:
     assert made(engine, 0, 1, guidance_scale=1).notes == ()
 
 
+def test_weights_that_know_their_steps(engine_dir: Path, with_config: Callable[..., Path]) -> None:
+    fixed = Engine.load(with_config(engine_dir, sampler="euler", steps="fixed", num_inference_steps=3))
+    assert made(fixed, 0, None).notes == () and made(fixed, 0, None).sampler == "euler, 3 steps"
+    for given, taken in (({"steps": 4}, "4 of euler"), ({"steps": None, "sampler": "unipc"}, "3 of unipc")):
+        [note] = made(fixed, 0, **given).notes
+        assert note == f"these weights were made for 3 steps of euler, not for {taken}."
+
+
 # The command line
 
 
@@ -177,6 +197,9 @@ def test_the_command_line(engine_dir: Path, engine: Engine, tmp_path: Path, caps
     assert run("--steps", "3", "--sampler", "heun")["sampler"] == "heun, 3 steps of 5 evaluations"
     assert run("--sampler", "lcm", "--timesteps", "999,499")["sampler"] == "lcm, 2 steps"
     assert run("--steps", "2", "--eta", "0.5")["sampler"] == "ddim, 2 steps"
+    as_in_a_config = '{"name": "euler", "spacing": "trailing"}'
+    assert run("--steps", "2", "--sampler", as_in_a_config)["sampler"] == "euler, 2 steps"
+    assert run("--sampler", as_in_a_config, "--timesteps", "999,499")["sampler"] == "euler, 2 steps"  # in its place
     rows = run("--steps", "2", "--guidance-interval", "200,300")["rows"]
     assert rows["unet_decoder"] == 2
     fresh, plain = (
@@ -189,6 +212,9 @@ def test_the_command_line(engine_dir: Path, engine: Engine, tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--sampler", "{name: euler}"], "--sampler {name: euler} cannot be read as JSON"),
+        (["--sampler", '{"name": "euler", "sigma": 1}'], "sampler: unknown key 'sigma'. Known keys: name, spacing"),
+        (["--sampler", "magic", "--engine", "nowhere"], "sampler is 'magic', expected one of ddim, euler"),
         (["--sampler", "magic"], "sampler is 'magic', expected one of ddim, euler"),
         (["--sampler", "pndm"], "pndm is not offered: it keeps three or more past predictions"),
         (["--sampler", "euler", "--eta", "0.5"], "euler has no eta"),

@@ -293,8 +293,8 @@ def test_pure_noise_and_heun(name: str) -> None:
 @pytest.mark.parametrize(
     "sampler, first, advice",
     [
-        ("euler-karras", 853, 'Take Sampler("euler-karras", spacing="trailing").'),
-        ("dpmpp-2m", 876, 'Take Sampler("dpmpp-2m", spacing="trailing").'),
+        ("euler-karras", 853, 'Take euler-karras with spacing "trailing".'),
+        ("dpmpp-2m", 876, 'Take dpmpp-2m with spacing "trailing".'),
         ({"name": "tcd", "original_inference_steps": 60}, 959, "Give timesteps from 999 on."),
         ({"name": "euler", "timesteps": range(900, 200, -100)}, 900, "Give timesteps from 999 on."),
     ],
@@ -320,3 +320,11 @@ def test_pure_noise_is_stepped_from(name: str) -> None:
             table = table_of(name, schedule, steps)
             assert table.timesteps[0] == 999 and np.isfinite(table.matrix).all()
             assert np.abs(table.matrix).max() <= 1 / np.sqrt(1 - schedule.alphas_cumprod[0])
+
+
+@pytest.mark.parametrize("name", ["dpmpp-2m-karras", "dpmpp-2m-sde-karras", "unipc-karras"])
+def test_karras_of_whole_timesteps_does_not_depend_on_the_spacing(name: str) -> None:
+    """Also where the spacing's own list would begin beyond the schedule."""
+    for steps in (30, 999):
+        tables = [table_of(name, schedule_of(spacing, "epsilon"), steps) for spacing in ("leading", "trailing")]
+        np.testing.assert_array_equal(tables[0].matrix, tables[1].matrix)

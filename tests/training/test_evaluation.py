@@ -38,7 +38,7 @@ from training.evaluation.measures import (
     right_color,
 )
 from training.evaluation.picture_cache import EvaluationOptions, PictureCache
-from training.evaluation.sampler import Sampler
+from training.evaluation.sampler import TorchSampler
 from training.judges import JUDGES
 from training.judges.nets import POINTS, Detector, overlap
 from training.result import write_origin
@@ -174,7 +174,7 @@ def test_the_sampler_makes_the_references_pictures(built, persons: int) -> None:
     """Batched, with matrices, in float32: the reference's pictures of every case, to a level of 255."""
     checkpoint = Checkpoint.open(built["x4"].checkpoint)
     cases = [CASTING.case(number, tuple(range(number, number + persons)), None, (1 / 6, 1 / 5)) for number in (4, 9)]
-    made = Sampler(checkpoint, steps=3).make(cases, "test")
+    made = TorchSampler(checkpoint, steps=3).make(cases, "test")
     for case, picture in zip(cases, made, strict=True):
         assert np.abs(picture - reference_picture(Reference(checkpoint), case, 3)).max() < 1.0
 
@@ -183,7 +183,7 @@ def test_its_half_precision_is_that_of_a_half_build(built) -> None:
     """It is as far from float32 as the half reference, and not farther from that than both are from float32."""
     checkpoint, case = Checkpoint.open(built["x4"].checkpoint), CASTING.case(4, (4,))
     exact = reference_picture(Reference(checkpoint), case, 3)
-    [made] = Sampler(checkpoint, steps=3, half=True).make([case], "")
+    [made] = TorchSampler(checkpoint, steps=3, half=True).make([case], "")
     with half_reference(checkpoint, torch.float16) as reference:
         half = reference_picture(reference, case, 3)
     rounded = [picture.round() for picture in (exact, half)]
@@ -198,7 +198,7 @@ def test_an_engine_makes_the_samplers_pictures(built) -> None:
     cases = [CASTING.case(number, (number,)) for number in (2, 3)]
     with Engine.load(built["x4"].engine, backend="onnxruntime", device="cpu") as engine:
         one = EngineContender(engine, steps=3, batch=2).make(cases, "engine")
-    other = Sampler(Checkpoint.open(built["x4"].checkpoint), steps=3).make(cases, "sampler")
+    other = TorchSampler(Checkpoint.open(built["x4"].checkpoint), steps=3).make(cases, "sampler")
     assert np.abs(one.astype(int) - other).max() <= 1
 
 

@@ -24,7 +24,7 @@ from training.evaluate import JUDGES_FOLDER
 from training.evaluation.cases import Case, Casting
 from training.evaluation.contenders import EngineContender
 from training.evaluation.measures import Judgement, Judges
-from training.evaluation.sampler import Sampler
+from training.evaluation.sampler import TorchSampler
 
 FOLDER = ROOT / "checkpoints" / "miniature"
 CASTING = Casting()
@@ -88,7 +88,7 @@ def told(judges: Judges, cases: list[Case], pictures: NDArray[np.uint8]) -> Judg
 @with_its_engine
 def test_the_engine_makes_the_references_pictures(cases: list[Case], pictures: NDArray[np.uint8]) -> None:
     """Float32, all steps, trained weights: at most a level of 255 apart."""
-    torch_made = Sampler(Checkpoint.open(FOLDER)).make(cases[:2], "torch")
+    torch_made = TorchSampler(Checkpoint.open(FOLDER)).make(cases[:2], "torch")
     assert np.abs(pictures[:2].astype(int) - torch_made).max() <= 1
 
 

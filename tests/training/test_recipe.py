@@ -18,7 +18,7 @@ from realisid_trt.config import RealisIDConfig
 from realisid_trt.loop.noise import initial_noise
 from tests.conftest import ROOT
 from training.evaluation.cases import Casting
-from training.evaluation.sampler import Sampler
+from training.evaluation.sampler import TorchSampler
 from training.examples import WorldFaces, WorldScenes
 from training.log import read_log
 from training.recipe import DATA, LOSSES, RECIPE, START, main, prepared
@@ -152,7 +152,7 @@ def test_every_step_takes_what_the_one_before_it_left(tmp_path: Path, monkeypatc
     keys = [Checkpoint.open(path).weights_key for path in steps]
     for name, changes in (("vae", 2), ("unet", 1), ("image_encoder", 1), ("controlnet_local", 4), ("id_projection", 4)):
         assert len({key(name) for key in keys}) == changes + (name != "vae"), name  # each at the right place
-    [picture] = Sampler(Checkpoint.open(steps[-1]), steps=2).make([Casting().case(1, (0, 1))], "two people")
+    [picture] = TorchSampler(Checkpoint.open(steps[-1]), steps=2).make([Casting().case(1, (0, 1))], "two people")
     assert picture.shape == (128, 128, 3) and picture.std() > 5
 
 

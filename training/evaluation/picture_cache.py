@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from export.checkpoint import Checkpoint
 from export.files import disk_errors
 from realisid_trt.errors import RequestError
 from realisid_trt.files import sha256, whole_or_not
-from realisid_trt.loop.samplers import NoiseSchedule, table_of
+from realisid_trt.loop.samplers import NoiseSchedule
 from realisid_trt.manifest import Manifest
 
 from ..result import ORIGIN, origin_of
@@ -28,7 +29,7 @@ from ..stages.branches import BranchesStage
 from .cases import Case, Casting
 from .contenders import Contender, EngineContender, SomebodyElse, Truth, load_engine
 from .experiments import Row
-from .sampler import Sampler
+from .sampler import TorchSampler
 
 Rgb = NDArray[np.uint8]
 SHARD = 100  # pictures in a file; a stopped run loses at most as many
@@ -54,7 +55,8 @@ class EvaluationOptions:
 class PictureCache:
     """Makes and keeps pictures.
 
-    made: how the pictures are made, as JSON values: sampler, backend, device, precision, training, versions.
+    made: how the pictures are made, as JSON values: steps and guidance where a row does not say otherwise, backend,
+          device, precision, training, versions.
     """
 
     def __init__(self, options: EvaluationOptions, casting: Casting) -> None:
@@ -158,9 +160,9 @@ class PictureCache:
         else:
             options = {"steps": row.steps or self.made["steps"], "device": self.torch_device, **row.options}
             if row.maker == "torch":
-                yield Sampler(self.checkpoint, **options)
+                yield TorchSampler(self.checkpoint, **options)
             else:
-                yield Sampler.of_run(self.checkpoint, self._weights(row.maker), **options)
+                yield TorchSampler.of_run(self.checkpoint, self._weights(row.maker), **options)
 
     def _origin(self) -> dict[str, Any] | None:
         """The settings of the run that trained the checkpoint's branches; None if no run that lies here did."""
@@ -183,8 +185,8 @@ def _check_same(engine: Path, checkpoint: Checkpoint) -> None:
     ours = checkpoint.config.resolved().to_dict()
     other += [key for key in {*ours, *config} if ours.get(key) != config.get(key)]
     schedules = checkpoint.noise_schedule, NoiseSchedule.of(manifest)
-    first, second = (table_of("ddim", schedule, 10) for schedule in schedules)
-    if not np.array_equal(first.timesteps, second.timesteps) or not np.array_equal(first.matrix, second.matrix):
+    first, second = map(dataclasses.asdict, schedules)
+    if any(not np.array_equal(value, second[name]) for name, value in first.items()):
         other.append("scheduler")
     if other:
         raise RequestError(

@@ -136,8 +136,9 @@ def made_of(table: Table) -> str:
         before = "" if training["new"] else ", after an earlier training"
         trained = f" The branches: {training['steps']} steps of {training['batch_size']}{before}."
     versions = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    unless = " unless the row says otherwise" if any(" steps" in name for name in table["rows"]) else ""
     return (
-        f"{made['steps']} steps of DDIM, λt {made['guidance_scale']}, λi {made['id_guidance_scale']}, α "
+        f"{made['steps']} steps of DDIM{unless}, λt {made['guidance_scale']}, λi {made['id_guidance_scale']}, α "
         f"{made['subject_conditioning_ratio']}; the engine: {ran['name']} on {ran['device']}, {ran['precision']} "
         f"({versions}).{trained}"
     )

@@ -32,7 +32,7 @@ from ..text import AbsentPrompt, encode_text, time_ids, token_ids
 from .cases import Case
 
 
-class Sampler:
+class TorchSampler:
     """A design with its trained weights, over a checkpoint's base.
 
     Guidance, steps and α are the checkpoint's unless they are given. half: all networks but the VAE in
@@ -77,7 +77,7 @@ class Sampler:
         self.grid = Grid(side, side, c.vae_scale_factor, c.levels, c.config.box_snap or c.vae_scale_factor)
 
     @classmethod
-    def of_run(cls, checkpoint: Checkpoint, weights: Path, **options: Any) -> Sampler:
+    def of_run(cls, checkpoint: Checkpoint, weights: Path, **options: Any) -> TorchSampler:
         """The design whose weights the training of a baseline wrote: weights/NAME.safetensors."""
         if not weights.is_file() or weights.stem not in DESIGNS:
             raise CheckpointError(f"{weights} is missing, or not a design: expected {', '.join(DESIGNS)}.safetensors.")
