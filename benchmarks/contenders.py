@@ -42,11 +42,13 @@ class Contender:
     """An engine or a baseline.
 
     generate: of either. counter: the object whose `usage` counts its rows. parts: the networks of a step.
+    by_step:  whether the counter starts anew with every step; else it counts on over a picture.
     """
 
     generate: Callable[..., Any]
     counter: Any
     parts: Sequence[str]
+    by_step: bool = False
 
     def run(self, prompt: str, progress: Progress, **arguments: Any) -> Run:
         """One picture, timed. arguments: of `generate`, such as engines and baselines both accept."""
@@ -57,14 +59,17 @@ class Contender:
             progress(done, total)
 
         result, total_ms, cores = timed(lambda: self.generate(prompt, progress=note, **arguments))
-        steps = differences(snapshots, self.parts)
+        if self.by_step:
+            steps = [{name: rows for name, rows in step.items() if name in self.parts} for step in snapshots]
+        else:
+            steps = differences(snapshots, self.parts)
         return Run(total_ms, result.timings, result.step_ms, result.rows, steps, result.latents, cores)
 
 
 def of_engine(engine: Engine, scene: Scene) -> Contender:
     options = {"height": scene.height, "width": scene.width, "sampler": scene.sampler, "output": "np"}
     generate = partial(engine.generate, **options)
-    return Contender(generate, engine.backend, loop_parts(engine.config.table))
+    return Contender(generate, engine.backend, loop_parts(engine.config.table), by_step=True)
 
 
 def backends_of(options: Options, manifest: Manifest) -> dict[str, str]:

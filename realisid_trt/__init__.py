@@ -16,9 +16,21 @@ if not _os.path.isdir(_os.path.join(__path__[0], "kernels")) and _os.path.isfile
 from .engine import Engine
 from .errors import RealisIDError
 from .loop.samplers import Sampler
+from .loop.work import Work
 from .persons.identity import Identity
 from .persons.person import Person
 from .request import Control, Request, Result
 
-__version__ = "0.6.0"
-__all__ = ["Control", "Engine", "Identity", "Person", "RealisIDError", "Request", "Result", "Sampler", "__version__"]
+__version__ = "0.7.0"
+__all__ = [
+    "Control",
+    "Engine",
+    "Identity",
+    "Person",
+    "RealisIDError",
+    "Request",
+    "Result",
+    "Sampler",
+    "Work",
+    "__version__",
+]

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack, cast, overload
 
@@ -13,29 +11,38 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends import Backend, open_backend
-from .checks import check_finite, device_name
-from .errors import BackendError, EngineMismatch, RealisIDError, RequestError
-from .loop.controls import blanks, branches_of, drawings, with_images, with_patches
-from .loop.denoise import denoise, loop_networks
-from .loop.drafts import Draft
+from .checks import device_name
+from .errors import BackendError, EngineError, EngineMismatch, RealisIDError, RequestError
+from .loop.begin import Beginning
+from .loop.controls import blanks, with_patches
+from .loop.denoise import loop_networks
+from .loop.finish import Ending
 from .loop.outcomes import Outcomes, Stopwatch, part_of
-from .loop.picture import decode, to_pil
+from .loop.passes import Passes
 from .loop.prologue import Prologue
-from .loop.sampler_tables import Table
 from .loop.samplers import Sampler
 from .loop.stages import MEMORY, Stages
+from .loop.turns import Turns
+from .loop.work import Work
 from .manifest import Manifest
-from .persons.boxes import Grid
 from .persons.faces import FaceFinder
 from .persons.faces.face_encoder import FaceEncoder
 from .persons.identity import Identity
 from .persons.people import People
 from .persons.person import Person, placeholder
 from .persons.photo import Photo
-from .persons.prepared import Seen
-from .request import BatchOptions, Control, GenerateOptions, Progress, Request, Result, check_batch, spelled_out
-
-CLOSED = "this engine was closed. Load it again: Engine.load(…)."
+from .request import (
+    BatchOptions,
+    Control,
+    GenerateOptions,
+    Progress,
+    Request,
+    Result,
+    check_batch,
+    check_output,
+    check_request,
+    spelled_out,
+)
 
 
 class Engine:
@@ -46,21 +53,19 @@ class Engine:
     """
 
     def __init__(
-        self,
-        manifest: Manifest,
-        backend: Backend,
-        finder: FaceFinder,
-        share_rows: bool = True,
-        memory: str = "normal",
+        self, manifest: Manifest, backend: Backend, finder: FaceFinder, share_rows: bool = True, memory: str = "normal"
     ) -> None:
         self.manifest, self.backend = manifest, backend
         self.config, self.model = manifest.config, manifest.model
         self._loop_networks = loop_networks(self.config.table)
         self._people = People(backend, finder, self.model, self.config, FaceEncoder.of(manifest))
         self._prologue = Prologue(manifest, backend, share_rows)
-        self._stages = Stages(manifest, backend, memory)
-        self._tile = self.model.sample_size if memory == "low" else None
-        self._lock, self._user, self._closed = threading.Lock(), 0, False
+        self._stages = stages = Stages(manifest, backend, memory)
+        null_id_tokens = manifest.constants.get("null_id_tokens")
+        self._passes = passes = Passes(self.config, backend, self._prologue.planner, null_id_tokens)
+        self._beginning = Beginning(manifest, backend, self._people, self._prologue, stages, passes)
+        self._ending = Ending(manifest, backend, passes, stages, self.model.sample_size if memory == "low" else None)
+        self._turns = Turns(backend)
 
     @classmethod
     def load(
@@ -139,8 +144,8 @@ class Engine:
 
         They are loaded again when they are needed. For a GPU with memory for the loop's networks and little more.
         """
-        with self._alone():
-            if self._closed:
+        with self._turns.alone():
+            if self._turns.is_closed:
                 return
             with self.backend.turn():
                 networks = self.manifest.values["networks"]
@@ -154,8 +159,9 @@ class Engine:
 
     def close(self) -> None:
         """Waits for the running batch, then frees the networks and their memory. May be repeated."""
-        with self._alone():
-            self._closed = True
+        with self._turns.alone():
+            self._turns.is_closed = True
+            self._passes.clear()
             self.backend.close()
 
     def __enter__(self) -> Engine:
@@ -182,14 +188,15 @@ class Engine:
 
         Raises PhotoError.
         """
-        self._check_free()
+        self._turns.check_free()
         if self.config.id_input == "none":
             raise RequestError("this engine has no identities: its checkpoint's id_input is none. Load another one.")
         found = self._people.look(photo, face, box, landmarks, crop)  # without the lock: a batch may be running
         if isinstance(found, Identity):
             return found
-        with self._use():
+        with self._turns.use():
             self._stages.begin("persons")
+            self.backend.start_request()
             return self._people.encode(found)
 
     def conditions(
@@ -206,14 +213,15 @@ class Engine:
 
         Raises as `generate`.
         """
-        self._check_free()
+        self._turns.check_free()
         request, grid = Request(prompt, persons, controls=controls), self._prologue.grid(height, width)
         draft = self._prologue.draft(request, self._prologue.sampler_table(None, None), grid)
-        seen = self._see(draft, grid)
+        seen = self._beginning.see(draft, grid)
         if not seen.people or not any(branch.condition == "id_patches" for branch in self.config.table):
             return seen.drawings
-        with self._use():
+        with self._turns.use():
             self._stages.begin("persons")
+            self.backend.start_request()
             people = self._people.prepare_all(seen.people)
         return with_patches(self.config.table, seen.drawings, people)
 
@@ -269,128 +277,120 @@ class Engine:
         of the whole batch is raised with "return" too.
         """
         check_batch(requests, output, errors)
-        self._check_free()
+        self._turns.check_free()
         prologue, planner = self._prologue, self._prologue.planner
-        steps, grid = prologue.sampler_table(sampler, num_inference_steps), prologue.grid(height, width)
+        table, grid = prologue.sampler_table(sampler, num_inference_steps), prologue.grid(height, width)
         outcomes, watch = Outcomes(len(requests), keep=errors == "return"), Stopwatch()
-        drafts = outcomes.each(dict(enumerate(requests)), lambda r: prologue.draft(r, steps, grid))
-        for group in planner.groups(drafts, steps):
-            planner.plan(list(group.values()), steps, grid)  # what is too large is refused before a face is searched
+        drafts = outcomes.each(dict(enumerate(requests)), lambda r: prologue.draft(r, table, grid))
+        for group in planner.groups(drafts, table):
+            planner.plan(list(group.values()), table, grid)  # what is too large is refused before a face is searched
         with watch("persons"):  # without the lock: another batch may be running
-            seen = outcomes.each(drafts, lambda draft: self._see(draft, grid))
-        groups, results = planner.groups({place: drafts[place] for place in seen}, steps), dict[int, Result]()
-        with self._use():
-            for number, group in enumerate(groups):
-                self.backend.start_request()
-                told = progress and part_of(progress, number, len(groups))
-                results |= self._make(group, seen, steps, grid, outcomes, watch.copy(), output, told)
-        return outcomes.in_order(results)
-
-    def _make(
-        self,
-        drafts: Mapping[int, Draft],
-        seen: Mapping[int, Seen],
-        sampler: Table,
-        grid: Grid,
-        outcomes: Outcomes,
-        watch: Stopwatch,
-        output: str,
-        progress: Progress | None,
-    ) -> dict[int, Result]:
-        """The results of requests that share all calls of the networks, by place, without those that failed."""
-        prologue = self._prologue
-        with self._during("persons", watch):
-            people_of = outcomes.each({place: seen[place].people for place in drafts}, self._people.prepare_all)
-        if not people_of:
-            return {}
-        drafts = {place: drafts[place] for place in people_of}  # without those that failed
-        plan = prologue.planner.plan(list(drafts.values()), sampler, grid)
-        people = [person for persons in people_of.values() for person in persons]
-        with self._during("text", watch):
-            embedded = prologue.embed_texts(plan.texts)
-        # Frees prompt and photo buffers first: cache hits must not shift the loop's addresses, which graphs replay.
-        self.backend.release_tensors()
-        with self._during("time", watch):
-            unet_emb, branch_embs = prologue.time_tables(plan, grid, embedded)
-        with self._during("conditions", watch):
-            shown = [with_patches(self.config.table, seen[place].drawings, people_of[place]) for place in drafts]
-            conditions = prologue.embed_conditions(shown, [len(each) for each in people_of.values()], plan)
-        branches = prologue.branch_tables(list(drafts.values()), branch_embs, conditions)
-        batch = prologue.batch(list(drafts.values()), people, plan, embedded, unet_emb, branches, grid)
-        with self._during("denoise", watch):
-            step_ms = denoise(self.backend, batch, progress)
-            finite = self.backend.all_finite(batch.latents)
-            final = self.backend.get(batch.latents)
-        latents_of = prologue.by_request(final, drafts)
-        if not finite:
-            latents_of = outcomes.each(latents_of, lambda array: check_finite(array, "the final latents"))
-        with self._during("vae", watch):
-            pictures_of = outcomes.each(
-                latents_of,
-                lambda array: [] if output == "latents" else list(decode(self.backend, array, self._tile)),
-            )
-        timings = watch.with_parts("denoise", self._loop_networks, self.backend.usage.ms)
-        return {
-            place: Result(
-                images=[to_pil(picture) for picture in pictures] if output == "pil" else pictures,
-                latents=latents_of[place],
-                seed=drafts[place].seed,
-                persons=tuple(person.placed for person in people_of[place]),
-                timings=timings,
-                step_ms=tuple(step_ms),
-                rows=dict(self.backend.usage.rows),
-                sampler=sampler.description,
-                backend=f"{self.backend.name} on {self.backend.device}, {self.backend.precision}",
-                notes=drafts[place].notes + prologue.planner.notes(drafts[place], sampler),
-            )
-            for place, pictures in pictures_of.items()
-        }
-
-    def _see(self, draft: Draft, grid: Grid) -> Seen:
-        """The persons of a request, and what every branch is shown but for their patches."""
-        persons, table = draft.request.persons, self.config.table
-        images = with_images(table, draft.settings)
-        people = self._people.see_all(persons, grid, branches_of(table, draft.settings), images)
-        return Seen(people, drawings(table, draft.settings, people, grid))
-
-    @contextmanager
-    def _use(self) -> Iterator[None]:
-        """A context for one request on the backend."""
-        with self._alone():
-            if self._closed:
-                raise BackendError(CLOSED)
-            with self.backend.turn():
-                self.backend.start_request()
-                yield
-
-    def _during(self, stage: str, watch: Stopwatch) -> AbstractContextManager[None]:
-        """A context for a stage: its time is measured, and with memory="low" other stages' networks are freed first."""
-        self._stages.begin(stage)
-        return watch(stage)
-
-    def _refuse_reentry(self) -> None:
-        if self._user == threading.get_ident():
-            raise RequestError(
-                "a progress callback called the engine that runs it. Engine calls are not re-entrant: record what you "
-                "need and call again after generate() returns."
-            )
-
-    def _check_free(self) -> None:
-        """Raises BackendError if the engine was closed, RequestError if it is used from within its own callback."""
-        self._refuse_reentry()
-        if self._closed:
-            raise BackendError(CLOSED)
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """A context for one user at a time. Refuses a callback that calls its own engine: it would deadlock."""
-        self._refuse_reentry()
-        with self._lock:
-            self._user = threading.get_ident()
+            seen = outcomes.each(drafts, lambda draft: self._beginning.see(draft, grid))
+        with self._turns.use():
+            works = self._beginning.works(drafts, seen, table, grid, outcomes, watch)
             try:
-                yield
+                groups = planner.groups({place: drafts[place] for place in works}, table)
+                for number, group in enumerate(groups):
+                    told = progress and part_of(progress, number, len(groups))
+                    self._take_all_steps([works[place] for place in group], told)
+                return outcomes.in_order(outcomes.each(works, lambda work: self._ending.result(work, output)))
             finally:
-                self._user = 0
+                for work in works.values():
+                    self._passes.drop(work)
+
+    def _take_all_steps(self, works: Sequence[Work], progress: Progress | None) -> None:
+        self._stages.begin("denoise")
+        for done in range(works[0].steps):
+            self._passes.step(works)
+            if progress is not None:
+                with self.backend.outside():
+                    progress(done + 1, works[0].steps)
+
+    # One step at a time
+
+    def begin(
+        self,
+        request: Request,
+        *,
+        num_inference_steps: int | None = None,
+        sampler: str | Mapping[str, Any] | Sampler | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        previews: bool = False,
+    ) -> Work:
+        """A request up to its first step, for programs that decide before every step who takes it.
+
+        Works may differ in everything: steps, sampler, size, persons. `step` them in any company and order, then
+        `finish` each, or `drop` it: until then it keeps memory on the device. Use one thread.
+
+        num_inference_steps, sampler, height, width: as for `generate_batch`.
+        previews: whether `preview` will be asked for.
+
+        Raises as `generate`.
+        """
+        self._turns.check_free()
+        check_request(request)
+        table, grid = self._prologue.sampler_table(sampler, num_inference_steps), self._prologue.grid(height, width)
+        draft, outcomes, watch = self._prologue.draft(request, table, grid), Outcomes(1, keep=False), Stopwatch()
+        with watch("persons"):
+            seen = self._beginning.see(draft, grid)
+        with self._turns.use():
+            return self._beginning.works({0: draft}, {0: seen}, table, grid, outcomes, watch, previews)[0]
+
+    def step(self, works: Sequence[Work]) -> None:
+        """One step of each of these works: one evaluation of the networks. A work that is done stays as it is.
+
+        Works of one size run together, as many as the engine was built for; where ID tokens follow the text, works of
+        one number of tokens. The call may return before the step is done, but not before the step before it is.
+
+        Raises BackendError: the works that ran together are lost. RequestError for a work that was finished or dropped.
+        """
+        self._turns.check_free()
+        with self._turns.use():
+            given = self._passes.checked(works)
+            self._stages.begin("denoise")
+            try:
+                self._passes.step([work for work in given if not work.is_done])
+            except EngineError as error:  # a build replaced networks that were not loaded
+                raise BackendError(str(error)) from error
+
+    def preview(self, work: Work, output: str = "pil") -> list[Any]:
+        """The pictures of a work that was begun with previews, as they are predicted after its last step.
+
+        output: as for `generate_batch`. "latents" gives one (C, h, w) array a picture, and costs next to nothing; the
+        others run the VAE, as `finish` does.
+
+        Raises RequestError before the first step, NumericsError.
+        """
+        self._turns.check_free()
+        check_output(output)
+        with self._turns.use():
+            self._passes.checked([work])[0].check_preview()
+            return self._ending.preview(work, output)
+
+    def finish(self, work: Work, output: str = "pil") -> Result:
+        """The pictures of a work that took all its steps. The work ends, whatever comes of it.
+
+        output: as for `generate_batch`.
+
+        Raises RequestError if steps are left; then the work goes on. NumericsError.
+        """
+        self._turns.check_free()
+        check_output(output)
+        with self._turns.use():
+            self._passes.checked([work])[0].check_done()
+            try:
+                return self._ending.result(work, output)
+            finally:
+                self._passes.drop(work)
+
+    def drop(self, work: Work) -> None:
+        """Ends a work without its pictures and frees its memory. Others that ran with it are not touched. May be
+        repeated."""
+        with self._turns.alone():
+            if not self._turns.is_closed:
+                with self.backend.turn():
+                    self._passes.drop(work)
 
 
 Engine.generate.__signature__ = spelled_out(Engine.generate, Engine.generate_batch)  # type: ignore[attr-defined]

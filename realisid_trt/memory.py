@@ -22,8 +22,9 @@ from .branches import Branch
 from .checks import whole
 from .errors import RequestError
 from .loop.controls import Setting
-from .loop.denoise import Batch, denoise
 from .loop.drafts import Draft
+from .loop.outcomes import Stopwatch
+from .loop.passes import Passes
 from .loop.picture import decode
 from .loop.prologue import Prologue
 from .loop.prompt import TextEmbedding
@@ -81,7 +82,8 @@ class Needs:
 
     weights:  of the networks of each stage; what no stage runs is under "other". Of an ONNX file its size, of a plan
               the size of its tensors.
-    arena:    latents, embeddings, conditions, skips, residuals, merged skips, tables: the runtime's own arrays.
+    arena:    latents, embeddings, conditions, skips, residuals, merged skips, tables: the runtime's own arrays, of the
+              requests and of the pass that they share.
     scratch:  of the plans, by network, at the largest sizes that they were built for; None if no GPU has run them, and
               for ONNX Runtime, which does not say.
     vae:      the largest live activations of the VAE decoder, float32, nothing fused; None for an engine of an earlier
@@ -180,68 +182,53 @@ def arena_bytes(manifest: Manifest, build: Build, size: Size, tile: int | None =
     )
     texts = [(((2 * picture,),), ((2 * picture + 1,),)) for picture in range(size.batch)]
     drafts = [Draft(request, 0, pair, None, given) for pair in texts]
-    plan = prologue.planner.plan(drafts, sampler, grid)
+    prologue.planner.plan(drafts, sampler, grid)  # refuses what is too large
+    # Begun stage by stage, as by `Beginning`.
+    works = [prologue.work(draft, sampler, grid, Stopwatch()) for draft in drafts]
     text = TextEmbedding.zeros(
         next(iter(model.tokenizers.values())).max_length, model.cross_attention_dim, model.pooled_dim
     )
-    unet_emb, embs = prologue.time_tables(plan, grid, [text] * len(plan.texts.distinct))
-    people = size.batch * size.persons
-    conditions = [
-        _condition(manifest, build, backend, branch, people if branch.per == "person" else size.batch, size.resolution)
-        for branch in table
-    ]
-    stepped = prologue.stepped(_zeros(size.batch, model.latent_channels, *grid.size(0)), sampler)
-    prompt_embeds, id_tokens, token_rows = _tokens(manifest, backend, len(plan.texts.distinct), text, people)
-    batch = Batch(
-        **stepped,
-        step_noise=lambda step: None,
-        plans=plan.rows,
-        prompt_embeds=prompt_embeds,
-        unet_tokens=manifest.config.unet_tokens,
-        unet_emb=unet_emb,
-        table=table,
-        branches=prologue.branch_tables(drafts, embs, conditions),
-        id_tokens=id_tokens,
-        token_rows=token_rows,
-        boxes=_zeros(people, model.levels, 4, dtype=np.int32),
-    )
-    denoise(backend, batch)
-    backend.all_finite(batch.latents)
-    for _ in decode(backend, backend.get(batch.latents), tile):
-        pass
+    id_shape = model.num_id_tokens, model.cross_attention_dim
+    for work in works:
+        work.boxes = _zeros(size.persons, model.levels, 4, dtype=np.int32)
+        if manifest.config.id_input != "none":
+            work.id_tokens = _zeros(size.persons, *id_shape)
+        work.texts = [text] * len(work.plan.texts.distinct)
+    for work in works:
+        backend.start_request()
+        prologue.embed_times(work)
+    for work in works:
+        backend.start_request()
+        for branch, evaluated in zip(table, work.plan.evaluated, strict=True):
+            subjects = size.persons if branch.per == "person" else 1
+            shown = _condition(manifest, build, backend, branch, subjects, size.resolution) if evaluated else None
+            work.conditions.append(shown)
+        prologue.place_latents(work, _zeros(1, model.latent_channels, *grid.size(0)), previews=False)
+    null = None if manifest.config.id_input == "none" else _zeros(*id_shape)
+    passes = Passes(manifest.config, backend, prologue.planner, null)
+    for work in works:
+        work.owner = passes.token
+    for _ in range(works[0].steps):
+        passes.step(works)
+    for work in works:
+        latents = passes.latents(work)
+        backend.start_request()
+        for _ in decode(backend, latents, tile):
+            pass
+        passes.drop(work)
     return backend.arena_bytes
 
 
 def _condition(
     manifest: Manifest, build: Build, backend: CountingBackend, branch: Branch, subjects: int, side_px: int
-) -> tuple[Any, Any] | None:
-    """What `Prologue.embed_conditions` makes of a branch, without drawing a picture for each subject."""
-    if not subjects:
-        return None
+) -> Any:
+    """What `Prologue.embed_conditions` keeps of a branch, without drawing a picture for each subject."""
     name = f"{branch.name}_condition"
     [source] = manifest.networks(build)[name].inputs
     sides = {"rows": subjects, "height": side_px, "width": side_px}
     shape = tuple(sides[axis.name] if isinstance(axis, Axis) else axis for axis in source.shape)
     fed = {source.name: backend.put(_zeros(*shape), for_networks=True)}
-    return backend.run(name, fed)["condition"], np.arange(subjects, dtype=np.int32)
-
-
-def _tokens(
-    manifest: Manifest, backend: CountingBackend, texts: int, text: TextEmbedding, people: int
-) -> tuple[Any, Any, Any]:
-    """What `Prologue.tokens` makes."""
-
-    def put(*shape: int) -> Any:
-        return backend.put(_zeros(*shape), for_networks=True)
-
-    (length, width), id_length = text.prompt_embeds.shape, manifest.model.num_id_tokens
-    prompt_embeds = put(texts, length, width)
-    if manifest.config.id_input == "none":
-        return prompt_embeds, None, None
-    id_tokens = put(1 + people, id_length, width)
-    if manifest.config.unet_tokens == "text":
-        return prompt_embeds, id_tokens, None
-    return prompt_embeds, id_tokens, put(texts * length + (1 + people) * id_length, width)
+    return backend.keep(backend.run(name, fed)["condition"])
 
 
 def _zeros(*shape: int, dtype: Any = np.float32) -> Any:

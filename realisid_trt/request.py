@@ -177,10 +177,21 @@ class GenerateOptions(RequestOptions, BatchOptions, total=False):
     """The keywords of `Engine.generate`."""
 
 
-def check_batch(requests: object, output: object, errors: object) -> None:
-    """Raises RequestError for arguments of `Engine.generate_batch` that are of no use."""
+def check_output(output: object) -> None:
+    """Raises RequestError for an unknown kind of pictures."""
     if output not in ("pil", "np", "latents"):
         raise RequestError(f'output is {output!r}, expected "pil", "np" or "latents".')
+
+
+def check_request(request: object) -> None:
+    """Raises RequestError for what is not a Request."""
+    if not isinstance(request, Request):
+        raise RequestError(f"{request!r:.200} is not a Request. Write Request('…', [Person(…)]).")
+
+
+def check_batch(requests: object, output: object, errors: object) -> None:
+    """Raises RequestError for arguments of `Engine.generate_batch` that are of no use."""
+    check_output(output)
     if errors not in ("raise", "return"):
         raise RequestError(f'errors is {errors!r}, expected "raise" or "return".')
     if not isinstance(requests, Sequence) or not requests or not all(isinstance(r, Request) for r in requests):
@@ -205,10 +216,11 @@ class Result:
     latents: (num_images, C, h, w) float32, the final z_0.
     seed:    of the first picture.
     persons: the place of each person, and notes on the photos.
-    timings: milliseconds of each stage, for all requests of its pass ("persons": of the batch's search for faces too);
-             inside "denoise", of each network and kernel, unless its steps were replayed as CUDA graphs.
-    step_ms: milliseconds of each evaluation of the networks. A step of heun or dpmpp-sde has two, but for the last.
-    rows:    rows that each network evaluated for all requests of its pass, counted by the backend.
+    timings: milliseconds of each stage ("persons": of the whole batch's search for faces too). "denoise" is the sum of
+             `step_ms`; inside it, of each network and kernel, unless its steps were replayed as CUDA graphs.
+    step_ms: milliseconds of each evaluation of the networks, of all requests that took it together. A step of heun or
+             dpmpp-sde has two, but for the last.
+    rows:    rows that each network evaluated for this request.
     backend: which backend ran, on which device, in which precision.
     sampler: its name, and how many steps it took.
     notes:   decisions about the pictures in `controls`, and what is unusual about the steps, in sentences.

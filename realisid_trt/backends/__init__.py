@@ -1,12 +1,13 @@
 """The interface of a machine: it opens networks, runs them, owns their memory, and runs the fused kernels.
 
 A backend is one file in this folder. The loop in `loop/denoise.py` gives it whole arrays by name and does not read
-their values, so a backend may keep them in any memory; on a CPU they are NumPy arrays. Four rules:
+their values, so a backend may keep them in any memory; on a CPU they are NumPy arrays. Five rules:
 
 - Latents are float32. Arrays that only networks read have the networks' precision: `put(…, for_networks=True)`.
 - `take` and `take_step` may return their argument, or memory that their next call reuses.
 - A network's outputs are valid until it runs again.
-- Everything may return before it is done; `get`, `all_finite`, `wait_for` and `elapsed_ms` wait.
+- A tensor is valid until the next request starts, that of a pass until the next pass, a kept one until it is freed.
+- Everything may return before it is done; `get` and `elapsed_ms` wait.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ KNOWN = {
 
 
 class Usage:
-    """Rows evaluated and milliseconds since `start_request`, by network or kernel, as counted by the backend."""
+    """Rows evaluated and milliseconds since it was started, by network or kernel, as counted by the backend."""
 
     def __init__(self) -> None:
         self.rows: dict[str, int] = {}
@@ -100,13 +101,20 @@ class Backend(Protocol):
 
     @property
     def usage(self) -> Usage:
-        """Rows and milliseconds since `start_request`."""
+        """What is counted now."""
+
+    def start_usage(self) -> Usage:
+        """Counts from zero. The Usage before it may still be read."""
 
     def start_request(self) -> None:
-        """Starts a request: usage counts from zero. Invalidates every tensor returned so far."""
+        """Starts the calls of one request outside of the loop: usage counts from zero, and the memory of tensors that
+        were returned outside of passes is used again. Kept tensors and those of the pass stay."""
 
-    def release_tensors(self) -> None:
-        """Invalidates every tensor returned so far, and reuses its memory."""
+    def start_pass(self) -> AbstractContextManager[None]:
+        """Starts a pass of the loop: the memory of the pass before it is used again. A context for its tensors."""
+
+    def in_pass(self) -> AbstractContextManager[None]:
+        """A context for the steps of the current pass: tensors are those of the pass."""
 
     def unload(self, networks: Collection[str]) -> None:
         """Frees the weights of these networks. They are loaded again when they run."""
@@ -130,6 +138,21 @@ class Backend(Protocol):
     def get(self, tensor: Tensor) -> NDArray[Any]:
         """The tensor as a new NumPy array, float32 or integers."""
 
+    def keep(self, tensor: Tensor) -> Tensor:
+        """The tensor, or a copy of it, that stays until it is freed: beyond requests and passes."""
+
+    def free(self, tensor: Tensor) -> None:
+        """Ends a kept tensor."""
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Tensors of one type one after another along the first axis. May return the only one."""
+
+    def part(self, tensor: Tensor, *place: int) -> Tensor:
+        """tensor[place]: a view of one entry along the first axes."""
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Copies a tensor into another one of the same shape and type, after all work that was enqueued so far."""
+
     def take(self, tensor: Tensor, rows: NDArray[np.int32]) -> Tensor:
         """tensor[rows]: rows along the first axis; an index may occur several times. rows may have any shape."""
 
@@ -142,17 +165,11 @@ class Backend(Protocol):
     def run(self, network: str, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The network's outputs by name, in the manifest's order."""
 
-    def all_finite(self, tensor: Tensor) -> bool:
-        """Whether a float32 tensor holds neither NaN nor infinity."""
-
     def repeated(self, step: Callable[[], None]) -> Callable[[], None]:
         """The step as a function for many identical calls; a backend may record it."""
 
     def stamp(self) -> Any:
         """A marker after all work that was enqueued so far."""
-
-    def wait_for(self, stamp: Any) -> None:
-        """Returns when all work before this marker is done."""
 
     def elapsed_ms(self, stamps: Sequence[Any]) -> list[float]:
         """Milliseconds between consecutive markers; waits for the last one."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from realisid_trt.kernels.launch import Array, Kernels
 from ..manifest import Build, Manifest
 from . import MergeRows, Usage
 from .cuda_graphs import CapturedSteps, Graph
-from .cuda_memory import Gpu, callers_device, gpu_errors
+from .cuda_memory import Arena, Gpu, callers_device, gpu_errors, memory_errors
 from .cuda_usage import GpuUsage
 
 HALVES = ("float16", "bfloat16")
@@ -39,7 +39,7 @@ class Runner(Protocol):
         """Invalidates all arrays passed so far."""
 
     def keep(self) -> None:
-        """Writes kernels that were compiled during the runs to disk. Called after every batch."""
+        """Writes kernels that were compiled during the runs to disk. Called at the end of every turn."""
 
     def unload(self, networks: Collection[str]) -> None:
         """Frees the weights of these networks; they are loaded again when they run. The stream must be idle."""
@@ -48,11 +48,24 @@ class Runner(Protocol):
         """Closes the networks. The stream must be idle; it is closed after them."""
 
 
-class CudaBackend:
-    """The backend protocol on one GPU. Only `get`, `begin` and `elapsed_ms` wait for the GPU.
+class Space(NamedTuple):
+    """Arrays that end together: where they lie, and those that were made, by the inputs that they were made of."""
 
-    Every array of a request comes from one arena. Each buffer is keyed by the inputs that produced it and is allocated
-    once per request, so every step writes to the same addresses.
+    arena: Arena
+    made: dict[Hashable, Any]
+
+    def clear(self) -> None:
+        self.made.clear()
+        self.arena.reset()
+
+
+class CudaBackend:
+    """The backend protocol on one GPU. `get`, `start_request`, `elapsed_ms` and `unload` wait for the GPU; a step waits
+    for the copies of the step before.
+
+    The arrays of a request's calls come from one arena, those of a pass from another. Each buffer is keyed by the
+    inputs that produced it and is allocated once, so every step of a pass writes to the same addresses. A kept array
+    has memory of its own.
     """
 
     def __init__(
@@ -72,25 +85,43 @@ class CudaBackend:
         self._networks = manifest.networks(build)
         self._levels, self._canvas = manifest.model.residual_levels, manifest.model.sample_size
         self._mode, self._overlap = manifest.config.relocate_mode, manifest.config.overlap
-        self._made: dict[Hashable, Any] = {}
+        self._calls, self._pass = Space(gpu.calls, {}), Space(gpu.passes, {})
+        self._space = self._calls
+        self._kept: dict[int, Any] = {}  # buffers, by address
         self._steps = CapturedSteps(gpu, self._usage, capture)
         # Runs at `close`, else with the last reference, else at the interpreter's exit while the driver is still
         # loaded.
-        self._end = weakref.finalize(self, _end, runner, gpu, self._steps.graphs)
+        self._end = weakref.finalize(self, _end, runner, gpu, self._steps.graphs, self._kept)
 
     @property
     def usage(self) -> Usage:
         return self._usage
 
-    def start_request(self) -> None:
+    def start_usage(self) -> Usage:
         self._usage = self._steps.usage = GpuUsage(self._gpu)
-        self.release_tensors()
+        return self._usage
 
-    def release_tensors(self) -> None:
-        self._gpu.release()
-        self._made.clear()
-        self._steps.trace.clear()
+    def start_request(self) -> None:
+        self.start_usage()
+        self._steps.interrupt()
+        self._gpu.wait()
+        self._gpu.turn_staging()
+        self._calls.clear()
         self._runner.forget()
+
+    def start_pass(self) -> AbstractContextManager[None]:
+        self._pass.clear()  # without a wait: what is enqueued before still has the memory
+        self._runner.forget()
+        return self.in_pass()
+
+    @contextmanager
+    def in_pass(self) -> Iterator[None]:
+        self._gpu.turn_staging()
+        self._space = self._pass
+        try:
+            yield
+        finally:
+            self._space = self._calls
 
     @property
     def runner(self) -> Runner:
@@ -99,13 +130,15 @@ class CudaBackend:
 
     def unload(self, networks: Collection[str]) -> None:
         self._gpu.wait()
+        self._steps.interrupt()
         self._steps.graphs.clear()
         self._runner.unload(networks)
         self._gpu.wait()  # only then does the pool give freed memory back to the system
 
     def close(self) -> None:
         self._end()
-        self._made.clear()
+        self._calls.made.clear()
+        self._pass.made.clear()
 
     @contextmanager
     def turn(self) -> Iterator[None]:
@@ -129,17 +162,46 @@ class CudaBackend:
         assert (array.shape, array.dtype.name) == (tensor.shape, tensor.dtype), (array.shape, array.dtype, tensor)
         self._gpu.upload(array, tensor.address)
 
+    def keep(self, tensor: Array) -> Array:
+        with memory_errors(tensor.nbytes):
+            buffer = self._gpu.allocate(max(tensor.nbytes, 1))
+        kept = Array(int(buffer.handle), tensor.shape, tensor.dtype)
+        self._kept[kept.address] = buffer
+        self.copy(tensor, kept)
+        return kept
+
+    def free(self, tensor: Array) -> None:
+        if (buffer := self._kept.pop(tensor.address, None)) is not None:
+            with gpu_errors():
+                buffer.close()  # in stream order: work enqueued before still has it
+
+    def join(self, tensors: Sequence[Array]) -> Array:
+        rows = sum(tensor.shape[0] for tensor in tensors)
+        joined = self._new((rows, *tensors[0].shape[1:]), tensors[0].dtype)
+        start = joined.address
+        for tensor in tensors:
+            assert (tensor.shape[1:], tensor.dtype) == (joined.shape[1:], joined.dtype), (tensor, joined)
+            self._gpu.copy(tensor.address, start, tensor.nbytes)
+            start += tensor.nbytes
+        return joined
+
+    def part(self, tensor: Array, *place: int) -> Array:
+        for index in place:
+            shape = tensor.shape[1:]
+            size = Array(0, shape, tensor.dtype).nbytes
+            tensor = Array(tensor.address + index * size, shape, tensor.dtype)
+        return tensor
+
+    def copy(self, source: Array, target: Array) -> None:
+        assert (source.shape, source.dtype) == (target.shape, target.dtype), (source, target)
+        self._gpu.copy(source.address, target.address, source.nbytes)
+
     def get(self, tensor: Array) -> NDArray[Any]:
         if tensor.dtype == "bfloat16":
             bits = self._gpu.download(tensor.address, tensor.shape, np.uint16)
             return (bits.astype(np.uint32) << 16).view(np.float32)
         array = self._gpu.download(tensor.address, tensor.shape, tensor.dtype)
         return array.astype(np.float32) if tensor.dtype == "float16" else array
-
-    def all_finite(self, tensor: Array) -> bool:
-        found = self.put(np.zeros(1, np.int32))
-        self._kernels.find_nonfinite(self._gpu.stream, tensor, found)
-        return not self.get(found)[0]
 
     def take(self, tensor: Array, rows: NDArray[np.int32]) -> Array:
         dtype = self.precision if tensor.dtype == "float32" else tensor.dtype
@@ -235,10 +297,6 @@ class CudaBackend:
     def stamp(self) -> Any:
         return self._gpu.stamp()
 
-    def wait_for(self, stamp: Any) -> None:
-        with gpu_errors():
-            stamp.sync()
-
     def elapsed_ms(self, stamps: Sequence[Any]) -> list[float]:
         with gpu_errors():
             stamps[-1].sync()
@@ -248,13 +306,14 @@ class CudaBackend:
 
     def _new(self, shape: tuple[int, ...], dtype: str) -> Array:
         array = Array(0, shape, dtype)
-        return Array(self._gpu.memory.take(array.nbytes), shape, dtype)
+        return Array(self._space.arena.take(array.nbytes), shape, dtype)
 
     def _once(self, key: Hashable, make: Callable[[], Any]) -> Any:
-        """The result of `make`, made once per key until the request ends."""
-        if key not in self._made:
-            self._made[key] = make()
-        return self._made[key]
+        """The result of `make`, made once per key until the request or the pass ends."""
+        made = self._space.made
+        if key not in made:
+            made[key] = make()
+        return made[key]
 
     def _rows(self, rows: NDArray[np.int32]) -> Array:
         placed: Array = self._once(("rows", rows.tobytes()), lambda: self.put(rows))
@@ -269,11 +328,17 @@ class CudaBackend:
         return out
 
 
-def _end(runner: Runner, gpu: Gpu, graphs: dict[Hashable, Graph]) -> None:
-    """Waits, because graphs may be running. Then frees graphs, networks and GPU, in this order: networks use the stream
-    until they are closed. A failure of one does not skip the next."""
+def _end(runner: Runner, gpu: Gpu, graphs: dict[Hashable, Graph], kept: dict[int, Any]) -> None:
+    """Waits, because graphs may be running. Then frees graphs, networks, kept arrays and GPU, in this order: networks
+    use the stream until they are closed. A failure of one does not skip the next."""
+
+    def free() -> None:
+        while kept:
+            kept.popitem()[1].close()
+
     with callers_device(), ExitStack() as then:  # the garbage collector may call this in any thread
         then.callback(gpu.close)
+        then.callback(free)
         then.callback(runner.close)
         then.callback(graphs.clear)
         gpu.wait()

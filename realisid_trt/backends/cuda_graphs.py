@@ -11,7 +11,7 @@ from ..errors import RealisIDWarning
 from .cuda_memory import Gpu, gpu_errors
 from .cuda_usage import GpuUsage
 
-GRAPHS = 8  # captured steps that are kept; a request with a delayed ID has two
+GRAPHS = 16  # captured steps that are kept; a request with a delayed ID has two
 
 
 class Graph(NamedTuple):
@@ -24,7 +24,7 @@ class Graph(NamedTuple):
 class CapturedSteps:
     """The graphs of one backend.
 
-    usage:     of the request that runs; what a replay evaluates is added to it.
+    usage:     of the step that runs; what a replay evaluates is added to it.
     graphs:    the captured steps by signature, the last used last.
     trace:     what was enqueued since a step began, with every address: its signature.
     repeating: inside a step that may be captured.
@@ -36,26 +36,33 @@ class CapturedSteps:
         self.graphs: OrderedDict[Hashable, Graph] = OrderedDict()
         self.trace: list[Hashable] = []
         self.repeating = False
-        self._gpu, self._capture = gpu, capture
+        self._gpu, self._capture, self._interruptions = gpu, capture, 0
 
     def note(self, *enqueued: Hashable) -> None:
         """Called for everything that is enqueued, with all that a graph of it would hold."""
-        self.trace.append(enqueued)
+        if self.repeating:
+            self.trace.append(enqueued)
+
+    def interrupt(self) -> None:
+        """Called when other work than the pass's steps follows, which may move scratch memory or networks."""
+        self._interruptions += 1
 
     def repeated(self, step: Callable[[], None]) -> Callable[[], None]:
         """The step as a function that is captured after two identical runs and replayed afterwards. A step that an
-        earlier request captured is replayed from its second call on.
+        earlier pass captured is replayed from its second call on.
 
-        All arrays of a step keep their addresses until the request ends, and all values that change from step to step
-        are on the device. A replay therefore repeats the step exactly. A later request reuses the graph if its first
-        call enqueues the same work at the same addresses.
+        All arrays of a step keep their addresses until the pass ends, and all values that change from step to step are
+        on the device. A replay therefore repeats the step exactly. A later pass reuses the graph if its first call
+        enqueues the same work at the same addresses.
         """
         graph: Graph | None = None
         last: Hashable = None
-        settled = False
+        settled, interruptions = False, self._interruptions
 
         def recorded() -> None:
-            nonlocal graph, last, settled
+            nonlocal graph, last, settled, interruptions
+            if interruptions != self._interruptions:  # what the graph holds may be elsewhere: its signature tells
+                graph, last, settled, interruptions = None, None, False, self._interruptions
             if graph is None and last in self.graphs:
                 self.graphs.move_to_end(last)
                 graph = self.graphs[last]
@@ -80,7 +87,7 @@ class CapturedSteps:
         return tuple(self.trace)
 
     def _captured(self, step: Callable[[], None], signature: Hashable) -> Graph | None:
-        """The step as a graph, kept for later requests; None if capture is refused."""
+        """The step as a graph, kept for later passes; None if capture is refused."""
         before, traced = dict(self.usage.rows), list[Hashable]()
         try:
             captured = self._gpu.capture(lambda: traced.append(self._traced(step)))

@@ -1,4 +1,8 @@
-"""A GPU's stream and memory, through cuda-python. Memory is taken piece by piece and given back all at once."""
+"""A GPU's stream and memory, through cuda-python.
+
+Memory is taken piece by piece and given back all at once: that of a request's calls from one arena, that of a pass of
+the loop from another, pinned memory for copies from two in turn. All of them stay as large as they once had to be.
+"""
 
 from __future__ import annotations
 
@@ -112,8 +116,9 @@ class Gpu:
             pool = DeviceMemoryResource(device, DeviceMemoryResourceOptions())
         # These do not refer to `self`: memory is freed with its Gpu and does not wait for the garbage collector.
         self.allocate: Callable[[int], Any] = lambda nbytes: pool.allocate(nbytes, stream=stream)
-        self.memory = Arena(self.allocate, stream.sync)
-        self.staging = Arena(lambda nbytes: pinned.allocate(nbytes))
+        self.calls, self.passes = Arena(self.allocate, stream.sync), Arena(self.allocate, stream.sync)
+        self._staging, self._staged = Arena(pinned.allocate), Arena(pinned.allocate)  # in use, and before
+        self._copied: Any = None  # after the last copy of `_staged`
 
     @property
     def name(self) -> str:
@@ -140,11 +145,19 @@ class Gpu:
         finally:
             self.device.set_current()
 
-    def release(self) -> None:
-        """Waits for the stream, then reclaims all memory that was handed out."""
-        self.wait()
-        self.memory.reset()
-        self.staging.reset()
+    def turn_staging(self) -> None:
+        """Takes pinned memory from the other arena from now on. Waits for its copies: those before the last turn."""
+        with gpu_errors():
+            if self._copied is not None:
+                self._copied.sync()
+            self._copied = self.stream.record()
+        self._staging, self._staged = self._staged, self._staging
+        self._staging.reset()
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Bytes of pinned memory."""
+        return self._staging.nbytes + self._staged.nbytes
 
     def wait(self) -> None:
         """Returns when all enqueued work is done. This device is then the thread's current one."""
@@ -155,8 +168,8 @@ class Gpu:
     def close(self) -> None:
         """Frees the memory, then the stream. Call `wait` before this and nothing after it."""
         with gpu_errors():
-            self.memory.close()
-            self.staging.close()
+            for arena in (self.calls, self.passes, self._staging, self._staged):
+                arena.close()
             self.stream.close()
 
     def stamp(self) -> Any:
@@ -181,19 +194,23 @@ class Gpu:
 
     def upload(self, array: NDArray[Any], address: int) -> None:
         """Copies the array to the device; the caller may change the array at once."""
-        staged = self.staging.take(array.nbytes)
+        staged = self._staging.take(array.nbytes)
         ctypes.memmove(staged, array.ctypes.data, array.nbytes)
         self._copy("cuMemcpyHtoDAsync", address, staged, array.nbytes)
 
     def download(self, address: int, shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
         """A copy of the array at this address; waits for the stream."""
         array = np.empty(shape, dtype)
-        staged = self.staging.take(array.nbytes)
+        staged = self._staging.take(array.nbytes)
         self._copy("cuMemcpyDtoHAsync", staged, address, array.nbytes)
         with gpu_errors():
             self.stream.sync()
         ctypes.memmove(array.ctypes.data, staged, array.nbytes)
         return array
+
+    def copy(self, source: int, target: int, nbytes: int) -> None:
+        """Copies bytes on the device."""
+        self._copy("cuMemcpyDtoDAsync", target, source, nbytes)
 
     def _copy(self, function: str, target: int, source: int, nbytes: int) -> None:
         from cuda.bindings import driver
@@ -230,8 +247,9 @@ class Arena:
         """Reclaims all memory that was handed out."""
         if len(self._chunks) > 1:
             total = self.nbytes
-            self.close()
-            self._settle()  # a pool frees in stream order: without the wait it would hold both sizes for a moment
+            with gpu_errors():
+                self.close()
+                self._settle()  # a pool frees in stream order: without the wait it would hold both sizes for a moment
             self._grow(total)
         self._used = 0
 

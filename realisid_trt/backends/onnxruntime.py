@@ -115,11 +115,18 @@ class OnnxRuntime:
         self._manifest = manifest
         self._sessions = {name: open_session(name) for name in known if preload and name in self._wanted}
 
-    def start_request(self) -> None:
+    def start_usage(self) -> Usage:
         self.usage = Usage()
+        return self.usage
 
-    def release_tensors(self) -> None:
-        pass
+    def start_request(self) -> None:
+        self.start_usage()
+
+    def start_pass(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def in_pass(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def unload(self, networks: Collection[str]) -> None:
         for name in networks:
@@ -144,6 +151,21 @@ class OnnxRuntime:
     def get(self, tensor: Tensor) -> NDArray[Any]:
         return np.array(tensor)
 
+    def keep(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def free(self, tensor: Tensor) -> None:
+        pass
+
+    def join(self, tensors: Sequence[Tensor]) -> Tensor:
+        return tensors[0] if len(tensors) == 1 else np.concatenate(tensors)
+
+    def part(self, tensor: Tensor, *place: int) -> Tensor:
+        return tensor[place]
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        target[...] = source
+
     def take(self, tensor: Tensor, rows: NDArray[np.int32]) -> Tensor:
         same = rows.ndim == 1 and len(rows) == len(tensor) and (rows == np.arange(len(rows))).all()
         return tensor if same else tensor[rows]
@@ -151,17 +173,11 @@ class OnnxRuntime:
     def take_step(self, table: Tensor, step: Tensor, pictures: Tensor, columns: Tensor) -> Tensor:
         return table[step[pictures], columns]
 
-    def all_finite(self, tensor: Tensor) -> bool:
-        return bool(np.isfinite(tensor).all())
-
     def repeated(self, step: Callable[[], None]) -> Callable[[], None]:
         return step
 
     def stamp(self) -> float:
         return time.perf_counter()
-
-    def wait_for(self, stamp: float) -> None:
-        pass
 
     def elapsed_ms(self, stamps: Sequence[float]) -> list[float]:
         return [(later - earlier) * 1e3 for earlier, later in zip(stamps, stamps[1:], strict=False)]

@@ -145,7 +145,8 @@ class Sessions:
             self._sessions.pop(name, None)
 
     def forget(self) -> None:
-        """Invalidates all arrays passed so far."""
+        """Invalidates all arrays passed so far. Waits: ONNX Runtime does not say how long a run needs its binding."""
+        self._gpu.wait()
         self._bound.clear()
         self._waited.clear()
 

@@ -1,9 +1,9 @@
-"""The loop: crop_upsample → branches → relocate_merge → decoder → guide_step, in every step.
+"""A step of the loop: crop_upsample → branches → relocate_merge → decoder → guide_step.
 
-Values that are constant over the steps are computed before it (`Batch`). Values that depend on the row plan are
-gathered once per phase; a phase ends where a delayed ID begins, and where a branch's window or the guidance interval
-begins or ends. Values that depend on the step are read from tables by a step counter on the device, so a step is the
-same call every time. Fresh noise, where the sampler draws any, is written between two steps.
+Values that are constant over the steps of a pass are computed before it (`Batch`), and what its row plan says is
+gathered once. Values that depend on the step are read from tables by a step counter on the device, so a step is the
+same call every time. The pictures of a pass may be at different steps, of different samplers: the tables of all
+pictures stand one behind another on one axis of evaluations, and a picture's step is a place on that axis.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from realisid_trt.kernels import EVERYWHERE, INSIDE, RELOCATED
 
 from ..backends import Backend, MergeRows, Tensor
 from ..branches import Branch, tokens_input
-from .rows import BranchRows, RowPlan, Tokens, phases
+from .rows import BranchRows, RowPlan, Tokens
 
 
 def loop_networks(table: Sequence[Branch]) -> tuple[str, ...]:
@@ -31,7 +31,7 @@ def loop_networks(table: Sequence[Branch]) -> tuple[str, ...]:
 class BranchTables:
     """What one branch of a batch reads. Its subjects are persons or requests, by its `per`.
 
-    emb:          (S, K, E): time + added conditions of every evaluation and text; (S, 1, E) if it sees no pooled text.
+    emb:          (S, K, E): time + added conditions of every evaluation and column; (S, 1, E) without pooled text.
     condition:    (Q, C, h, w), Z(c) of the subjects that have a drawing.
     condition_of: (subjects,) int32, the row of `condition` of each subject, -1 without a drawing.
     scales:       (B,) float32, the factor of its residuals in each picture.
@@ -45,35 +45,38 @@ class BranchTables:
 
 @dataclass(eq=False)
 class Batch:
-    """B pictures of one size and sampler, their K distinct texts and P persons.
+    """B pictures of one size in a pass, and the texts and persons of their requests.
 
-    S is the number of evaluations of the networks: a step of the sampler has one or two.
+    S is the number of evaluations of the networks in the schedules of all requests together, K the most texts that one
+    request has: its columns.
 
-    latents:          (B, C, h, w) float32, updated in place.
-    step:             (B,) int32, each picture's next step, counted up.
-    plans:            the row plan of each evaluation; those with the same plan hold the same object.
-    matrix:           (S, 4, 5) float64, what `guide_step` computes after each evaluation.
-    histories:        (B, K, C, h, w) float32, what the sampler keeps from step to step, zeros before the first, updated
-                      in place; None for a sampler that keeps nothing.
-    noise:            (B, C, h, w) float32, the fresh noise of the current step; None for a sampler that draws none.
-    step_noise:       step → what is written into `noise` before it; None before a step that draws none.
-    prompt_embeds:    (K, T, D).
-    unet_tokens:      what the UNet reads: "text" or "text_and_id".
-    unet_emb:         (S, K, E): time + added conditions of every evaluation and text.
-    table:            the branches. branches: what each reads; None for one that no step evaluates.
-    id_tokens:        (1 + P, T', D): the null ID's, then every person's. None for an engine without identities.
-    token_rows:       (K·T + (1 + P)·T', D): all of them one below the other; None if nothing reads "text_and_id".
-    boxes:            (P, L, 4) int32, every person's face in cells of every level.
+    latents:       (B, C, h, w) float32, updated in place.
+    step:          (B,) int32, each picture's next evaluation, a place on the axis S; counted up.
+    plan:          the rows of every step of the pass.
+    matrix:        (S, 4, 5) float64, what `guide_step` computes after each evaluation.
+    histories:     (B, H, C, h, w) float32, what samplers keep from step to step, zeros before the first, updated in
+                   place; None if no sampler keeps anything.
+    noise:         (B, C, h, w) float32, the fresh noise of the next step; None if no sampler draws any.
+    preview:       (B, C, h, w) float32, the clean latents as the last step predicted them; None if nobody asked.
+    prompt_embeds: (texts, T, D), those of all requests.
+    columns:       of each text, its column in the tables of its request.
+    unet_tokens:   what the UNet reads: "text" or "text_and_id".
+    unet_emb:      (S, K, E): time + added conditions of every evaluation and column.
+    table:         the branches. branches: what each reads; None for one that has no rows.
+    id_tokens:     (1 + P, T', D): the null ID's, then every person's. None for an engine without identities.
+    token_rows:    (texts·T + (1 + P)·T', D): all of them one below the other; None if nothing reads "text_and_id".
+    boxes:         (P, L, 4) int32, every person's face in cells of every level.
     """
 
     latents: Tensor
     step: Tensor
-    plans: Sequence[RowPlan]
+    plan: RowPlan
     matrix: Tensor
     histories: Tensor | None
     noise: Tensor | None
-    step_noise: Callable[[int], NDArray[np.float32] | None]
+    preview: Tensor | None
     prompt_embeds: Tensor
+    columns: NDArray[np.int32]
     unet_tokens: str
     unet_emb: Tensor
     table: Sequence[Branch]
@@ -83,40 +86,21 @@ class Batch:
     boxes: NDArray[np.int32]
 
 
-def denoise(backend: Backend, batch: Batch, progress: Callable[[int, int], object] | None = None) -> list[float]:
-    """Runs every step on `batch.latents`, in place. Returns the milliseconds of each step.
-
-    progress: called after each step with (steps done, steps in all).
-    """
-    stamps = [backend.stamp()]
-    for steps in phases(batch.plans):
-        run_step = backend.repeated(_phase(backend, batch, batch.plans[steps.start]))
-        for step in steps:
-            fresh = batch.step_noise(step)
-            if fresh is not None:
-                backend.write(batch.noise, fresh)  # a replayed step reads it where the captured one did
-            run_step()
-            stamps.append(backend.stamp())
-            if progress is not None:
-                backend.wait_for(stamps[-2])  # at most one step ahead: the backend stays busy during the callback
-                with backend.outside():
-                    progress(step + 1, len(batch.plans))
-    return backend.elapsed_ms(stamps)
-
-
-def _phase(backend: Backend, batch: Batch, plan: RowPlan) -> Callable[[], None]:
-    """A function for every step with this plan, its inputs gathered row by row."""
+def step_of(backend: Backend, batch: Batch) -> Callable[[], None]:
+    """A function for every step of the pass, its inputs gathered row by row."""
+    plan = batch.plan
     put, run, take_step = backend.put, backend.run, backend.take_step
-    encoder_picture = _rows(row.picture for row in plan.encoder)
-    encoder_text, decoder_text = _rows(row.text for row in plan.encoder), _rows(row.text for row in plan.decoder)
-    decoder_picture = _rows(row.picture for row in plan.decoder)
+    encoder_picture, decoder_picture = (_rows(row.picture for row in rows) for rows in (plan.encoder, plan.decoder))
+    encoder_column, decoder_column = (
+        batch.columns[_rows(row.text for row in rows)] for rows in (plan.encoder, plan.decoder)
+    )
     tokens_name = tokens_input(batch.unet_tokens)
     encoder_tokens = _tokens(backend, batch, batch.unet_tokens, [row.tokens for row in plan.encoder])
     decoder_tokens = _tokens(backend, batch, batch.unet_tokens, [row.tokens for row in plan.decoder])
-    encoder_at = put(encoder_picture), put(encoder_text)
-    decoder_at = put(decoder_picture), put(decoder_text)
+    encoder_at = put(encoder_picture), put(encoder_column)
+    decoder_at = put(decoder_picture), put(decoder_column)
     decoder_of, weights = put(plan.decoder_of), put(plan.weights)
-    inject = _injection(backend, batch, plan)
+    inject = _injection(backend, batch)
 
     def step() -> None:
         residuals = None if inject is None else inject.residuals()
@@ -150,7 +134,7 @@ def _phase(backend: Backend, batch: Batch, plan: RowPlan) -> Callable[[], None]:
             weights,
             batch.matrix,
             batch.noise,
-            preview=None,
+            batch.preview,
         )
 
     return step
@@ -158,7 +142,7 @@ def _phase(backend: Backend, batch: Batch, plan: RowPlan) -> Callable[[], None]:
 
 @dataclass(frozen=True, eq=False)
 class _Injection:
-    """What the branches add to the UNet in one phase. residuals: runs them; rows: where each residual goes."""
+    """What the branches add to the UNet in one pass. residuals: runs them; rows: where each residual goes."""
 
     sources: Sequence[Callable[[], Sequence[Tensor]]]
     rows: MergeRows
@@ -167,8 +151,9 @@ class _Injection:
         return [source() for source in self.sources]
 
 
-def _injection(backend: Backend, batch: Batch, plan: RowPlan) -> _Injection | None:
-    """The branches that have rows in this plan, in the order of the table; None if none has."""
+def _injection(backend: Backend, batch: Batch) -> _Injection | None:
+    """The branches that have rows, in the order of the table; None if none has."""
+    plan = batch.plan
     picture = _rows(row.picture for row in plan.decoder)
     sources, rows_of, scales, rules, boxes, boxed = [], [], [], [], [], 0
     for branch, tables, rows in zip(batch.table, batch.branches, plan.branches, strict=True):
@@ -207,7 +192,8 @@ def _branch(
     """A function for a branch's residuals in a step."""
     put, take, rows = backend.put, backend.take, of.rows
     picture, subject = _rows(row.picture for row in rows), _rows(row.subject for row in rows)
-    at = put(picture), put(_rows(row.pooled_text or 0 for row in rows))
+    column = _rows(0 if row.pooled_text is None else batch.columns[row.pooled_text] for row in rows)
+    at = put(picture), put(column)
     tokens = _tokens(backend, batch, branch.tokens, [row.tokens for row in rows])
     condition = take(tables.condition, tables.condition_of[subject])
     faces = (at[0], put(batch.boxes[subject, 0])) if branch.view == "face" else None

@@ -1,4 +1,4 @@
-"""Requests on their way to the loop: each checked by itself, and the texts and rows of those that are made together."""
+"""Requests on their way to the loop: checked, with their texts and the rows of all their steps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..request import Request
 from .controls import Setting
 from .prompt import TokenIds
-from .rows import RowPlan
+from .rows import PictureRows, RowPlan
 from .sampler_tables import Table
 
 
@@ -54,13 +54,34 @@ class Draft:
         return tuple(note for setting in self.settings for note in setting.notes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Stage:
+    """What the pictures of some requests evaluate in a step. Equal stages of a plan are one object.
+
+    pictures: every picture, as `plan_rows` takes it. rows: its plan.
+    """
+
+    pictures: tuple[PictureRows, ...]
+    rows: RowPlan
+
+    @property
+    def ids(self) -> int:
+        """How many IDs follow the text in the UNet's rows: with another number a row has another length."""
+        return len(self.rows.decoder[0].tokens.ids)
+
+
+@dataclass(frozen=True, eq=False)
 class Plan:
-    """The distinct texts of a batch, its sampler, and the row plan of every evaluation; equal plans are one object."""
+    """The distinct texts of some requests, their sampler, and the stage of every evaluation."""
 
     texts: Texts
-    rows: list[RowPlan]
+    stages: list[Stage]
     sampler: Table
+
+    @property
+    def rows(self) -> list[RowPlan]:
+        """The row plan of every evaluation."""
+        return [stage.rows for stage in self.stages]
 
     @property
     def evaluated(self) -> tuple[bool, ...]:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from ..backends import Backend
 from ..branches import tokens_input
+from ..errors import ShapeError
 from ..manifest import Manifest
 from ..persons.boxes import Grid
 from ..request import OMITTED, Request
-from .drafts import Draft, Plan, Texts
+from .drafts import Draft, Plan, Stage, Texts
 from .rows import (
     BranchRow,
     DecoderRow,
@@ -71,8 +73,8 @@ class Planner:
         self.check_pictures(sum(draft.request.num_images for draft in drafts), grid)
         texts = Texts.distinct_of(draft.token_ids for draft in drafts)
         switches = [self.steps_without_id(draft, sampler) for draft in drafts]
-        known: dict[Hashable, RowPlan] = {}
-        of_steps: dict[int, RowPlan] = {}
+        known: dict[Hashable, Stage] = {}
+        of_steps: dict[int, Stage] = {}
         for step, sigma in zip(sampler.step_of.tolist(), sampler.sigmas.tolist(), strict=True):
             if step in of_steps:  # a step's second evaluation
                 continue
@@ -81,8 +83,8 @@ class Planner:
                 for draft, switch in zip(drafts, switches, strict=True)
             )
             if states not in known:
-                known[states] = self._rows(drafts, texts, states)
-                self._check_rows(known[states], grid)
+                known[states] = self._stage(self._pictures(drafts, texts, states))
+                self._check_rows(known[states].rows, grid)
             of_steps[step] = known[states]
         plan = Plan(texts, [of_steps[step] for step in sampler.step_of.tolist()], sampler)
         self._check_conditions(drafts, plan, grid)
@@ -136,7 +138,7 @@ class Planner:
         ]
         return State(active, self._config.unet_tokens != "text" or any(carried), False, guided)
 
-    def _rows(self, drafts: Sequence[Draft], texts: Texts, states: Sequence[State]) -> RowPlan:
+    def _pictures(self, drafts: Sequence[Draft], texts: Texts, states: Sequence[State]) -> list[PictureRows]:
         """states: of each request."""
         config, pictures, first = self._config, list[PictureRows](), 0
         for number, (draft, pair, state) in enumerate(zip(drafts, texts.of, states, strict=True)):
@@ -148,7 +150,33 @@ class Planner:
             picture = PictureRows(pair, persons, weights, state.active, number, state.absent)
             pictures += [picture] * request.num_images
             first += len(request.persons)
-        return plan_rows(pictures, self._table, config.unet_tokens, self._share_rows)
+        return pictures
+
+    def _stage(self, pictures: Sequence[PictureRows]) -> Stage:
+        rows = plan_rows(pictures, self._table, self._config.unet_tokens, self._share_rows)
+        return Stage(tuple(pictures), rows)
+
+    def joined(self, stages: Sequence[Stage], texts: Sequence[int]) -> Stage:
+        """The stage of requests that take a step together, one behind another. texts: how many each of them has."""
+        pictures, first_text, first_person, first_request = list[PictureRows](), 0, 0, 0
+        for stage, count in zip(stages, texts, strict=True):
+            for picture in stage.pictures:
+                none, text = picture.texts
+                persons = tuple(first_person + person for person in picture.persons)
+                pair, request = (first_text + none, first_text + text), first_request + picture.request
+                pictures.append(replace(picture, texts=pair, persons=persons, request=request))
+            first_text, first_request = first_text + count, pictures[-1].request + 1
+            first_person += len(stage.pictures[-1].persons)
+        return self._stage(pictures)
+
+    def fits(self, stage: Stage, grid: Grid) -> bool:
+        """Whether the engine was built for this many pictures and rows in a step."""
+        try:
+            self.check_pictures(len(stage.pictures), grid)
+            self._check_rows(stage.rows, grid)
+        except ShapeError:
+            return False
+        return True
 
     def _check_rows(self, plan: RowPlan, grid: Grid) -> None:
         check, model = self._backend.check, self._model

@@ -1,9 +1,9 @@
-"""Everything of a batch that does not change over the steps: texts, row plans, noise, time and condition embeddings."""
+"""What does not change over the steps of a request: texts, row plan, noise, time and condition embeddings."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,13 +18,14 @@ from ..persons.boxes import Grid, check_inside, snap_box
 from ..persons.prepared import PreparedPerson
 from ..request import Request
 from .controls import branches_of, settings, with_images
-from .denoise import Batch, BranchTables
-from .drafts import Draft, Plan, Texts
-from .noise import initial_noise, step_noise
+from .drafts import Draft
+from .noise import initial_noise
+from .outcomes import Stopwatch
 from .planning import Planner
 from .prompt import Prompts, TextEmbedding, TextEncoders
 from .sampler_tables import Table
 from .samplers import NoiseSchedule, Sampler, table_of
+from .work import Work
 
 
 class Prologue:
@@ -34,7 +35,7 @@ class Prologue:
         self._manifest, self._backend = manifest, backend
         self.planner = Planner(manifest, backend, share_rows)
         self._config, self._model, self.table = manifest.config, manifest.model, manifest.config.table
-        self._schedule, self._constants = NoiseSchedule.of(manifest), manifest.constants
+        self._schedule = NoiseSchedule.of(manifest)
         self._prompts = Prompts(manifest.path, self._model.tokenizers)
         self._encoders = TextEncoders(backend, tuple(self._model.tokenizers), self._model.pooled_dim)
         self._max_length = next(iter(self._model.tokenizers.values())).max_length
@@ -115,110 +116,70 @@ class Prologue:
             drawn = np.stack([initial_noise(draft.seed + j, shape) for j in range(draft.request.num_images)])
         return drawn if sampler.init == 1 else np.float32(sampler.init) * drawn
 
-    # With networks
-
-    def embed_texts(self, texts: Texts) -> list[TextEmbedding]:
-        """The embeddings of the distinct texts."""
-        model = self._model
-        zeros = TextEmbedding.zeros(self._max_length, model.cross_attention_dim, model.pooled_dim)
-        return [zeros if ids is None else self._encoders.embed(ids) for ids in texts.distinct]
-
-    def time_tables(self, plan: Plan, grid: Grid, texts: Sequence[TextEmbedding]) -> tuple[Tensor, list[Tensor | None]]:
-        """(S, K, E) or (S, 1, E): time + added embedding of the UNet, and of every branch; None for one that no step
-        evaluates."""
-        branches = [
-            self._emb(branch.name, plan, grid, texts, branch.pooled == "per_row") if evaluated else None
-            for branch, evaluated in zip(self.table, plan.evaluated, strict=True)
-        ]
-        return self._emb("unet", plan, grid, texts, per_row=True), branches
-
-    def embed_conditions(
-        self, shown: Sequence[Mapping[str, list[NDArray[np.float32]]]], persons: Sequence[int], plan: Plan
-    ) -> list[tuple[Tensor, NDArray[np.int32]] | None]:
-        """`condition` and `condition_of` of every branch's BranchTables; None for one that no step evaluates.
-
-        shown: the drawings of each request, by the branch's name. persons: how many each request has.
-        """
-        found: list[tuple[Tensor, NDArray[np.int32]] | None] = []
-        for branch, evaluated in zip(self.table, plan.evaluated, strict=True):
-            if not evaluated:
-                found.append(None)
-                continue
-            drawings = np.stack([drawing for each in shown for drawing in each.get(branch.name, ())])
-            fed = {branch.condition_input: self._backend.put(drawings, for_networks=True)}
-            condition = self._backend.run(f"{branch.name}_condition", fed)["condition"]
-            subjects = persons if branch.per == "person" else [1] * len(shown)
-            drawn = np.repeat([branch.name in each for each in shown], subjects)
-            found.append((condition, np.where(drawn, np.cumsum(drawn) - 1, -1).astype(np.int32)))
-        return found
-
-    def branch_tables(
-        self,
-        drafts: Sequence[Draft],
-        embs: Sequence[Tensor | None],
-        conditions: Sequence[tuple[Tensor, NDArray[np.int32]] | None],
-    ) -> list[BranchTables | None]:
-        """What every branch of a batch reads. embs: of `time_tables`. conditions: of `embed_conditions`."""
-        found: list[BranchTables | None] = []
-        for place, (emb, condition) in enumerate(zip(embs, conditions, strict=True)):
-            scales = [draft.settings[place].scale for draft in drafts for _ in range(draft.request.num_images)]
-            found.append(condition and BranchTables(emb, *condition, np.array(scales, np.float32)))
-        return found
-
-    def batch(
-        self,
-        drafts: Sequence[Draft],
-        people: Sequence[PreparedPerson],
-        plan: Plan,
-        texts: Sequence[TextEmbedding],
-        unet_emb: Tensor,
-        branches: list[BranchTables | None],
-        grid: Grid,
-    ) -> Batch:
-        """All that the loop reads. people: of all requests. unet_emb, branches: of `time_tables`, `branch_tables`."""
-        noise = np.concatenate([self.noise(draft, plan.sampler, grid) for draft in drafts])
-        stepped = self.stepped(noise, plan.sampler)
-        prompt_embeds, id_tokens, token_rows = self.tokens(texts, people)
-        return Batch(
-            **stepped,
-            step_noise=self._step_noise(drafts, plan.sampler, grid),
-            plans=plan.rows,
-            prompt_embeds=prompt_embeds,
-            unet_tokens=self._config.unet_tokens,
-            unet_emb=unet_emb,
-            table=self.table,
-            branches=branches,
-            id_tokens=id_tokens,
-            token_rows=token_rows,
-            boxes=self.face_cells(people),
+    def work(self, draft: Draft, sampler: Table, grid: Grid, watch: Stopwatch) -> Work:
+        """A work before the first stage that runs networks. watch: of the stages so far."""
+        return Work(
+            seed=draft.seed,
+            pictures=draft.request.num_images,
+            grid=grid,
+            plan=self.planner.plan([draft], sampler, grid),
+            scales=[setting.scale for setting in draft.settings],
+            notes=draft.notes + self.planner.notes(draft, sampler),
+            watch=watch,
         )
 
-    def stepped(self, latents: NDArray[np.float32], sampler: Table) -> dict[str, Tensor | None]:
-        """`latents`, `step`, `matrix`, `histories` and `noise` of a Batch, before the first step.
+    # With networks
 
-        latents: (B, C, h, w). Histories that the sampler does not keep and noise that it does not draw are None.
-        """
-        put, (count, *shape), kept = self._backend.put, latents.shape, sampler.histories
-        return {
-            "latents": put(latents),
-            "step": put(np.zeros(count, np.int32)),
-            "matrix": put(sampler.matrix),
-            "histories": put(np.zeros((count, kept, *shape), np.float32)) if kept else None,
-            "noise": put(np.zeros((count, *shape), np.float32)) if sampler.draws.any() else None,
-        }
+    def place_persons(self, work: Work, people: Sequence[PreparedPerson]) -> None:
+        """The places of a work's persons, and their ID tokens."""
+        work.persons, work.boxes = tuple(person.placed for person in people), self._face_cells(people)
+        if self._config.id_input != "none":
+            given = [person.id_tokens for person in people if person.id_tokens is not None]
+            shape = 0, self._model.num_id_tokens, self._model.cross_attention_dim
+            work.id_tokens = np.stack(given) if given else np.zeros(shape, np.float32)
 
-    def _step_noise(
-        self, drafts: Sequence[Draft], sampler: Table, grid: Grid
-    ) -> Callable[[int], NDArray[np.float32] | None]:
-        """`step_noise` of a Batch: every picture's is drawn from its seed."""
-        draws, rows, shape = sampler.draws, sampler.row_of, self._latent_shape(grid)
-        seeds = [draft.seed + j for draft in drafts for j in range(draft.request.num_images)]
-        return lambda at: np.stack([step_noise(seed, rows[at], shape) for seed in seeds]) if draws[at] else None
+    def embed_texts(self, work: Work) -> None:
+        """The embeddings of its distinct texts."""
+        model = self._model
+        zeros = TextEmbedding.zeros(self._max_length, model.cross_attention_dim, model.pooled_dim)
+        work.texts = [zeros if ids is None else self._encoders.embed(ids) for ids in work.plan.texts.distinct]
 
-    def _emb(self, name: str, plan: Plan, grid: Grid, texts: Sequence[TextEmbedding], per_row: bool) -> Tensor:
+    def embed_times(self, work: Work) -> None:
+        """Time + added embedding of the UNet, and of every branch that some step evaluates."""
+        work.unet_emb = self._emb("unet", work, per_row=True)
+        work.branch_embs = [
+            self._emb(branch.name, work, branch.pooled == "per_row") if evaluated else None
+            for branch, evaluated in zip(self.table, work.plan.evaluated, strict=True)
+        ]
+
+    def embed_conditions(self, work: Work, shown: Mapping[str, list[NDArray[np.float32]]]) -> None:
+        """Z(c) of every branch that some step evaluates. shown: the drawings of each, by its name."""
+        for branch, evaluated in zip(self.table, work.plan.evaluated, strict=True):
+            if not evaluated:
+                work.conditions.append(None)
+                continue
+            fed = self._backend.put(np.stack(shown[branch.name]), for_networks=True)
+            found = self._backend.run(f"{branch.name}_condition", {branch.condition_input: fed})
+            work.conditions.append(self._backend.keep(found["condition"]))
+
+    def place_latents(self, work: Work, latents: NDArray[np.float32], previews: bool) -> None:
+        """What the steps update. latents: (B, C, h, w) at the first step. previews: whether they predict the clean ones
+        too."""
+
+        def kept(array: NDArray[np.float32]) -> Tensor:
+            return self._backend.keep(self._backend.put(array))
+
+        (count, *shape), histories = latents.shape, work.plan.sampler.histories
+        work.latents = kept(latents)
+        if histories:
+            work.histories = kept(np.zeros((count, histories, *shape), np.float32))
+        if previews:
+            work.preview = kept(np.zeros(latents.shape, np.float32))
+
+    def _emb(self, name: str, work: Work, per_row: bool) -> NDArray[np.float32]:
         """(S, K, E), or (S, 1, E) without pooled text: a network's time + added embedding, all steps at once."""
-        timesteps = plan.sampler.timesteps.astype(np.float32)
-        pooled = np.stack([text.pooled for text in texts])
+        timesteps, grid = work.plan.sampler.timesteps.astype(np.float32), work.grid
+        pooled = np.stack([text.pooled for text in work.texts])
         rows = pooled if per_row else np.zeros_like(pooled[:1])
         inputs = {"timestep": self._backend.put(np.repeat(timesteps, len(rows)))}
         if self._model.pooled_dim:
@@ -226,35 +187,12 @@ class Prologue:
             inputs["pooled"] = self._backend.put(np.tile(rows, (len(timesteps), 1)), for_networks=True)
             inputs["time_ids"] = self._backend.put(time_ids.repeat(len(timesteps) * len(rows), axis=0))
         emb = self._backend.get(self._backend.run(f"{name}_time", inputs)["emb"])
-        return self._backend.put(emb.reshape(len(timesteps), len(rows), -1), for_networks=True)
+        return emb.reshape(len(timesteps), len(rows), -1)
 
-    def tokens(
-        self, texts: Sequence[TextEmbedding], people: Sequence[PreparedPerson]
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """`prompt_embeds`, `id_tokens` and `token_rows` of a Batch."""
-        put, prompt_embeds = self._backend.put, np.stack([text.prompt_embeds for text in texts])
-        text_tokens = put(prompt_embeds, for_networks=True)
-        if self._config.id_input == "none":
-            return text_tokens, None, None
-        given = [person.id_tokens for person in people if person.id_tokens is not None]
-        ids = np.stack([self._constants["null_id_tokens"], *given])
-        id_tokens = put(ids, for_networks=True)
-        if self._config.unet_tokens == "text":
-            return text_tokens, id_tokens, None
-        width = self._model.cross_attention_dim
-        rows = np.concatenate([prompt_embeds.reshape(-1, width), ids.reshape(-1, width)])
-        return text_tokens, id_tokens, put(rows, for_networks=True)
-
-    def face_cells(self, people: Sequence[PreparedPerson]) -> NDArray[np.int32]:
-        """(P, L, 4): every person's face in cells of every level; zeros where no branch needs it."""
+    def _face_cells(self, people: Sequence[PreparedPerson]) -> NDArray[np.int32]:
+        """(N, L, 4): every person's face in cells of every level; zeros where no branch needs it."""
         levels = range(self._model.levels)
         cells = [
             [person.face_box.cells(level) if person.face_box else (0, 0, 0, 0) for level in levels] for person in people
         ]
         return np.array(cells, np.int32).reshape(-1, self._model.levels, 4)
-
-    @staticmethod
-    def by_request(pictures: NDArray[np.float32], drafts: Mapping[int, Draft]) -> dict[int, NDArray[np.float32]]:
-        """The pictures of each request of a batch. drafts: by the request's place."""
-        ends = np.cumsum([draft.request.num_images for draft in drafts.values()])
-        return dict(zip(drafts, np.split(pictures, ends[:-1]), strict=True))

@@ -7,7 +7,7 @@ approximated. This file uses no tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -231,16 +231,3 @@ class _Distinct(Generic[T]):
         self._index[item] = len(self.items)
         self.items.append(item)
         return self._index[item]
-
-
-def phases(plans: Iterable[object]) -> list[range]:
-    """Runs of consecutive steps that share one plan (compared by identity)."""
-    runs: list[range] = []
-    last: object = None
-    for step, plan in enumerate(plans):
-        if runs and plan is last:
-            runs[-1] = range(runs[-1].start, step + 1)
-        else:
-            runs.append(range(step, step + 1))
-        last = plan
-    return runs

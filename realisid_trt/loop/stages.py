@@ -27,10 +27,11 @@ class Stages:
 
     def __init__(self, manifest: Manifest, backend: Backend, memory: str) -> None:
         """memory: "normal" frees nothing."""
-        self._backend, self._low = backend, memory == "low"
+        self._backend, self._low, self._current = backend, memory == "low", ""
         self._names, self._networks = tuple(manifest.values["networks"]), networks_of_stages(manifest)
 
     def begin(self, stage: str) -> None:
         """Called before the first network of a stage runs."""
-        if self._low:
+        if self._low and stage != self._current:
+            self._current = stage
             self._backend.unload([name for name in self._names if name not in self._networks[stage]])

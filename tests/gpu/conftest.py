@@ -121,26 +121,30 @@ def device_bytes() -> Callable[[], int]:
 
 
 @pytest.fixture
-def pieces(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], list[int]]:
-    """pieces(arena): what it has handed out since it was last reset, piece by piece. None: of the latest arena."""
+def pieces(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], tuple[list[int], list[int]]]:
+    """pieces(gpu): what its arenas have handed out, piece by piece: that of calls since it was last reset, and that of
+    passes in all passes. None: of the two arenas that were used last, the counted ones."""
     from realisid_trt.backends.cuda_memory import ALIGNMENT, Arena
 
     taken: dict[Arena, list[int]] = {}
-    latest: list[Arena] = []
+    since_reset: dict[Arena, int] = {}
     take, reset = Arena.take, Arena.reset
 
     def taking(arena: Arena, nbytes: int) -> int:
-        taken.setdefault(arena, []).append(-(-max(nbytes, 1) // ALIGNMENT) * ALIGNMENT)
-        latest[:] = [arena]
+        taken[arena] = [*taken.pop(arena, []), -(-max(nbytes, 1) // ALIGNMENT) * ALIGNMENT]  # the last used is the last
         return take(arena, nbytes)
 
     def resetting(arena: Arena) -> None:
-        taken[arena] = []
+        since_reset[arena] = len(taken.get(arena, []))
         reset(arena)
+
+    def found(gpu: Any) -> tuple[list[int], list[int]]:
+        passes, calls = list(taken)[-2:] if gpu is None else (gpu.passes, gpu.calls)
+        return taken[calls][since_reset[calls] :], taken[passes]
 
     monkeypatch.setattr(Arena, "take", taking)
     monkeypatch.setattr(Arena, "reset", resetting)
-    return lambda arena: taken[arena or latest[0]]
+    return found
 
 
 @pytest.fixture(scope="session")

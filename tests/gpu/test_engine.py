@@ -60,7 +60,7 @@ def test_a_replayed_step_is_the_step(half: Engine, half_replayed: Engine, size: 
     assert len(replayed.step_ms) == 6
 
 
-def test_a_window_ends_a_phase(
+def test_a_window_ends_a_pass(
     cpu_engine: Engine, half: Engine, half_replayed: Engine, bounds: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A branch that ends halfway: the steps after it are captured anew, and each step merges in one launch."""
@@ -248,7 +248,7 @@ def test_one_launch_of_each_kernel_per_step(half: Engine, monkeypatch: pytest.Mo
     latents(half, 3, num_inference_steps=7)
     for kernel in ("crop_upsample", "relocate_merge", "guide_step"):
         assert sum(name.startswith(kernel) for name in launched) == 7
-    # The other launches gather rows: latents for two networks, four embeddings, and a few arrays once per phase.
+    # The other launches gather rows: latents for two networks, four embeddings, and a few arrays once per pass.
     assert len(launched) < 7 * (3 + 6) + 40
 
 

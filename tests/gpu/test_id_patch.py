@@ -117,15 +117,15 @@ def test_the_switch_to_the_id_is_captured_anew(count: int, monkeypatch: pytest.M
     capture."""
     from tests.kernels.stand_in import Counters
 
-    phases = (3, 12) if count else (15,)
+    passes = (3, 12) if count else (15,)
     plain, engine = opened(), opened(cuda_graph=True)
     expected, found = made(plain, count), captures(engine, monkeypatch)
     before = Counters().graph_launches
     ours = made(engine, count)
     assert np.array_equal(ours.latents, expected.latents) and rows_of_steps(ours) == rows_of_steps(expected)
-    assert len(found) == len(phases)
-    assert Counters().graph_launches - before == sum(steps - 2 for steps in phases)
-    made(engine, count)  # its prompts come from the cache, so its memory lies elsewhere
+    assert len(found) == len(passes)
+    assert Counters().graph_launches - before == sum(steps - 2 for steps in passes)
+    made(engine, count)  # until all addresses have settled
     settled = len(found)
     again = made(engine, count, seed=70)
     assert len(found) == settled
@@ -159,7 +159,7 @@ def test_one_stage_at_a_time_makes_the_same_picture(count: int) -> None:
 
 
 @pytest.mark.parametrize("size", [Size(1, 1, 128), Size(1, 0, 128), Size(2, 3, 64), Size(1, 4, 192)], ids=str)
-def test_the_arena_is_counted_to_the_byte(size: Size, pieces: Callable[[Any], list[int]]) -> None:
+def test_the_arena_is_counted_to_the_byte(size: Size, pieces: Callable[[Any], tuple[list[int], list[int]]]) -> None:
     """Every piece, in the order in which it is taken."""
     engine, steps = opened(), opened().config.num_inference_steps
     requests = [
@@ -174,6 +174,6 @@ def test_the_arena_is_counted_to_the_byte(size: Size, pieces: Callable[[Any], li
     ]
     options: dict[str, Any] = {"height": size.resolution, "width": size.resolution, "output": "np"}
     engine.generate_batch(requests, num_inference_steps=steps, **options)
-    ours = list(pieces(engine.backend._gpu.memory))  # type: ignore[attr-defined]
+    ours = pieces(engine.backend._gpu)  # type: ignore[attr-defined]
     arena_bytes(engine.manifest, engine.manifest.build_for("onnxruntime", "cuda"), size)
-    assert len(ours) > 30 and pieces(None) == ours
+    assert len(ours[1]) > 20 and pieces(None) == ours

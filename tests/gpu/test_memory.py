@@ -48,32 +48,39 @@ SIZES = [Size(1, 1, 128), Size(1, 0, 128), Size(2, 3, 64), pytest.param(Size(3, 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 @pytest.mark.parametrize("precision", ["float16", "float32"])
 def test_the_arena_is_counted_to_the_byte(
-    half: Engine, single: Engine, size: Size, precision: str, pieces: Callable[[Any], list[int]]
+    half: Engine, single: Engine, size: Size, precision: str, pieces: Callable[[Any], tuple[list[int], list[int]]]
 ) -> None:
     """Every piece, in the order in which it is taken, ONNX Runtime's networks."""
     engine = half if precision == "float16" else single
     build = engine.manifest.build_for("onnxruntime", "cuda" if engine is half else "cpu")
     assert build.precision == precision
     make(engine, size)
-    ours = list(pieces(engine.backend._gpu.memory))  # type: ignore[attr-defined]
+    ours = pieces(engine.backend._gpu)  # type: ignore[attr-defined]
     arena_bytes(counted(engine.manifest), build, size)
-    assert len(ours) > 30 and pieces(None) == ours
+    assert len(ours[1]) > 20 and pieces(None) == ours
 
 
 def test_the_arena_of_plans_is_counted_to_the_byte(
-    plans_engine: Path, flavour: str, pieces: Callable[[Any], list[int]], device_bytes: Callable[[], int]
+    plans_engine: Path,
+    flavour: str,
+    pieces: Callable[[Any], tuple[list[int], list[int]]],
+    device_bytes: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """And all that a fresh engine takes from the system beside its weights: arena and scratch."""
+    """And all that a fresh engine takes from the system beside its weights: arenas, kept arrays and scratch."""
     size = Size(2, 3, 256)
     with Engine.load(plans_engine, backend=flavour) as engine:
-        before = device_bytes()
+        backend: Any = engine.backend
+        before, kept, keep = device_bytes(), list[int](), backend.keep
+        monkeypatch.setattr(backend, "keep", lambda tensor: (kept.append(tensor.nbytes), keep(tensor))[1])
         make(engine, size)
-        gpu, contexts = engine.backend._gpu, engine.backend._runner  # type: ignore[attr-defined]
-        ours, build = list(pieces(gpu.memory)), engine.manifest.build_for(flavour, "cuda")
-        expected = arena_bytes(counted(engine.manifest), build, size)
-        assert pieces(None) == ours and expected == gpu.memory.nbytes >= sum(ours) > 2**25
+        gpu, ours = backend._gpu, pieces(backend._gpu)
+        expected = arena_bytes(counted(engine.manifest), engine.manifest.build_for(flavour, "cuda"), size)
+        arenas = gpu.calls.nbytes + gpu.passes.nbytes
+        assert pieces(None) == ours and expected == arenas + sum(kept) and arenas > 2**25 and len(kept) == 2 * 3
+        assert not backend._kept
         if REHEARSAL:  # where weights are not on the device
-            assert device_bytes() - before == expected + contexts._scratch.size
+            assert device_bytes() - before == arenas + backend._runner._scratch.size
 
 
 def test_the_scratch_of_plans_is_bounded(plans: Engine) -> None:

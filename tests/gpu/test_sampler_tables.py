@@ -55,7 +55,7 @@ def test_a_captured_step_is_replayed_with_another_table(
         before = Counters().graph_launches
         assert np.array_equal(latents(engine, 2, **OPTIONS).latents, first)
         assert len(found) == 1 and Counters().graph_launches - before == OPTIONS["num_inference_steps"] - 2
-        latents(engine, 2, **OPTIONS)  # its prompts come from the cache, so its memory lies elsewhere
+        latents(engine, 2, **OPTIONS)  # until all addresses have settled
         settled = len(found)
         second = expected(2)
         before = Counters().graph_launches
@@ -93,14 +93,18 @@ def test_a_step_is_one_launch(half: Engine, monkeypatch: pytest.MonkeyPatch) -> 
 
 @STATES
 def test_the_arena_is_counted_to_the_byte(
-    half: Engine, pieces: Callable[[Any], list[int]], histories: int, noise: bool, monkeypatch: pytest.MonkeyPatch
+    half: Engine,
+    pieces: Callable[[Any], tuple[list[int], list[int]]],
+    histories: int,
+    noise: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     use(monkeypatch, histories, odd if noise else None)
     size = Size(2, 3, 64)
     make(half, size)
-    ours = list(pieces(half.backend._gpu.memory))  # type: ignore[attr-defined]
+    ours = pieces(half.backend._gpu)  # type: ignore[attr-defined]
     arena_bytes(counted(half.manifest), half.manifest.build_for("onnxruntime", "cuda"), size)
-    assert STEPS > 1 and len(ours) > 30 and pieces(None) == ours
+    assert STEPS > 1 and len(ours[1]) > 20 and pieces(None) == ours
 
 
 def test_a_tensor_is_written_after_the_work_that_reads_it(half: Engine) -> None:

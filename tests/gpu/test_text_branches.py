@@ -36,13 +36,13 @@ class Case:
     """One request of an engine of tests.methods.
 
     shown:  the branches that are shown a picture.
-    phases: the steps of each phase. merges: of all steps, those in which a branch acts.
+    passes: the steps of each pass. merges: of all steps, those in which a branch acts.
     """
 
     name: str
     place: str
     shown: dict[str, Window]
-    phases: tuple[int, ...]
+    passes: tuple[int, ...]
     merges: int
 
 
@@ -120,7 +120,7 @@ def test_each_step_merges_in_one_launch(case: Case, monkeypatch: pytest.MonkeyPa
 @pytest.mark.skipif(not REHEARSAL, reason="ONNX Runtime's CUDA sessions cannot be captured")
 @EACH_CASE
 def test_a_window_s_end_is_captured_anew(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each phase once. Replayed steps make the same latents, and so do later requests with other pictures, which
+    """Each pass once. Replayed steps make the same latents, and so do later requests with other pictures, which
     capture nothing."""
     from tests.kernels.stand_in import Counters
 
@@ -129,15 +129,15 @@ def test_a_window_s_end_is_captured_anew(case: Case, monkeypatch: pytest.MonkeyP
     before = Counters().graph_launches
     ours = made(engine, case)
     assert np.array_equal(ours.latents, expected.latents)
-    assert len(found) == len(case.phases)
-    assert Counters().graph_launches - before == sum(steps - 2 for steps in case.phases)
+    assert len(found) == len(case.passes)
+    assert Counters().graph_launches - before == sum(steps - 2 for steps in case.passes)
     loop = loop_networks(engine.manifest.config.table)
     assert [ours.rows.get(name) for name in loop] == [expected.rows.get(name) for name in loop]
-    made(engine, case)  # its prompts come from the cache, so its memory lies elsewhere
+    made(engine, case)  # until all addresses have settled
     settled, before = len(found), Counters().graph_launches
     again = made(engine, case, seed=70)
     assert len(found) == settled
-    assert Counters().graph_launches - before == sum(steps - 1 for steps in case.phases)
+    assert Counters().graph_launches - before == sum(steps - 1 for steps in case.passes)
     assert np.array_equal(again.latents, made(plain, case, seed=70).latents)
     assert np.array_equal(again.latents, expected.latents) == (not case.shown)
 

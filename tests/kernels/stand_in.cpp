@@ -132,10 +132,10 @@ static const std::map<std::string, void*>& functions() {
         return SUCCESS),
 
       F(EventCreate, (Event** event, unsigned),
-        return needs_context() ? INVALID_CONTEXT : (*event = new Event(), SUCCESS)),
+        return needs_context() ? INVALID_CONTEXT : (*event = new Event(), events++, SUCCESS)),
       F(EventDestroy, (Event* event),
         if (event->stream && !event->capture) finish(event->stream);
-        delete event; return SUCCESS),
+        delete event; events--; return SUCCESS),
       F(EventRecord, (Event* event, Stream* stream),
         event->stream = of(stream); event->capture = event->stream->capture; event->ms = -1;
         if (event->capture) return SUCCESS;
@@ -243,4 +243,5 @@ Result cuGetExportTable(const void** table, const void*) { return *table = nullp
 size_t stand_in_live_bytes(int kind) { return live[kind]; }
 size_t stand_in_launches() { return launches; }
 size_t stand_in_graph_launches() { return graph_launches; }
+size_t stand_in_live_events() { return events; }
 }

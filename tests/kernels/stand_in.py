@@ -51,7 +51,7 @@ class Counters:
 
     def __init__(self) -> None:
         self._library: Any = ctypes.CDLL("libcuda.so.1")
-        for name in ("live_bytes", "launches", "graph_launches"):
+        for name in ("live_bytes", "launches", "graph_launches", "live_events"):
             getattr(self._library, f"stand_in_{name}").restype = ctypes.c_size_t
 
     @property
@@ -67,6 +67,11 @@ class Counters:
     def launches(self) -> int:
         """Kernels that ran, those of replayed graphs included."""
         return int(self._library.stand_in_launches())
+
+    @property
+    def events(self) -> int:
+        """Events made and not destroyed."""
+        return int(self._library.stand_in_live_events())
 
     @property
     def graph_launches(self) -> int:

@@ -56,7 +56,7 @@ struct Block {
 };
 static std::map<Address, Block> blocks;
 static size_t live[2];
-static std::atomic<size_t> launches, graph_launches;
+static std::atomic<size_t> launches, graph_launches, events;
 
 static size_t memory_bytes() { return std::stoull(setting("STAND_IN_MEMORY_BYTES", "17179869184")); }
 static const Block* block_of(Address address, size_t bytes, int kind = -1) {

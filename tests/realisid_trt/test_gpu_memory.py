@@ -162,5 +162,5 @@ def test_graphs_end_after_the_stream_is_idle() -> None:
             log.append("graph freed")
 
     graphs: Any = OrderedDict(one=Graph())
-    _end(Logged("runner"), Logged("gpu"), graphs)  # type: ignore[arg-type]
-    assert log == ["waited", "graph freed", "runner closed", "gpu closed"]
+    _end(Logged("runner"), Logged("gpu"), graphs, {1: Logged("kept")})  # type: ignore[arg-type]
+    assert log == ["waited", "graph freed", "runner closed", "kept closed", "gpu closed"]

@@ -130,6 +130,9 @@ def test_an_engine_that_was_replaced_meanwhile(engine_copy: Path) -> None:
         assert file_sha256(file) != before
         with pytest.raises(EngineMismatch, match="no longer the engine that was loaded, so unet_encoder cannot be"):
             engine.generate(PROMPT, num_inference_steps=1)
+        work = engine.begin(Request(PROMPT), num_inference_steps=1)
+        with pytest.raises(BackendError, match="no longer the engine that was loaded"):
+            engine.step([work])
 
 
 @pytest.mark.parametrize("memory", ["tiny", None, 1, ["low"]])

@@ -17,7 +17,6 @@ from realisid_trt.loop.rows import (
     Tokens,
     guidance_weights,
     in_window,
-    phases,
     plan_rows,
     steps_without_id,
 )
@@ -240,9 +239,3 @@ def check_rows(
     for rows in plan.branches:
         assert len(set(rows.rows)) == len(rows.rows) or not share
         assert set(rows.of.ravel()) - {-1} == set(range(len(rows.rows)))
-
-
-def test_phases_are_runs_of_one_plan() -> None:
-    a, b = object(), object()
-    assert phases([a, a, b, b, b]) == [range(0, 2), range(2, 5)]
-    assert phases([a]) == [range(0, 1)]

@@ -78,9 +78,10 @@ def test_a_sampler_without_a_state_takes_no_memory_for_one(engine_dir: Path, mon
         taken.clear()
         arena_bytes(manifest, manifest.build_for("onnxruntime"), Size(2, 1, 128))
         pieces[histories, noise] = sorted(taken)
-    latents = 2 * 4 * 32 * 32 * 4
+    latents = 4 * 32 * 32 * 4  # of one picture, with two in the pass: before the pass, and in both passes
     for (histories, noise), found in pieces.items():
-        added = [latents * histories] * (histories > 0) + [latents] * noise
+        of_requests, of_passes = [latents * histories] * 2, [2 * latents * histories] * 2
+        added = (of_requests + of_passes) * (histories > 0) + [2 * latents] * 2 * noise
         assert found == sorted([*pieces[0, False], *added])
 
 
