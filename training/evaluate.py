@@ -19,7 +19,7 @@ from realisid_trt.commands.command_line import Outcome, execute, reporter, run
 from realisid_trt.errors import RequestError
 
 from .evaluation.cases import Casting
-from .evaluation.experiments import EXPERIMENTS
+from .evaluation.experiments import EXPERIMENTS, STEPS
 from .evaluation.figures import write_figures
 from .evaluation.measures import Judges
 from .evaluation.picture_cache import EvaluationOptions, PictureCache
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _evaluate(given: argparse.Namespace) -> Outcome:
     for flag, least in (("pictures", LEAST_PICTURES), ("batch", 1), ("steps", 1)):
         value = getattr(given, flag)
-        if value is not None and value < least:
+        if value < least:
             raise RequestError(f"--{flag} is {value}, expected at least {least}.")
     c, out = Checkpoint.open(given.checkpoint), Path(given.out)
     casting = Casting(
@@ -121,7 +121,7 @@ CKPT: a checkpoint trained on the drawn world, as the judges were.""",
     add("--runs", default="out/training", metavar="DIR", help="folder of the baselines' runs (default %(default)s)")
     add("--experiment", action="append", choices=EXPERIMENTS, help="only this experiment; may be repeated")
     add("--pictures", type=int, default=400, help="pictures per row (default %(default)s)")
-    add("--steps", type=int, help="denoising steps (default: the checkpoint's)")
+    add("--steps", type=int, default=STEPS, help="denoising steps of rows that name none (default %(default)s)")
     add("--batch", type=int, default=4, help="pictures that the engine makes at once (default %(default)s)")
     add("--backend", default="auto", help="of the engine (default %(default)s)")
     add("--device", help="of the engine: cpu, cuda, cuda:1 (default: a GPU if it was built for one that is here)")

@@ -40,7 +40,8 @@ SHIPPED = "checkpoints/miniature"
 START: dict[str, Any] = {
     "preset": "world", "prediction": "v_prediction", "face_margin": 1.5,
     # defaults of a request; no training reads them
-    "guidance_scale": 3.0, "id_guidance_scale": 3.0, "num_inference_steps": 16, "subject_conditioning_ratio": 1.0,
+    "guidance_scale": 3.0, "id_guidance_scale": 3.0, "sampler": "unipc", "num_inference_steps": 8,
+    "subject_conditioning_ratio": 1.0,
 }  # fmt: skip
 
 

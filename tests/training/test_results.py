@@ -17,7 +17,7 @@ from training.evaluation.cases import SIZES
 from training.evaluation.experiments import EXPERIMENTS, FACE_CELLS, FULL
 from training.evaluation.figures import read_figures
 from training.evaluation.measures import MEASURES
-from training.evaluation.report import sure
+from training.evaluation.report import DIFFERENCES, sure
 from training.evaluation.tables import BETWEEN, listed
 from training.log import read_log
 from training.recipe import LOSSES
@@ -96,6 +96,30 @@ def test_the_page_has_the_figures_of_the_tables() -> None:
             digits = len(number.partition(".")[2])
             assert number == f"{mean:.{digits}f}", (experiment, row, measure)
             assert not width or width == f"{(high - low) / 2:.{digits}f})", (experiment, row, measure)
+
+
+def test_the_page_has_the_table_of_samplers() -> None:
+    """And what it says of differences from 16 steps of DDIM, which are the rows' that name neither."""
+    found = table("samplers")
+    [lines] = re.findall(r"^\| sampler, steps .*?\n\|[-|]+\|\n((?:\|.*\n)+)", PAGE, re.MULTILINE)
+    told = {
+        name: cells for name, *cells in ([c.strip() for c in line.strip("|").split("|")] for line in lines.splitlines())
+    }
+    assert found["made"]["steps"] == 16 and len(told) == len(found["rows"]) == 10
+    for name, cells in told.items():
+        means = found["rows"][FULL if name == "ddim, 16" else f"{name} steps"]["means"]
+        for measure, cell in zip(("rank1", "similarity", "iou", "harmony", "text"), cells, strict=True):
+            (mean, low, high), (number, _, width) = means[measure], cell.partition(" (±")
+            assert number == f"{mean:.2f}" and width in ("", f"{(high - low) / 2:.2f})"), (name, measure)
+    surely = {
+        row: {measure for measure in DIFFERENCES if sure(found, row, measure)} for row in found["rows"] if row != FULL
+    }
+    assert not surely["unipc, 8 steps"] and "similarity" in surely["unipc, 6 steps"]
+    assert {"similarity", "iou", "landmarks"} <= surely["dpmpp-2m-karras, 16 steps"]
+    assert "iou" in surely["ddim, 30 steps"] and difference(found, "ddim, 30 steps", "iou") < 0
+    for row in ("unipc, 6 steps", "dpmpp-2m-karras, 16 steps"):
+        mean, low, high = found["rows"][row]["minus full"]["similarity"]
+        assert f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]".replace("-", "−") in PAGE
 
 
 @pytest.mark.parametrize("size", ["regular", "small"])

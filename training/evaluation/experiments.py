@@ -9,6 +9,7 @@ from typing import Any
 from .cases import SIZES, Case, Casting
 
 PEOPLE = 40  # unseen ones, as in the paper
+STEPS = 16  # of rows that do not say otherwise
 FULL, TRUTH, CEILING = "full", "true renders", "true renders through the VAE"
 FLOOR = "true renders of somebody else"
 # The faces of Table 3, 1/4 to 1/7 of the picture, as closely as a grid of 32 cells allows.
@@ -25,8 +26,8 @@ class Row:
     options: of every Request (engine) or of the Sampler (torch, a design).
     config:  keys of realisid_config.json to change.
     device:  where the engine runs for this row; None: on the device that the command was given.
-    sampler: of the engine. Each row names it, so a table does not change with a checkpoint's default.
-    steps:   of this row; None: as many as the command was given, or the checkpoint's default.
+    sampler: of the engine or of torch. Rows name sampler and steps, so no table changes with a checkpoint's defaults.
+    steps:   of this row; None: as many as the command was given, STEPS by default.
     """
 
     maker: str = "engine"

@@ -28,7 +28,7 @@ from ..result import ORIGIN, origin_of
 from ..stages.branches import BranchesStage
 from .cases import Case, Casting
 from .contenders import Contender, EngineContender, SomebodyElse, Truth, load_engine
-from .experiments import Row
+from .experiments import STEPS, Row
 from .sampler import TorchSampler
 
 Rgb = NDArray[np.uint8]
@@ -46,7 +46,7 @@ class EvaluationOptions:
     checkpoint: Checkpoint
     backend: str = "auto"
     device: str | None = None
-    steps: int | None = None
+    steps: int = STEPS
     batch: int = 4
     runs: Path
     cache: Path
@@ -69,7 +69,7 @@ class PictureCache:
         self.torch_device = torch.device("cuda" if self.on_gpu and torch.cuda.is_available() else "cpu")
         config, full = self.checkpoint.config, self._origin()
         self.made: dict[str, Any] = {
-            "steps": options.steps or config.num_inference_steps,
+            "steps": options.steps,
             "guidance_scale": config.guidance_scale,
             "id_guidance_scale": config.id_guidance_scale,
             "subject_conditioning_ratio": config.subject_conditioning_ratio,
@@ -130,10 +130,10 @@ class PictureCache:
         if row.maker == "ceiling":
             return said
         said |= {"steps": row.steps or self.made["steps"], "config": {**self.checkpoint.config.to_dict(), **row.config}}
-        said["scheduler"] = dict(self.checkpoint.scheduler_config)
+        said["scheduler"], said["sampler"] = dict(self.checkpoint.scheduler_config), row.sampler
         if row.maker == "engine":
             said["engine"] = sha256((self.options.engine / "manifest.json").read_bytes())
-            said["on"], said["device"], said["sampler"] = self.made["backend"], row.device, row.sampler
+            said["on"], said["device"] = self.made["backend"], row.device
         else:
             said["on"] = str(self.torch_device)
             if row.maker not in NO_DESIGN:
@@ -158,7 +158,8 @@ class PictureCache:
                 steps = row.steps or self.made["steps"]
                 yield EngineContender(engine, steps, self.options.batch, row.options, row.sampler)
         else:
-            options = {"steps": row.steps or self.made["steps"], "device": self.torch_device, **row.options}
+            steps = row.steps or self.made["steps"]
+            options = {"steps": steps, "sampler": row.sampler, "device": self.torch_device, **row.options}
             if row.maker == "torch":
                 yield TorchSampler(self.checkpoint, **options)
             else:

@@ -1,4 +1,4 @@
-"""Tables as JSON → pages and plots for people: README.md, sizes.png, guidance.png and persons.png beside them."""
+"""Tables as JSON → pages and plots for people: README.md beside them, and a PNG for each question over a scale."""
 
 from __future__ import annotations
 
@@ -94,6 +94,7 @@ def write_report(folder: Path) -> None:
         ("sizes", _draw_sizes, "Identity and location over the size of the face, beside the baselines"),
         ("guidance", _draw_guidance, "Identity and text over λi and over the delay α"),
         ("persons", _draw_persons, "Identity and location over the number of people, faces of one size"),
+        ("samplers", _draw_samplers, "Identity, place, text and harmony over the steps, by sampler"),
     ):
         if draw(tables, folder / f"{name}.png"):
             lines += [f"![{words}]({name}.png)", ""]
@@ -258,6 +259,26 @@ def _draw_persons(tables: Mapping[str, Table], path: Path) -> bool:
         [
             (title, {name: [_of(row.get(name), group, key) for row in rows] for name in (FULL, CEILING)})
             for title, group, key in (COLUMNS[0], COLUMNS[2], COLUMNS[4])
+        ],
+    )
+
+
+def _draw_samplers(tables: Mapping[str, Table], path: Path) -> bool:
+    if "samplers" not in tables:
+        return False
+    of_steps, made = dict[str, dict[int, Any]](), tables["samplers"]["made"]
+    for title, row in tables["samplers"]["rows"].items():
+        name, _, steps = title.partition(", ") if title != FULL else ("ddim", "", f"{made['steps']} steps")
+        if steps.endswith(" steps"):
+            of_steps.setdefault(name, {})[int(steps.split()[0])] = row
+    steps = sorted({count for rows in of_steps.values() for count in rows})
+    return _draw(
+        path,
+        "steps",
+        [str(count) for count in steps],
+        [
+            (title, {name: [_of(rows.get(count), group, key) for count in steps] for name, rows in of_steps.items()})
+            for title, group, key in (COLUMNS[0], COLUMNS[2], COLUMNS[4], COLUMNS[-2], COLUMNS[-1])
         ],
     )
 

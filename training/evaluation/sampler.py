@@ -19,7 +19,7 @@ from export.checkpoint import Checkpoint
 from export.checkpoint.vae import from_latents
 from export.truth.half import narrow, quick_half
 from realisid_trt.errors import CheckpointError
-from realisid_trt.loop.noise import initial_noise
+from realisid_trt.loop.noise import initial_noise, step_noise
 from realisid_trt.loop.rows import guidance_weights, steps_without_id
 from realisid_trt.loop.samplers import table_of
 from realisid_trt.persons.boxes import Grid, snap_box
@@ -35,7 +35,7 @@ from .cases import Case
 class TorchSampler:
     """A design with its trained weights, over a checkpoint's base.
 
-    Guidance, steps and α are the checkpoint's unless they are given. half: all networks but the VAE in
+    Guidance, sampler, steps and α are the checkpoint's unless they are given. half: all networks but the VAE in
     float16, as in a half build; a CPU then rounds where a GPU does, in about twice the time.
     """
 
@@ -48,6 +48,7 @@ class TorchSampler:
         device: torch.device | None = None,
         batch: int = 16,
         steps: int | None = None,
+        sampler: str | None = None,
         half: bool = False,
     ) -> None:
         c, config = checkpoint, checkpoint.config
@@ -72,7 +73,7 @@ class TorchSampler:
         self.steps = steps or config.num_inference_steps
         self.guidance = (config.guidance_scale, config.id_guidance_scale)
         self.ratio = config.subject_conditioning_ratio
-        self.table = table_of("ddim", c.noise_schedule, self.steps)
+        self.table = table_of(sampler or config.default_sampler, c.noise_schedule, self.steps)
         side = c.sample_size * c.vae_scale_factor
         self.grid = Grid(side, side, c.vae_scale_factor, c.levels, c.config.box_snap or c.vae_scale_factor)
 
@@ -112,12 +113,13 @@ class TorchSampler:
         no_text, no_pooled = AbsentPrompt(c).where(everywhere, text, pooled, self.encoders)
         people = [self._person(cases, person) for person in range(len(cases[0].identities))]
         shape = (c.latent_channels, c.sample_size, c.sample_size)
-        latents = torch.from_numpy(np.stack([initial_noise(case.seed, shape) for case in cases])).to(self.device)
+        start = np.float32(self.table.init) * np.stack([initial_noise(case.seed, shape) for case in cases])
+        latents = torch.from_numpy(start).to(self.device)
+        histories = [torch.zeros_like(latents)] * self.table.histories
         delayed = steps_without_id(self.steps, self.ratio)
         zeros = c.config.table[0].pooled == "zeros"
-        coefficients = self.table.matrix[:, 0, :2]
-        for step, (timestep, (a, b)) in enumerate(zip(self.table.timesteps, coefficients, strict=True)):
-            none, only_text, full = guidance_weights(*self.guidance, with_id=step >= delayed)
+        for row, timestep in enumerate(self.table.timesteps.tolist()):
+            none, only_text, full = guidance_weights(*self.guidance, with_id=self.table.step_of[row] >= delayed)
             total = torch.zeros_like(latents)
             for weight, embeds, pool, with_id in (
                 (none, no_text, no_pooled, False), (only_text, text, pooled, False), (full, text, pooled, True),
@@ -128,15 +130,28 @@ class TorchSampler:
                 if pool is not None:
                     added = {"text_embeds": pool, "time_ids": time_ids(c, rows, self.device)}
                     branch_added = {**added, "text_embeds": torch.zeros_like(pool) if zeros else pool}
-                t = torch.full((rows,), int(timestep), device=self.device)
+                t = torch.full((rows,), timestep, device=self.device)
                 *down, mid = self._residuals(latents, t, people, branch_added, with_id)
                 total += weight * self.unet(
                     latents, t, embeds, added_cond_kwargs=added, return_dict=False,
                     down_block_additional_residuals=down, mid_block_additional_residual=mid,
                 )[0]  # fmt: skip
-            latents = a * latents + b * total
+            latents, *histories = self._next(row, cases, latents, total, histories)
         pixels = self.vae.decode(from_latents(latents, self.vae.config)).sample
         return np.asarray(((pixels.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+
+    def _next(
+        self, row: int, cases: Sequence[Case], latents: Tensor, predicted: Tensor, histories: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """The next latents and histories: a row of the sampler's table."""
+        matrix, columns = self.table.matrix[row], {0: latents, 1: predicted, **dict(enumerate(histories, start=2))}
+        if self.table.draws[row]:
+            drawn = [step_noise(case.seed, self.table.row_of[row], tuple(latents.shape[1:])) for case in cases]
+            columns[4] = torch.from_numpy(np.stack(drawn)).to(self.device)
+        return [
+            sum((float(line[column]) * values for column, values in columns.items()), torch.zeros_like(latents))
+            for line in matrix[: 1 + len(histories)]
+        ]
 
     def _residuals(
         self, latents: Tensor, t: Tensor, people: Sequence[dict[str, Tensor]], added: Any, with_id: bool
