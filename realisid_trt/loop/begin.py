@@ -56,45 +56,45 @@ class Beginning:
 
         watch: of the stages so far. previews: whether their steps predict the clean latents too.
         """
-        begun = {place: self._prologue.work(drafts[place], sampler, grid, watch.copy()) for place in seen}
-        for work in begun.values():
+        works = {place: self._prologue.work(drafts[place], sampler, grid, watch.copy()) for place in seen}
+        for work in works.values():
             work.owner = self._passes.token
         people: dict[int, Sequence[PreparedPerson]] = {}
 
         def persons(place: int) -> None:
             people[place] = self._people.prepare_all(seen[place].people)
-            self._prologue.place_persons(begun[place], people[place])
+            self._prologue.place_persons(works[place], people[place])
 
         def conditions(place: int) -> None:
             shown = with_patches(self._table, seen[place].drawings, people[place])
-            self._prologue.embed_conditions(begun[place], shown)
+            self._prologue.embed_conditions(works[place], shown)
             noise = self._prologue.noise(drafts[place], sampler, grid)
-            self._prologue.place_latents(begun[place], noise, previews)
+            self._prologue.place_latents(works[place], noise, previews)
 
         stages: dict[str, Callable[[int], None]] = {
             "persons": persons,
-            "text": lambda place: self._prologue.embed_texts(begun[place]),
-            "time": lambda place: self._prologue.embed_times(begun[place]),
+            "text": lambda place: self._prologue.embed_texts(works[place]),
+            "time": lambda place: self._prologue.embed_times(works[place]),
             "conditions": conditions,
         }
-        going = begun
+        places = {place: place for place in works}
         try:
             for name, stage in stages.items():
                 self._stages.begin(name)
-                passed = outcomes.each({place: place for place in going}, partial(self._run, name, stage, begun))
-                going = {place: begun[place] for place in passed}
+                places = outcomes.each(places, partial(self._run, name, stage, works))
         except BaseException:
-            going = {}
+            places = {}
             raise
         finally:
-            for place in begun.keys() - going.keys():
-                self._passes.drop(begun[place])
-        return going
+            for place in works.keys() - places.keys():
+                self._passes.drop(works[place])
+        return {place: works[place] for place in places}
 
-    def _run(self, name: str, stage: Callable[[int], None], works: Mapping[int, Work], place: int) -> None:
-        """A stage of one request: measured, and its rows counted."""
+    def _run(self, name: str, stage: Callable[[int], None], works: Mapping[int, Work], place: int) -> int:
+        """A stage of one request: measured, and its rows counted. Returns its place."""
         work = works[place]
         self._backend.start_request()
         with work.watch(name):
             stage(place)
-        work.count(self._backend.usage)
+        work.count(self._backend.usage.rows)
+        return place

@@ -29,11 +29,12 @@ class Ending:
     def result(self, work: Work, output: str) -> Result:
         """The Result of a work that took all its steps. output: of `Engine.generate_batch`. Raises NumericsError."""
         latents = check_finite(self._passes.latents(work), "the final latents")
+        work.count_steps(self._table)
         self._backend.start_request()
         with work.watch("vae"):
             images = [] if output == "latents" else self._pictures(latents, output)
-        work.count(self._backend.usage)
         backend = self._backend
+        work.count(backend.usage.rows)
         return Result(
             images=images,
             latents=latents,
@@ -41,7 +42,7 @@ class Ending:
             persons=work.persons,
             timings=work.timings(self._networks),
             step_ms=tuple(work.step_ms),
-            rows=work.rows(self._table),
+            rows=work.rows,
             sampler=work.plan.sampler.description,
             backend=f"{backend.name} on {backend.device}, {backend.precision}",
             notes=work.notes,

@@ -64,11 +64,6 @@ class Stopwatch:
         yield
         self.ms[stage] = self.ms.get(stage, 0.0) + (time.perf_counter() - start) * 1e3
 
-    def insert(self, stage: str, ms: float, before: str) -> None:
-        """A stage that was measured elsewhere, in its place among the others."""
-        later = {before: self.ms.pop(before)} if before in self.ms else {}
-        self.ms |= {stage: ms} | later
-
     def copy(self) -> Stopwatch:
         """Another one that goes on from here."""
         other = Stopwatch()

@@ -32,8 +32,9 @@ class Work:
     pictures:      how many it has.
     grid:          their size. plan: the rows of each evaluation, and the sampler's table.
     scales:        of every branch of the table, the factor of its residuals.
+    notes, rows, step_ms: of its Result. watch: milliseconds of its stages.
     owner:         the `token` of its engine's passes. number: works of a pass stand in this order.
-    notes:         of its Result. watch: milliseconds of the stages before and after the loop.
+    ended:         why no step can follow.
     persons:       as they were placed.
     texts:         the embeddings of its K texts, as the UNet reads them.
     unet_emb:      (S, K, E) float32. branch_embs: the same of every branch, or (S, 1, E); None for one without rows.
@@ -68,9 +69,9 @@ class Work:
     latents: Tensor = None
     histories: Tensor | None = None
     preview: Tensor | None = None
-    ended: str | None = None  # why no step can follow
+    ended: str | None = None
     step_ms: list[float] = field(default_factory=list)
-    _rows: dict[str, int] = field(default_factory=dict)
+    rows: dict[str, int] = field(default_factory=dict)
     _ms: dict[str, float] = field(default_factory=dict)
     _unmeasured: set[str] = field(default_factory=set)
 
@@ -110,17 +111,23 @@ class Work:
         if self.preview is None:
             raise RequestError("this work has no previews. Begin it with previews=True.")
         if not self.steps_done:
-            raise RequestError("this work took no step yet, so there is nothing to preview.")
+            raise RequestError("this work took no step yet, so there is nothing to preview. Call step first.")
 
     def kept(self) -> list[Tensor]:
         """All that it keeps on the device."""
         tensors = (*self.conditions, self.latents, self.histories, self.preview)
         return [tensor for tensor in tensors if tensor is not None]
 
-    def count(self, usage: Usage) -> None:
-        """Adds the rows of calls that were made for this work alone."""
-        for name, rows in usage.rows.items():
-            self._rows[name] = self._rows.get(name, 0) + rows
+    def count(self, rows: Mapping[str, int]) -> None:
+        """Adds rows that were evaluated for it, by network or kernel."""
+        for name, number in rows.items():
+            self.rows[name] = self.rows.get(name, 0) + number
+
+    def count_steps(self, table: Sequence[Branch]) -> None:
+        """Adds what its steps evaluated and took. Called once, between the stages before and after them."""
+        self.watch.ms["denoise"] = sum(self.step_ms)
+        for stage in self.plan.stages[: self.steps_done]:
+            self.count(rows_of(stage, self.pictures, table))
 
     def measure(self, ms: float, usage: Usage) -> None:
         """Adds the milliseconds of a step, and of what was run in it."""
@@ -130,18 +137,8 @@ class Work:
         for name, each in measured.items():
             self._ms[name] = self._ms.get(name, 0.0) + each
 
-    def rows(self, table: Sequence[Branch]) -> dict[str, int]:
-        """The rows that were evaluated for it: before the loop, in its steps, and after it."""
-        found = dict(self._rows)
-        after = {name: found.pop(name) for name in ("vae_decoder",) if name in found}
-        for stage in self.plan.stages[: self.steps_done]:
-            for name, rows in rows_of(stage, self.pictures, table).items():
-                found[name] = found.get(name, 0) + rows
-        return found | after
-
     def timings(self, names: Sequence[str]) -> Mapping[str, float]:
         """Milliseconds of every stage, and in the loop of each of these networks and kernels."""
-        self.watch.insert("denoise", sum(self.step_ms), before="vae")
         parts = {name: ms for name, ms in self._ms.items() if name not in self._unmeasured}
         return self.watch.with_parts("denoise", names, parts)
 

@@ -172,12 +172,12 @@ def test_a_thousand_steps_take_no_more_than_hundreds(engine_dir: Path) -> None:
 
     with Engine.load(engine_dir, "onnxruntime", "cuda", cuda_graph=True) as engine:
         backend: Any = engine.backend
-        held = list[tuple[int, ...]]()
+        sizes = list[tuple[int, ...]]()
         for _ in range(4):
             run(engine, None, TICKS)
             counters, gpu = Counters(), backend._gpu
             assert not backend._kept and 0 < len(backend._steps.graphs) <= GRAPHS == 16
-            held.append((gpu.calls.nbytes, gpu.passes.nbytes, gpu.pinned_bytes, counters.device_bytes,
+            sizes.append((gpu.calls.nbytes, gpu.passes.nbytes, gpu.pinned_bytes, counters.device_bytes,
                          counters.pinned_bytes, counters.events))  # fmt: skip
-        assert held[3] == held[2] == held[1]
-        assert np.all(np.array(held) < 2**28)
+        assert sizes[3] == sizes[2] == sizes[1]
+        assert np.all(np.array(sizes) < 2**28)
