@@ -111,7 +111,7 @@ class Kernels:
         content = (folder / name).read_bytes()
         code = ObjectCode.from_ptx(content) if name.endswith(".ptx") else ObjectCode.from_cubin(content)
         kernels = cls(code, name)
-        kernels._find("find_nonfinite_float32", 3)  # the driver reads the file here, not in the middle of a picture
+        kernels._find("take_float32", 4)  # the driver reads the file here, not in the middle of a picture
         return kernels
 
     def crop_upsample(self, stream: Any, latents: Array, pictures: Array, boxes: Array, faces: Array) -> None:
@@ -202,12 +202,6 @@ class Kernels:
                out=(out, table.dtype, count, size))  # fmt: skip
         arrays = table, step, pictures, columns, out
         self._launch(stream, f"take_step_{table.dtype}", (_blocks(size), count), arrays, (num_columns, size))
-
-    def find_nonfinite(self, stream: Any, values: Array, found: Array) -> None:
-        """found (1,) int32 becomes 1 if a value (float32) is NaN or infinite; else it stays."""
-        _agree(values=(values, "float32"), found=(found, "int32", 1))
-        size = math.prod(values.shape)
-        self._launch(stream, "find_nonfinite_float32", (_blocks(size), 1), (values, found), (size,))
 
     def _launch(
         self, stream: Any, name: str, grid: tuple[int, int], arrays: Sequence[Any], sizes: Sequence[int]

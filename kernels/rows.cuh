@@ -18,9 +18,3 @@ __device__ inline void take_step(const T* table, const int* step, const int* pic
   long long from = (long long)step[pictures[r]] * num_columns + columns[r];
   out[(long long)r * size + i] = table[from * size + i];
 }
-
-// found becomes 1 if any value is NaN or infinite.
-__device__ inline void find_nonfinite(const float* values, int* found, int size) {
-  int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i < size && (bits_of_float(values[i]) & 0x7f800000u) == 0x7f800000u) *found = 1;
-}

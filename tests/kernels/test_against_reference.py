@@ -180,22 +180,6 @@ def test_the_halves_are_rounded_as_torch_rounds_them(dtype: str, new_bench: NewB
     np.testing.assert_array_equal(bench.get(same)[0], expected)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_find_nonfinite(value: float, new_bench: NewBench) -> None:
-    bench, largest = new_bench(), np.finfo(np.float32).max
-    values = np.tile(np.float32([0, -0.0, 1e-45, largest, -largest]), 141).reshape(5, 3, 47)
-    array, found = bench.put(values), bench.put(np.zeros(1, np.int32))
-    bench.kernels.find_nonfinite(bench.stream, array, found)
-    assert bench.get(found) == [0]
-    for position in (0, 255, 256, values.size - 1):
-        wrong, found = values.copy(), bench.put(np.zeros(1, np.int32))
-        wrong.flat[position] = value
-        bench.kernels.find_nonfinite(bench.stream, bench.put(wrong), found)
-        assert bench.get(found) == [1]
-    bench.kernels.find_nonfinite(bench.stream, array, found)
-    assert bench.get(found) == [1]  # it keeps its value
-
-
 def test_a_cell_that_falls_on_a_cell_is_copied(new_bench: NewBench) -> None:
     """n → n and 3·n → n cells, up to the largest side: every sample is one input, and not a bit is lost."""
     rng = np.random.default_rng(0)

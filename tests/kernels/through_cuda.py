@@ -47,22 +47,16 @@ def launches(seed: int) -> Iterator[tuple[str, Launch]]:
                     yield f"relocate_merge_{mode}_{dtype}_{overlap}", launch
 
 
-def find_nonfinite(bench: Any) -> list[Array]:
-    found = bench.put(np.zeros(1, np.int32))
-    bench.kernels.find_nonfinite(bench.stream, bench.put(np.float32([1, np.inf, 2])), found)
-    return [found]
-
-
 def every_kernel(folder: Path, library: Path) -> str:
     """Results through cuda.core equal, bit for bit, those of the g++ build when it is called directly."""
     gpu, used = open_gpu(folder), set()
     for seed in range(4):
-        for name, launch in [*launches(seed), ("find_nonfinite_float32", find_nonfinite)]:
+        for name, launch in launches(seed):
             cpu = OnCpu(library)
             for ours, expected in zip(launch(gpu), launch(cpu), strict=True):
                 np.testing.assert_array_equal(gpu.get(ours), cpu.get(expected), err_msg=f"{name}, seed {seed}")
         used |= set(gpu.kernels._kernels)
-    assert len(used) == 27, sorted(used)
+    assert len(used) == 26, sorted(used)
     return close(gpu)
 
 
@@ -150,13 +144,18 @@ def replay(folder: Path, library: Path) -> str:
     return close(gpu)
 
 
+def one_row(gpu: Any) -> tuple[Array, Array, Array]:
+    """What `take` reads and writes for one row of four numbers."""
+    return gpu.put(np.zeros((1, 4), np.float32)), gpu.put(np.zeros(1, np.int32)), gpu.empty((1, 4), "float32")
+
+
 def refusals(folder: Path, library: Path) -> str:
     """An entry point that is missing or takes other arguments is refused; and the stand-in is strict."""
     gpu = open_gpu(folder)
-    address = gpu.put(np.zeros(4, np.float32)).address
+    floats, rows, out = one_row(gpu)
     for name, sizes, said in (
         ("nobody", (), "the kernel nobody cannot be read from"),
-        ("take_float32", (1, 2, 3, 4, 5), "takes 4 arguments, expected 5"),
+        ("take_step_float32", (1, 2, 3, 4, 5), "takes 7 arguments, expected 5"),
     ):
         try:
             gpu.kernels._launch(gpu.stream, name, (1, 1), (), sizes)
@@ -164,25 +163,24 @@ def refusals(folder: Path, library: Path) -> str:
             assert said in str(error) and ".sm_90.cubin" in str(error) and "Build the engine again" in str(error)
         else:
             raise AssertionError(name)
-    floats, found = Array(address, (4,), "float32"), Array(address, (1,), "int32")
     try:
-        gpu.kernels.find_nonfinite(gpu.stream, Array(4096, (4,), "float32"), found)
+        gpu.kernels.take(gpu.stream, Array(4096, (1, 4), "float32"), rows, out)
     except BackendError as error:
-        assert "the GPU refused the kernel find_nonfinite_float32: CUDA_ERROR_ILLEGAL_ADDRESS" in str(error), error
+        assert "the GPU refused the kernel take_float32: CUDA_ERROR_ILLEGAL_ADDRESS" in str(error), error
     else:
         raise AssertionError("an address of nobody's was taken")
     refused(lambda: gpu.device.allocate(2**40, stream=gpu.stream), "OUT_OF_MEMORY")
     builder = gpu.stream.create_graph_builder().begin_building(mode="thread_local")
     refused(gpu.stream.sync, "CAPTURE")
-    gpu.kernels.find_nonfinite(builder, floats, found)
+    gpu.kernels.take(builder, floats, rows, out)
     builder.end_building().close()
     before = Counters().launches
-    gpu.kernels.find_nonfinite(gpu.stream, floats, found)
+    gpu.kernels.take(gpu.stream, floats, rows, out)
     assert Counters().launches == before  # no call has waited for it
     gpu.stream.sync()
     assert Counters().launches == before + 1
     empty = np.zeros(0, np.int32)
-    gpu.kernels.take(gpu.stream, floats, gpu.put(empty), gpu.empty((0,), "float32"))  # no rows: nothing to do
+    gpu.kernels.take(gpu.stream, floats, gpu.put(empty), gpu.empty((0, 4), "float32"))  # no rows: nothing to do
     return close(gpu)
 
 
@@ -193,13 +191,13 @@ def host_functions(folder: Path, library: Path) -> str:
     gpu, order = open_gpu(folder), []
     function = ctypes.CFUNCTYPE(None, ctypes.c_void_p)(lambda _: order.append(Counters().launches))
     callback = driver.CUhostFn(ctypes.cast(function, ctypes.c_void_p).value)
-    floats, found = gpu.put(np.zeros(4, np.float32)), gpu.put(np.zeros(1, np.int32))
+    floats, rows, out = one_row(gpu)
 
     def enqueue(stream: Any, handle: Any) -> None:
-        gpu.kernels.find_nonfinite(stream, floats, found)
+        gpu.kernels.take(stream, floats, rows, out)
         (status,) = driver.cuLaunchHostFunc(handle, callback, 0)
         assert status == 0, status
-        gpu.kernels.find_nonfinite(stream, floats, found)
+        gpu.kernels.take(stream, floats, rows, out)
 
     enqueue(gpu.stream, gpu.stream.handle)
     gpu.stream.sync()
